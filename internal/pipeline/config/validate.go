@@ -1,0 +1,327 @@
+package config
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"math"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Bounds of what a configuration may ask for.
+const (
+	maxBatchRows   = 100_000
+	maxBatchBytes  = 64 << 20
+	maxWriters     = 64
+	maxLinger      = Duration(10 * time.Second)
+	maxColumns     = 500
+	maxIdentifier  = 63 // bytes; PostgreSQL cuts longer names off in silence
+	minReclaim     = Duration(100 * time.Millisecond)
+	maxDeliveries  = 1000
+	maxStateKeys   = 10_000_000
+	maxInFlightTop = 10_000_000
+)
+
+var engineName = regexp.MustCompile(`^[a-z][a-z0-9_]{0,47}$`)
+
+var columnTypes = []ColumnType{
+	TypeText, TypeBoolean, TypeSmallint, TypeInteger, TypeBigint, TypeNumeric, TypeReal, TypeDouble, TypeTimestamptz,
+	TypeJSONB, TypeBytea, TypeUUID,
+}
+
+// Validate reports everything that is wrong, as Problems. It expects the defaults to be filled in.
+func (c *Config) Validate() error {
+	var ps Problems
+	if c.Name == "" {
+		ps.add("name", "is empty; write the processor's name")
+	}
+	c.validateSource(&ps)
+	c.validateCodec(&ps)
+	c.validateMapping(&ps)
+	c.validateState(&ps)
+	c.validateSink(&ps)
+	c.validateBounds(&ps)
+	return ps.err()
+}
+
+func (c *Config) validateSource(ps *Problems) {
+	r, g := c.Source.Redis, c.Source.ConsumerGroup
+	if (r == nil) == (g == nil) {
+		ps.add("source", "write exactly one of redis and consumerGroup")
+	}
+	if r != nil {
+		if len(r.Streams) == 0 {
+			ps.add("source.redis.streams", "is empty; write the keys of the Redis streams to read")
+		}
+		for i, s := range r.Streams {
+			at := fmt.Sprintf("source.redis.streams[%d]", i)
+			if s == "" {
+				ps.add(at, "is empty; write the key of a Redis stream")
+			} else if slices.Contains(r.Streams[:i], s) {
+				ps.add(at, "%q is listed twice; keep one", s)
+			}
+		}
+		if r.Group == "" {
+			ps.add("source.redis.group", "is empty; write the name of the Redis consumer group")
+		}
+		oneOf(ps, "source.redis.start", r.Start, StartEarliest, StartLatest)
+		if r.ReclaimAfter < minReclaim {
+			ps.add("source.redis.reclaimAfter", "%s is too short; write at least %s", r.ReclaimAfter, minReclaim)
+		}
+	}
+	if g != nil {
+		for _, f := range []struct{ at, name string }{
+			{"source.consumerGroup.stream", g.Stream}, {"source.consumerGroup.group", g.Group},
+		} {
+			if !engineName.MatchString(f.name) {
+				ps.add(f.at, "%q is not a name; write a lower-case letter followed by up to 47 letters, digits or underscores", f.name)
+			}
+		}
+		oneOf(ps, "source.consumerGroup.mode", g.Mode, ModeShared, ModeOrdered)
+	}
+}
+
+func (c *Config) validateCodec(ps *Problems) {
+	oneOf(ps, "codec.type", c.Codec.Type, CodecJSON, CodecFields)
+	if c.Codec.Type == CodecFields && c.Codec.Field != "" {
+		ps.add("codec.field", "has no meaning with type Fields; leave it out")
+	}
+	if c.Source.ConsumerGroup != nil {
+		if c.Codec.Type == CodecFields {
+			ps.add("codec.type", "a message has no fields; write JSON")
+		}
+		if c.Codec.Field != "" {
+			ps.add("codec.field", "a message's payload is the document; leave it out")
+		}
+	}
+}
+
+func (c *Config) validateMapping(ps *Problems) {
+	if n := len(c.Mapping.Columns); n == 0 || n > maxColumns {
+		ps.add("mapping.columns", "there are %d columns; write 1 to %d", n, maxColumns)
+	}
+	names := map[string]bool{}
+	for i, col := range c.Mapping.Columns {
+		at := fmt.Sprintf("mapping.columns[%d]", i)
+		if msg := identifier(col.Name); msg != "" {
+			ps.add(at+".name", "%s", msg)
+		} else if names[col.Name] {
+			ps.add(at+".name", "%q is mapped twice; keep one", col.Name)
+		}
+		names[col.Name] = true
+		c.validatePath(ps, at, col)
+		oneOf(ps, at+".type", col.Type, columnTypes...)
+		if col.Type == TypeTimestamptz {
+			oneOf(ps, at+".timeFormat", col.TimeFormat, TimeRFC3339, TimeUnixSeconds, TimeUnixMillis, TimeUnixMicros)
+		} else if col.TimeFormat != "" {
+			ps.add(at+".timeFormat", "only a timestamptz has a time format; leave it out")
+		}
+		if col.Default != nil {
+			if col.Required {
+				ps.add(at+".default", "a required column has no default; leave one of the two out")
+			}
+			if msg := defaultProblem(col); msg != "" {
+				ps.add(at+".default", "%q is not %s", *col.Default, msg)
+			}
+		}
+	}
+}
+
+func (c *Config) validatePath(ps *Problems, at string, col Column) {
+	if !IsProperty(col.Path) {
+		names, err := SplitPath(col.Path)
+		if err != nil {
+			ps.add(at+".path", "%s", err)
+		} else if c.Codec.Type == CodecFields && len(names) > 1 {
+			ps.add(at+".path", "a field has no parts; write the field's name, with \\. for a dot inside it")
+		}
+		return
+	}
+	types, ok := propertyTypes[col.Path]
+	switch {
+	case !ok:
+		ps.add(at+".path", "%q is unknown; write one of @id, @stream, @received_at, @key, @position, or \\@ for a name that begins with @", col.Path)
+	case c.Source.Redis != nil && (col.Path == PropertyKey || col.Path == PropertyPosition):
+		ps.add(at+".path", "a Redis entry has no %s; write @id, or read from a consumer group", col.Path)
+	case slices.Contains(columnTypes, col.Type) && !slices.Contains(types, col.Type):
+		ps.add(at+".type", "%s cannot be %s; write %s", col.Path, col.Type, types[0])
+	}
+}
+
+func (c *Config) validateState(ps *Problems) {
+	if c.State == nil {
+		return
+	}
+	if c.column(c.State.Key) == nil {
+		ps.add("state.key", "%q is not a mapped column; write one of %s", c.State.Key, c.columnNames(""))
+	}
+	if col := c.column(c.State.Time); col == nil || col.Type != TypeTimestamptz {
+		ps.add("state.time", "%q is not a mapped timestamptz; write one of %s", c.State.Time, c.columnNames(TypeTimestamptz))
+	}
+	between(ps, "state.maxKeys", c.State.MaxKeys, 1, maxStateKeys)
+}
+
+func (c *Config) validateSink(ps *Problems) {
+	t := c.Sink.Table
+	if t == nil {
+		ps.add("sink", "write table")
+		return
+	}
+	if msg := identifier(t.Schema); msg != "" {
+		ps.add("sink.table.schema", "%s", msg)
+	}
+	if msg := identifier(t.Name); msg != "" {
+		ps.add("sink.table.name", "%s", msg)
+	}
+	if len(t.Key) == 0 && c.Source.Redis != nil {
+		ps.add("sink.table.key", "is empty; write the columns of a unique constraint, which make redelivery harmless")
+	}
+	for i, name := range t.Key {
+		at := fmt.Sprintf("sink.table.key[%d]", i)
+		col := c.column(name)
+		switch {
+		case col == nil:
+			ps.add(at, "%q is not a mapped column; write one of %s", name, c.columnNames(""))
+		case slices.Contains(t.Key[:i], name):
+			ps.add(at, "%q is listed twice; keep one", name)
+		case col.Path == PropertyReceivedAt:
+			ps.add(at, "@received_at differs on redelivery, so it cannot identify a row; write a column that comes from the entry")
+		case col.Type == TypeJSONB:
+			ps.add(at, "a jsonb column cannot identify a row; write another column")
+		case !col.Required && col.Default == nil && (!IsProperty(col.Path) || col.Path == PropertyKey):
+			ps.add(at, "column %q may be null, which identifies nothing; write required: true or a default at the column", name)
+		}
+	}
+	if t.Conflict.Action == "UpdateIfNewer" {
+		ps.add("sink.table.conflict.action", "UpdateIfNewer is not available yet; write Nothing or Update")
+	} else {
+		oneOf(ps, "sink.table.conflict.action", t.Conflict.Action, ConflictNothing, ConflictUpdate)
+	}
+	if t.Conflict.Action == ConflictUpdate && len(t.Key) == 0 {
+		ps.add("sink.table.conflict.action", "Update needs a key; write sink.table.key")
+	}
+	oneOf(ps, "sink.table.create", t.Create, CreateNever, CreateIfMissing)
+}
+
+func (c *Config) validateBounds(ps *Problems) {
+	b := c.Batch
+	between(ps, "batch.maxRows", b.MaxRows, 1, maxBatchRows)
+	between(ps, "batch.maxBytes", b.MaxBytes, 1024, maxBatchBytes)
+	between(ps, "batch.writers", b.Writers, 1, maxWriters)
+	between(ps, "batch.maxInFlight", b.MaxInFlight, 1, maxInFlightTop)
+	between(ps, "batch.maxInFlightBytes", b.MaxInFlightBytes, 1024, math.MaxInt32)
+	between(ps, "batch.linger", b.Linger, Duration(time.Microsecond), maxLinger)
+	between(ps, "errors.maxDeliveries", c.Errors.MaxDeliveries, 1, maxDeliveries)
+	oneOf(ps, "errors.policy", c.Errors.Policy, PolicyDeadLetter, PolicyPending)
+	between(ps, "drain.timeout", c.Drain.Timeout, Duration(100*time.Millisecond), Duration(time.Hour))
+}
+
+// column finds a mapped column by name.
+func (c *Config) column(name string) *Column {
+	for i := range c.Mapping.Columns {
+		if c.Mapping.Columns[i].Name == name {
+			return &c.Mapping.Columns[i]
+		}
+	}
+	return nil
+}
+
+// columnNames lists the mapped columns of a type, or of every type.
+func (c *Config) columnNames(t ColumnType) string {
+	var names []string
+	for _, col := range c.Mapping.Columns {
+		if t == "" || col.Type == t {
+			names = append(names, col.Name)
+		}
+	}
+	if len(names) == 0 {
+		return "the columns under mapping.columns (there is none yet)"
+	}
+	return strings.Join(names, ", ")
+}
+
+// identifier says what is wrong with a name of PostgreSQL.
+func identifier(name string) string {
+	switch {
+	case name == "":
+		return "is empty; write a name"
+	case len(name) > maxIdentifier:
+		return fmt.Sprintf("%q has %d bytes; PostgreSQL takes names of at most %d", name, len(name), maxIdentifier)
+	case strings.ContainsRune(name, 0):
+		return "contains a zero byte; write a name without"
+	}
+	return ""
+}
+
+var number = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$`)
+
+// defaultProblem says what a default should be, or nothing when it is fine. It accepts no text that the processor refuses.
+func defaultProblem(col Column) string {
+	text := *col.Default
+	switch col.Type {
+	case TypeBoolean:
+		if text != "true" && text != "false" {
+			return "a boolean; write \"true\" or \"false\""
+		}
+	case TypeSmallint, TypeInteger, TypeBigint:
+		bits := map[ColumnType]int{TypeSmallint: 16, TypeInteger: 32, TypeBigint: 64}[col.Type]
+		if _, err := strconv.ParseInt(text, 10, bits); err != nil {
+			return fmt.Sprintf("a whole number that fits %s", col.Type)
+		}
+	case TypeNumeric:
+		if !number.MatchString(text) {
+			return "a number"
+		}
+	case TypeReal, TypeDouble:
+		bits := 64
+		if col.Type == TypeReal {
+			bits = 32
+		}
+		if _, err := strconv.ParseFloat(text, bits); err != nil || !number.MatchString(text) {
+			return fmt.Sprintf("a number that fits %s", col.Type)
+		}
+	case TypeTimestamptz:
+		if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
+			return "a time; write it as 2006-01-02T15:04:05Z, whatever the time format of the entries"
+		}
+	case TypeJSONB:
+		if !json.Valid([]byte(text)) {
+			return "a JSON document; write, for example, \"{}\""
+		}
+	case TypeBytea:
+		if _, err := base64.StdEncoding.DecodeString(text); err != nil {
+			return "base64"
+		}
+	case TypeUUID:
+		if _, err := hex.DecodeString(strings.ReplaceAll(text, "-", "")); err != nil || len(strings.ReplaceAll(text, "-", "")) != 32 {
+			return "a UUID"
+		}
+	case TypeText:
+		if strings.ContainsRune(text, 0) {
+			return "free of zero bytes, which PostgreSQL cannot store in a text"
+		}
+	}
+	return ""
+}
+
+func oneOf[T ~string](ps *Problems, path string, value T, allowed ...T) {
+	if slices.Contains(allowed, value) {
+		return
+	}
+	texts := make([]string, len(allowed))
+	for i, a := range allowed {
+		texts[i] = string(a)
+	}
+	ps.add(path, "%q is not allowed; write one of %s", string(value), strings.Join(texts, ", "))
+}
+
+func between[T int | Duration](ps *Problems, path string, value, low, high T) {
+	if value < low || value > high {
+		ps.add(path, "%v is out of range; write %v to %v", value, low, high)
+	}
+}
