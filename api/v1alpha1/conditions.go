@@ -1,0 +1,124 @@
+package v1alpha1
+
+// Condition types. Ready, Reconciling and Stalled are read by kstatus (Flux, helm --wait, Argo CD): Reconciling and
+// Stalled are present only while they are true.
+const (
+	// ConditionReady is true when the resource is as its spec says.
+	ConditionReady = "Ready"
+	// ConditionReconciling is true while the controller still works on it or waits for another object.
+	ConditionReconciling = "Reconciling"
+	// ConditionStalled is true when a person has to act.
+	ConditionStalled = "Stalled"
+	// ConditionSchemaApplied is true when the database holds what spec asks for.
+	ConditionSchemaApplied = "SchemaApplied"
+	// ConditionDrifted is true while something that Millrace had made in the database differs from spec and is not repaired yet.
+	ConditionDrifted = "Drifted"
+	// ConditionPaused is true while spec asks for no work.
+	ConditionPaused = "Paused"
+	// ConditionLagKnown is true while the lag in status is a measurement, not a memory.
+	ConditionLagKnown = "LagKnown"
+)
+
+// Reasons of Ready, and of Reconciling and Stalled, which repeat the reason of Ready. Event reasons are the same words.
+const (
+	// ReasonReady: as spec says.
+	ReasonReady = "Ready"
+	// ReasonProgressing: work is going on and nothing is wrong.
+	ReasonProgressing = "Progressing"
+	// ReasonSuspended: spec.suspend is true, and the controller leaves everything as it is.
+	ReasonSuspended = "Suspended"
+	// ReasonFailed: an error without a better name; the message holds it, and the controller tries again.
+	ReasonFailed = "Failed"
+
+	// ReasonSecretMissing: a Secret that spec names does not exist.
+	ReasonSecretMissing = "SecretMissing"
+	// ReasonSecretKeyMissing: the Secret exists and lacks the key.
+	ReasonSecretKeyMissing = "SecretKeyMissing"
+	// ReasonSecretInvalid: the value in the Secret is not a connection string.
+	ReasonSecretInvalid = "SecretInvalid"
+	// ReasonDefaultDatabaseMissing: spec names no database and the installation has no default.
+	ReasonDefaultDatabaseMissing = "DefaultDatabaseMissing"
+
+	// ReasonDatabaseUnreachable: the server does not answer.
+	ReasonDatabaseUnreachable = "DatabaseUnreachable"
+	// ReasonDatabaseReadOnly: the server answers and is a standby or read-only.
+	ReasonDatabaseReadOnly = "DatabaseReadOnly"
+	// ReasonAuthenticationFailed: the server refuses the user or password.
+	ReasonAuthenticationFailed = "AuthenticationFailed"
+	// ReasonDatabaseNotFound: the server has no such database.
+	ReasonDatabaseNotFound = "DatabaseNotFound"
+	// ReasonPermissionDenied: the database user lacks a privilege.
+	ReasonPermissionDenied = "PermissionDenied"
+	// ReasonSchemaNewer: the database was migrated by a newer Millrace.
+	ReasonSchemaNewer = "SchemaNewer"
+
+	// ReasonConflict: another resource owns the object in the database.
+	ReasonConflict = "Conflict"
+	// ReasonAdoptionRefused: the object exists in the database without an owner, and adoptionPolicy is Never.
+	ReasonAdoptionRefused = "AdoptionRefused"
+	// ReasonPartitionsLowered: the database has more partitions than spec.
+	ReasonPartitionsLowered = "PartitionsLowered"
+	// ReasonChangeRefused: the database object cannot be changed to spec.
+	ReasonChangeRefused = "ChangeRefused"
+	// ReasonStreamMissing: the Stream that spec names does not exist.
+	ReasonStreamMissing = "StreamMissing"
+	// ReasonStreamNotReady: the Stream exists and is not in its database yet.
+	ReasonStreamNotReady = "StreamNotReady"
+	// ReasonConsumerGroupMissing: the ConsumerGroup that spec names does not exist.
+	ReasonConsumerGroupMissing = "ConsumerGroupMissing"
+	// ReasonConsumerGroupNotReady: the ConsumerGroup exists and is not in its database yet.
+	ReasonConsumerGroupNotReady = "ConsumerGroupNotReady"
+	// ReasonDeletionBlocked: the resource is being deleted and its database cannot be reached.
+	ReasonDeletionBlocked = "DeletionBlocked"
+
+	// ReasonInvalidConfiguration: source, codec, mapping or sink do not make a working processor.
+	ReasonInvalidConfiguration = "InvalidConfiguration"
+	// ReasonDatabaseSecretRefRequired: pods need a Secret in their own namespace, and spec names none.
+	ReasonDatabaseSecretRefRequired = "DatabaseSecretRefRequired"
+	// ReasonNameTaken: an object of the name that the controller needs exists and belongs to someone else.
+	ReasonNameTaken = "NameTaken"
+	// ReasonRollingOut: pods of the newest configuration are starting.
+	ReasonRollingOut = "RollingOut"
+	// ReasonPodsFailing: pods do not become ready; the message says what the last of them said.
+	ReasonPodsFailing = "PodsFailing"
+	// ReasonScaledToZero: spec.replicas is 0.
+	ReasonScaledToZero = "ScaledToZero"
+)
+
+// Reasons of the other conditions.
+const (
+	// ReasonApplied: SchemaApplied is true.
+	ReasonApplied = "Applied"
+	// ReasonInSync: Drifted is false, nothing differed at the last look.
+	ReasonInSync = "InSync"
+	// ReasonRepaired: Drifted is false, the last difference was repaired; the message says what it was.
+	ReasonRepaired = "Repaired"
+	// ReasonDriftFound: Drifted is true.
+	ReasonDriftFound = "DriftFound"
+	// ReasonActive: Paused is false.
+	ReasonActive = "Active"
+	// ReasonDeliveryPaused: the group exists and hands out nothing, because spec.paused is true.
+	ReasonDeliveryPaused = "DeliveryPaused"
+	// ReasonMeasured: LagKnown is true.
+	ReasonMeasured = "Measured"
+	// ReasonNotMeasured: LagKnown is false, and no lag has been read yet.
+	ReasonNotMeasured = "NotMeasured"
+	// ReasonRedisSource: LagKnown is false, because the manager does not connect to Redis. The pods' metrics have the lag.
+	ReasonRedisSource = "RedisSource"
+)
+
+// Event reasons that are not reasons of a condition.
+const (
+	// EventAdopted: an object that was in the database already is now owned by this resource.
+	EventAdopted = "Adopted"
+	// EventDropped: the deletion policy removed the object from the database.
+	EventDropped = "Dropped"
+	// EventRetained: the resource is gone and its object stays in the database.
+	EventRetained = "Retained"
+	// EventAbandoned: the resource was let go by annotation and its object stays in the database, whatever its policy.
+	EventAbandoned = "Abandoned"
+	// EventDriftRepaired: something was changed or dropped behind Millrace's back and is as spec says again.
+	EventDriftRepaired = "DriftRepaired"
+	// EventMigrated: this installation brought the engine's schema in the database to its version.
+	EventMigrated = "Migrated"
+)

@@ -1,0 +1,286 @@
+package v1alpha1
+
+import (
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// GroupMode is how a group shares a stream among its members.
+//
+// +kubebuilder:validation:Enum=Ordered;Shared
+type GroupMode string
+
+// Group modes.
+const (
+	// ModeOrdered keeps the order of each key: a partition has one member at a time.
+	ModeOrdered GroupMode = "Ordered"
+	// ModeShared gives each message to any one member.
+	ModeShared GroupMode = "Shared"
+)
+
+// StartFrom is where a new group begins.
+//
+// +kubebuilder:validation:Enum=Earliest;Latest;Position;Time
+type StartFrom string
+
+// Start places.
+const (
+	StartEarliest StartFrom = "Earliest"
+	StartLatest   StartFrom = "Latest"
+	StartPosition StartFrom = "Position"
+	StartTime     StartFrom = "Time"
+)
+
+// FailurePolicy is what an Ordered group does with a message that keeps failing.
+//
+// +kubebuilder:validation:Enum=Block;Skip
+type FailurePolicy string
+
+// Failure policies.
+const (
+	// FailureBlock retries in place; later messages of the partition wait.
+	FailureBlock FailurePolicy = "Block"
+	// FailureSkip makes it a dead letter after maxAttempts and goes on.
+	FailureSkip FailurePolicy = "Skip"
+)
+
+// ConsumerGroupSpec is the desired state of a consumer group.
+//
+// +kubebuilder:validation:XValidation:rule="self.streamRef.name == oldSelf.streamRef.name",messageExpression="'streamRef cannot change from ' + oldSelf.streamRef.name + ': a group keeps its place in one stream; create another ConsumerGroup for ' + self.streamRef.name"
+// +kubebuilder:validation:XValidation:rule="self.mode == oldSelf.mode",messageExpression="'mode cannot change from ' + oldSelf.mode + ' to ' + self.mode + ': the two keep progress differently; create another ConsumerGroup, and give it start.from: Position where this one stands'"
+// +kubebuilder:validation:XValidation:rule="self.start == oldSelf.start",message="start cannot change: it is used once, when the group is created; create another ConsumerGroup to read from elsewhere"
+// +kubebuilder:validation:XValidation:rule="!has(self.failurePolicy) || self.mode == 'Ordered'",message="failurePolicy belongs to mode: Ordered; remove it, a Shared group sets a failing message aside after maxAttempts by itself"
+// +kubebuilder:validation:XValidation:rule="!has(self.failurePolicy) || self.failurePolicy != 'Skip' || self.maxAttempts > 0",message="failurePolicy: Skip needs maxAttempts of 1 or more; with 0 a message is retried for ever"
+type ConsumerGroupSpec struct {
+	// streamRef names the Stream, in the same namespace, that the group reads. It cannot change.
+	StreamRef LocalReference `json:"streamRef"`
+
+	// name of the group in the database. Default: metadata.name with each - replaced by _. It cannot change.
+	//
+	// +kubebuilder:validation:MaxLength=48
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z][a-z0-9_]*$')",message="write a name of lower-case letters, digits and _ that starts with a letter, for example billing"
+	// +optional
+	Name string `json:"name,omitempty"`
+
+	// mode: Shared gives each message to any one member, as many members as wanted. Ordered keeps the order of each key: a
+	// partition has one member at a time. It cannot change.
+	//
+	// +kubebuilder:default=Shared
+	// +optional
+	Mode GroupMode `json:"mode,omitempty"`
+
+	// start is where the group begins when it is created. It cannot change.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	Start Start `json:"start,omitempty"`
+
+	// ackWait is how long a member may hold a message before another gets it.
+	//
+	// +kubebuilder:default="30s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s or 5m"
+	// +optional
+	AckWait *metav1.Duration `json:"ackWait,omitempty"`
+
+	// maxAttempts is how often a message is delivered before it becomes a dead letter. 0: without end.
+	//
+	// +kubebuilder:default=10
+	// +kubebuilder:validation:Minimum=0
+	// +kubebuilder:validation:Maximum=1000
+	// +optional
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+
+	// backoff is the wait before a message is delivered again.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	Backoff Backoff `json:"backoff,omitempty"`
+
+	// failurePolicy of an Ordered group: Block, its default, retries a failing message in place while the rest of its
+	// partition waits; Skip makes it a dead letter after maxAttempts and goes on.
+	//
+	// +optional
+	FailurePolicy FailurePolicy `json:"failurePolicy,omitempty"`
+
+	// paused keeps the group and its place, and hands out no message.
+	//
+	// +optional
+	Paused bool `json:"paused,omitempty"`
+
+	// deletionPolicy says what deleting this resource does to the group. Retain, the default, leaves it and its place, and
+	// adds no finalizer. Delete drops it with its place and dead letters. DeleteIfEmpty drops it when nothing is waiting for
+	// it, in flight or dead, and otherwise leaves it.
+	//
+	// +kubebuilder:default=Retain
+	// +optional
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+
+	// adoptionPolicy says what happens when the group exists in the database already. IfUnowned takes it over unless a living
+	// resource owns it. Never refuses.
+	//
+	// +kubebuilder:default=IfUnowned
+	// +optional
+	AdoptionPolicy AdoptionPolicy `json:"adoptionPolicy,omitempty"`
+
+	// suspend stops the controller from looking at or changing the group. Consuming goes on; paused stops that.
+	//
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+}
+
+// Start is the place where a new group begins.
+//
+// +kubebuilder:validation:XValidation:rule="(self.from == 'Position') == has(self.position)",message="position and from: Position belong together: write both, or neither"
+// +kubebuilder:validation:XValidation:rule="(self.from == 'Time') == has(self.time)",message="time and from: Time belong together: write both, or neither"
+type Start struct {
+	// from: Earliest is the oldest message kept, Latest only what is published from now on, Position and Time what they say.
+	//
+	// +kubebuilder:default=Earliest
+	// +optional
+	From StartFrom `json:"from,omitempty"`
+
+	// position of the first message to deliver, with from: Position.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	Position *int64 `json:"position,omitempty"`
+
+	// time of the first message to deliver, with from: Time.
+	//
+	// +optional
+	Time *metav1.Time `json:"time,omitempty"`
+}
+
+// Backoff grows from initial to max, doubling.
+//
+// +kubebuilder:validation:XValidation:rule="duration(self.initial) <= duration(self.max)",message="backoff.initial must not exceed backoff.max; raise max or lower initial"
+type Backoff struct {
+	// initial wait.
+	//
+	// +kubebuilder:default="1s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 500ms or 1s"
+	// +optional
+	Initial *metav1.Duration `json:"initial,omitempty"`
+
+	// max wait.
+	//
+	// +kubebuilder:default="5m"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s or 5m"
+	// +optional
+	Max *metav1.Duration `json:"max,omitempty"`
+}
+
+// ConsumerGroupStatus is what the controller last saw.
+type ConsumerGroupStatus struct {
+	// observedGeneration is the generation of spec that the conditions speak of; -1 before the first.
+	//
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// name of the group in the database.
+	//
+	// +optional
+	Name string `json:"name,omitempty"`
+
+	// stream is the name of the group's stream in the database.
+	//
+	// +optional
+	Stream string `json:"stream,omitempty"`
+
+	// lag is the number of messages that no member has been given yet. It may count positions that were rolled back.
+	//
+	// +optional
+	Lag *int64 `json:"lag,omitempty"`
+
+	// inFlight is the number of messages that members hold.
+	//
+	// +optional
+	InFlight *int64 `json:"inFlight,omitempty"`
+
+	// retrying is the number of messages that wait for another delivery.
+	//
+	// +optional
+	Retrying *int64 `json:"retrying,omitempty"`
+
+	// deadLetters is the number of messages set aside.
+	//
+	// +optional
+	DeadLetters *int64 `json:"deadLetters,omitempty"`
+
+	// oldestMessageTime is when the oldest message that is not settled was published; absent when there is none.
+	//
+	// +optional
+	OldestMessageTime *metav1.Time `json:"oldestMessageTime,omitempty"`
+
+	// members is the number of processes in the group.
+	//
+	// +optional
+	Members *int32 `json:"members,omitempty"`
+
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, LagKnown.
+	//
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// ConsumerGroup is a named set of readers of a Stream with its own progress.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=cg,categories=millrace
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Stream",type=string,JSONPath=`.spec.streamRef.name`
+// +kubebuilder:printcolumn:name="Mode",type=string,JSONPath=`.spec.mode`
+// +kubebuilder:printcolumn:name="Lag",type=integer,JSONPath=`.status.lag`
+// +kubebuilder:printcolumn:name="In-Flight",type=integer,JSONPath=`.status.inFlight`
+// +kubebuilder:printcolumn:name="Dead",type=integer,JSONPath=`.status.deadLetters`
+// +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestMessageTime`
+// +kubebuilder:printcolumn:name="Members",type=integer,priority=1,JSONPath=`.status.members`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="has(self.spec.name) || self.metadata.name.matches('^[a-z][a-z0-9-]{0,47}$')",message="this metadata.name cannot be a group's name; set spec.name to lower-case letters, digits and _, at most 48, starting with a letter"
+// +kubebuilder:validation:XValidation:rule="(has(self.spec.name) ? self.spec.name : self.metadata.name.replace('-', '_')) == (has(oldSelf.spec.name) ? oldSelf.spec.name : oldSelf.metadata.name.replace('-', '_'))",message="spec.name cannot change: the group keeps its name in the database; create another ConsumerGroup with the new name"
+type ConsumerGroup struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +required
+	Spec ConsumerGroupSpec `json:"spec"`
+
+	// +default={"observedGeneration": -1}
+	// +optional
+	Status ConsumerGroupStatus `json:"status,omitempty"`
+}
+
+// DatabaseName is the group's name in the database.
+func (g *ConsumerGroup) DatabaseName() string {
+	if g.Spec.Name != "" {
+		return g.Spec.Name
+	}
+	return databaseName(g.Name)
+}
+
+// ConsumerGroupList is a list of ConsumerGroups.
+//
+// +kubebuilder:object:root=true
+type ConsumerGroupList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []ConsumerGroup `json:"items"`
+}
+
+// GetConditions returns the conditions in status.
+func (x *ConsumerGroup) GetConditions() []metav1.Condition { return x.Status.Conditions }
+
+// SetConditions replaces the conditions in status.
+func (x *ConsumerGroup) SetConditions(conditions []metav1.Condition) {
+	x.Status.Conditions = conditions
+}

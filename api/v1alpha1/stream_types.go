@@ -1,0 +1,260 @@
+package v1alpha1
+
+import (
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// PayloadType is the column type of a stream's payload.
+//
+// +kubebuilder:validation:Enum=JSON;Bytes
+type PayloadType string
+
+// Payload types.
+const (
+	// PayloadJSON stores payloads as jsonb.
+	PayloadJSON PayloadType = "JSON"
+	// PayloadBytes stores payloads as bytea.
+	PayloadBytes PayloadType = "Bytes"
+)
+
+// RetentionPolicy says when a message may be removed.
+//
+// +kubebuilder:validation:Enum=Limits;Interest;WorkQueue
+type RetentionPolicy string
+
+// Retention policies.
+const (
+	// RetentionLimits keeps messages until a limit is passed, read or not.
+	RetentionLimits RetentionPolicy = "Limits"
+	// RetentionInterest keeps messages until every consumer group has acked them.
+	RetentionInterest RetentionPolicy = "Interest"
+	// RetentionWorkQueue is Interest with one consumer group.
+	RetentionWorkQueue RetentionPolicy = "WorkQueue"
+)
+
+// DeletionPolicy says what deleting a resource does to the database.
+//
+// +kubebuilder:validation:Enum=Retain;Delete;DeleteIfEmpty
+type DeletionPolicy string
+
+// Deletion policies.
+const (
+	// DeletionRetain leaves the database as it is.
+	DeletionRetain DeletionPolicy = "Retain"
+	// DeletionDelete drops the object with everything in it.
+	DeletionDelete DeletionPolicy = "Delete"
+	// DeletionDeleteIfEmpty drops the object when it holds no message, and otherwise leaves it.
+	DeletionDeleteIfEmpty DeletionPolicy = "DeleteIfEmpty"
+)
+
+// AdoptionPolicy says what happens when the object is in the database already.
+//
+// +kubebuilder:validation:Enum=IfUnowned;Never
+type AdoptionPolicy string
+
+// Adoption policies.
+const (
+	// AdoptionIfUnowned takes over an object that no living resource owns.
+	AdoptionIfUnowned AdoptionPolicy = "IfUnowned"
+	// AdoptionNever takes over nothing.
+	AdoptionNever AdoptionPolicy = "Never"
+)
+
+// StreamSpec is the desired state of a stream.
+//
+// +kubebuilder:validation:XValidation:rule="self.payloadType == oldSelf.payloadType",messageExpression="'payloadType cannot change from ' + oldSelf.payloadType + ' to ' + self.payloadType + ': the column keeps its type; create another Stream and publish there'"
+// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",messageExpression="'partitions only grow: ' + string(oldSelf.partitions) + ' cannot become ' + string(self.partitions) + ', because the order of keys in flight would be lost; keep ' + string(oldSelf.partitions) + ' or more, or create another Stream'"
+// +kubebuilder:validation:XValidation:rule="self.retention.segments >= oldSelf.retention.segments",messageExpression="'retention.segments only grow: ' + string(oldSelf.retention.segments) + ' cannot become ' + string(self.retention.segments) + '; keep ' + string(oldSelf.retention.segments) + ' or more'"
+type StreamSpec struct {
+	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
+	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
+	// the installation.
+	//
+	// +optional
+	DatabaseSecretRef *SecretKeyReference `json:"databaseSecretRef,omitempty"`
+
+	// name of the stream in the database: its table is millrace.<name>. Default: metadata.name with each - replaced by _.
+	// It cannot change.
+	//
+	// +kubebuilder:validation:MaxLength=48
+	// +kubebuilder:validation:XValidation:rule="self.matches('^[a-z][a-z0-9_]*$')",message="write a name of lower-case letters, digits and _ that starts with a letter, for example orders_eu"
+	// +optional
+	Name string `json:"name,omitempty"`
+
+	// partitions is the number of lanes. All messages of a key go through one lane, and a lane of an Ordered group has one
+	// reader at a time. It can be raised, never lowered.
+	//
+	// +kubebuilder:default=8
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1024
+	// +optional
+	Partitions int32 `json:"partitions,omitempty"`
+
+	// payloadType is JSON (jsonb) or Bytes (bytea). It cannot change.
+	//
+	// +kubebuilder:default=JSON
+	// +optional
+	PayloadType PayloadType `json:"payloadType,omitempty"`
+
+	// retention says how long messages stay.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	Retention Retention `json:"retention,omitempty"`
+
+	// dedupeWindow is how long the stream remembers the dedupe key of a message. Unset: it remembers none.
+	//
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s, 5m or 168h; days are written in hours"
+	// +optional
+	DedupeWindow *metav1.Duration `json:"dedupeWindow,omitempty"`
+
+	// maxMessageBytes is the largest payload that can be published, for example 64Ki or 1Mi.
+	//
+	// +kubebuilder:default="1Mi"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1')) >= 0 && quantity(string(self)).compareTo(quantity('64Mi')) <= 0",message="write a size from 1 to 64Mi, for example 1Mi"
+	// +optional
+	MaxMessageBytes *resource.Quantity `json:"maxMessageBytes,omitempty"`
+
+	// deletionPolicy says what deleting this resource does to the stream. Retain, the default, leaves it with its messages and
+	// adds no finalizer. Delete drops it with its groups and messages. DeleteIfEmpty drops it when it holds no message and
+	// otherwise leaves it.
+	//
+	// +kubebuilder:default=Retain
+	// +optional
+	DeletionPolicy DeletionPolicy `json:"deletionPolicy,omitempty"`
+
+	// adoptionPolicy says what happens when the stream exists in the database already. IfUnowned takes it over unless a living
+	// resource owns it. Never refuses.
+	//
+	// +kubebuilder:default=IfUnowned
+	// +optional
+	AdoptionPolicy AdoptionPolicy `json:"adoptionPolicy,omitempty"`
+
+	// suspend stops the controller from looking at or changing the stream. Publishing and consuming go on.
+	//
+	// +optional
+	Suspend bool `json:"suspend,omitempty"`
+}
+
+// Retention limits what a stream keeps. Space is freed by whole segments, so a stream may hold up to one segment more
+// than a limit says.
+type Retention struct {
+	// policy: Limits keeps messages until a limit below is passed; Interest until every group has acked them; WorkQueue is
+	// Interest with one group.
+	//
+	// +kubebuilder:default=Limits
+	// +optional
+	Policy RetentionPolicy `json:"policy,omitempty"`
+
+	// maxAge of a message. Unset: no limit.
+	//
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s, 5m or 168h; days are written in hours"
+	// +optional
+	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
+
+	// maxBytes of the stream on disk, for example 20Gi. Unset: no limit.
+	//
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).sign() > 0",message="write a size above zero, for example 20Gi, or leave maxBytes out for no limit"
+	// +optional
+	MaxBytes *resource.Quantity `json:"maxBytes,omitempty"`
+
+	// maxMessages in the stream. Unset: no limit.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	MaxMessages *int64 `json:"maxMessages,omitempty"`
+
+	// segments is the number of tables that the stream is made of. More of them free space in finer steps. It can be raised,
+	// never lowered.
+	//
+	// +kubebuilder:default=4
+	// +kubebuilder:validation:Minimum=2
+	// +kubebuilder:validation:Maximum=16
+	// +optional
+	Segments int32 `json:"segments,omitempty"`
+}
+
+// StreamStatus is what the controller last saw. Nothing in it moves with the traffic, so an untouched stream causes no
+// writes to the API server; positions and lag are in the metrics and on the ConsumerGroups.
+type StreamStatus struct {
+	// observedGeneration is the generation of spec that the conditions speak of; -1 before the first.
+	//
+	// +optional
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+
+	// name of the stream in the database.
+	//
+	// +optional
+	Name string `json:"name,omitempty"`
+
+	// partitions in the database.
+	//
+	// +optional
+	Partitions *int32 `json:"partitions,omitempty"`
+
+	// segments in the database.
+	//
+	// +optional
+	Segments *int32 `json:"segments,omitempty"`
+
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused.
+	//
+	// +listType=map
+	// +listMapKey=type
+	// +optional
+	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Stream is a durable, ordered log of messages in PostgreSQL, the table millrace.<name>.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:subresource:status
+// +kubebuilder:resource:shortName=stm,categories=millrace
+// +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
+// +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Partitions",type=integer,JSONPath=`.status.partitions`
+// +kubebuilder:printcolumn:name="Retention",type=string,JSONPath=`.spec.retention.policy`
+// +kubebuilder:printcolumn:name="Table",type=string,priority=1,JSONPath=`.status.name`
+// +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:validation:XValidation:rule="has(self.spec.name) || self.metadata.name.matches('^[a-z][a-z0-9-]{0,47}$')",message="this metadata.name cannot be a table name; set spec.name to lower-case letters, digits and _, at most 48, starting with a letter"
+// +kubebuilder:validation:XValidation:rule="(has(self.spec.name) ? self.spec.name : self.metadata.name.replace('-', '_')) == (has(oldSelf.spec.name) ? oldSelf.spec.name : oldSelf.metadata.name.replace('-', '_'))",message="spec.name cannot change: the table keeps its name; create another Stream with the new name"
+type Stream struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	// +required
+	Spec StreamSpec `json:"spec"`
+
+	// +default={"observedGeneration": -1}
+	// +optional
+	Status StreamStatus `json:"status,omitempty"`
+}
+
+// DatabaseName is the stream's name in the database.
+func (s *Stream) DatabaseName() string {
+	if s.Spec.Name != "" {
+		return s.Spec.Name
+	}
+	return databaseName(s.Name)
+}
+
+// StreamList is a list of Streams.
+//
+// +kubebuilder:object:root=true
+type StreamList struct {
+	metav1.TypeMeta `json:",inline"`
+	metav1.ListMeta `json:"metadata,omitempty"`
+	Items           []Stream `json:"items"`
+}
+
+// GetConditions returns the conditions in status.
+func (x *Stream) GetConditions() []metav1.Condition { return x.Status.Conditions }
+
+// SetConditions replaces the conditions in status.
+func (x *Stream) SetConditions(conditions []metav1.Condition) { x.Status.Conditions = conditions }
