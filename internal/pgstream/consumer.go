@@ -2,6 +2,13 @@ package pgstream
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -22,67 +29,256 @@ type Message struct {
 type Claim struct {
 	Token     string
 	Messages  []Message
-	ExpiresAt time.Time
+	ExpiresAt time.Time // database time
 }
 
 // ConsumerConfig configures a Consumer. Zero values mean the defaults named here.
 type ConsumerConfig struct {
 	Stream, Group string
 	Member        string        // unique per process; default: host name plus random suffix
-	MaxMessages   int           // per claim; default 1,000
+	MaxMessages   int           // per claim; default 1,000, at most 10,000
 	Lease         time.Duration // default: the group's ack wait
 	PollInterval  time.Duration // fallback when no notification comes; default 1s
 	Listener      *Listener     // nil: polling only
 }
 
+// Polling after a wake-up that brought nothing: another member was faster, or a publisher that holds the horizon back is about to finish.
+const repollMin = 2 * time.Millisecond
+
+// waitRegistration is how long before publishers must be asked again to notify; the database keeps it for ten seconds.
+const waitRegistration = 4 * time.Second
+
 // Consumer receives, settles and leaves on behalf of one member. Its methods are safe for concurrent use.
-type Consumer struct{ cfg ConsumerConfig }
+type Consumer struct {
+	pool       *pgxpool.Pool
+	cfg        ConsumerConfig
+	stream     int32
+	receiveSQL string
+
+	mu         sync.Mutex
+	registered time.Time // when publishers were last asked to notify
+}
 
 // NewConsumer checks that stream and group exist (ErrNotFound).
 func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*Consumer, error) {
-	panic("todo")
+	cfg.MaxMessages = orDefault(cfg.MaxMessages, 1000)
+	cfg.PollInterval = orDefault(cfg.PollInterval, time.Second)
+	if cfg.Member == "" {
+		cfg.Member = memberName()
+	}
+	c := &Consumer{pool: pool, cfg: cfg}
+	var payloadType PayloadType
+	err := pool.QueryRow(ctx, `select s.id, s.payload_type from millrace_engine.stream s
+		join millrace_engine.consumer_group g on g.stream_id = s.id where s.name = $1 and g.name = $2`,
+		cfg.Stream, cfg.Group).Scan(&c.stream, &payloadType)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, translate(err))
+	}
+	payload := "payload"
+	if payloadType == PayloadBytes {
+		payload = "payload_bytes"
+	}
+	c.receiveSQL = fmt.Sprintf(`select claim, "position", key, headers, %s, created_at, attempt, expires_at
+		from millrace_engine.receive_%d($1, $2, $3, $4, $5)`, payload, c.stream)
+	return c, nil
 }
+
+func memberName() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "member"
+	}
+	var random [4]byte
+	_, _ = rand.Read(random[:]) // never fails; crashes the program instead
+	return host + "-" + hex.EncodeToString(random[:])
+}
+
+// Member is the name under which this consumer is a member of the group.
+func (c *Consumer) Member() string { return c.cfg.Member }
 
 // Receive waits until there is at least one message or ctx ends. No connection is held while it waits.
-func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { panic("todo") }
+func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { return c.AckAndReceive(ctx, "") }
+
+// AckAndReceive settles the claim with this token, when it is not empty, and receives the next one, in one round trip when there is
+// one. ErrFenced when the claim had ended; nothing is received then.
+func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, error) {
+	pause := c.cfg.PollInterval
+	for {
+		var woken <-chan struct{}
+		if c.cfg.Listener != nil {
+			// Subscribe before looking, or what is published in between goes unnoticed.
+			woken = c.cfg.Listener.subscribe(c.stream)
+		}
+		claim, err := c.AckAndTryReceive(ctx, token)
+		if err != nil || claim != nil {
+			return claim, err
+		}
+		token = ""
+		if fresh, err := c.register(ctx); err != nil {
+			return nil, err
+		} else if fresh {
+			continue // published before publishers knew that somebody waits
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, ctx.Err()
+		case <-woken:
+			timer.Stop()
+			pause = repollMin
+		case <-timer.C:
+			pause = min(2*pause, c.cfg.PollInterval)
+		}
+	}
+}
+
+// register asks publishers to notify, unless it did so lately. True when they may not have known before.
+func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
+	if c.cfg.Listener == nil {
+		return false, nil
+	}
+	c.mu.Lock()
+	since := time.Since(c.registered)
+	c.mu.Unlock()
+	if since < waitRegistration {
+		return false, nil
+	}
+	if _, err := c.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", c.stream); err != nil {
+		return false, fmt.Errorf("wait for messages: %w", translate(err))
+	}
+	c.mu.Lock()
+	c.registered = time.Now()
+	c.mu.Unlock()
+	return since > 2*waitRegistration, nil
+}
 
 // TryReceive returns at once; nil when there is nothing to deliver.
-func (c *Consumer) TryReceive(ctx context.Context) (*Claim, error) { panic("todo") }
+func (c *Consumer) TryReceive(ctx context.Context) (*Claim, error) {
+	return c.AckAndTryReceive(ctx, "")
+}
+
+// AckAndTryReceive settles the claim with this token, when it is not empty, and claims the next messages, in one round trip; nil when there
+// are none. ErrFenced when the claim had ended; nothing is received then.
+//
+// It commits asynchronously: a crash of the server may forget it, and then messages are delivered again, never lost.
+func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, error) {
+	var ack *string
+	if token != "" {
+		ack = &token
+	}
+	var lease *int64
+	if c.cfg.Lease > 0 {
+		ms := c.cfg.Lease.Milliseconds()
+		lease = &ms
+	}
+	var claim *Claim
+	batch := &pgx.Batch{}
+	batch.Queue("begin isolation level read committed")
+	batch.Queue("set local synchronous_commit = off")
+	batch.Queue(c.receiveSQL, c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack).Query(func(rows pgx.Rows) (err error) {
+		claim, err = readClaim(rows)
+		return err
+	})
+	batch.Queue("commit")
+	if err := c.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
+	}
+	return claim, nil
+}
+
+func readClaim(rows pgx.Rows) (*Claim, error) {
+	var claim *Claim
+	for rows.Next() {
+		var m Message
+		if claim == nil {
+			claim = &Claim{}
+			if err := rows.Scan(&claim.Token, &m.Position, &m.Key, &m.Headers, &m.Payload, &m.CreatedAt, &m.Attempt, &claim.ExpiresAt); err != nil {
+				return nil, err
+			}
+		} else if err := rows.Scan(nil, &m.Position, &m.Key, &m.Headers, &m.Payload, &m.CreatedAt, &m.Attempt, nil); err != nil {
+			return nil, err
+		}
+		claim.Messages = append(claim.Messages, m)
+	}
+	return claim, rows.Err()
+}
 
 // Ack settles the whole claim. ErrFenced when it has ended.
-func (c *Consumer) Ack(ctx context.Context, token string) error { panic("todo") }
+func (c *Consumer) Ack(ctx context.Context, token string) error {
+	return c.settle(ctx, "ack", "select millrace.ack($1)", token)
+}
 
-// AckTx settles the whole claim inside the caller's transaction: effect and ack commit together (exactly once).
-func (c *Consumer) AckTx(ctx context.Context, tx pgx.Tx, token string) error { panic("todo") }
+// AckTx settles the whole claim inside the caller's transaction: effect and ack commit together (exactly once). On ErrFenced the caller
+// must roll back.
+func (c *Consumer) AckTx(ctx context.Context, tx pgx.Tx, token string) error {
+	_, err := tx.Exec(ctx, "select millrace.ack($1)", token)
+	return c.wrap("ack", err)
+}
 
-// AckMessagesTx settles some messages of a claim inside the caller's transaction.
+// AckMessagesTx settles some messages of a claim inside the caller's transaction. On ErrFenced the caller must roll back.
 func (c *Consumer) AckMessagesTx(ctx context.Context, tx pgx.Tx, token string, positions []int64) error {
-	panic("todo")
+	_, err := tx.Exec(ctx, "select millrace.ack_messages($1, $2)", token, positions)
+	return c.wrap("ack", err)
 }
 
-// AckMessages settles some messages of a claim.
+// AckMessages settles some messages of a claim; the last of them settles the claim.
 func (c *Consumer) AckMessages(ctx context.Context, token string, positions []int64) error {
-	panic("todo")
+	return c.settle(ctx, "ack", "select millrace.ack_messages($1, $2)", token, positions)
 }
 
-// Nack gives messages back to be delivered again after delay (negative: the group's backoff), with the reason kept. A message
-// at the group's MaxAttempts becomes a dead letter. The rest of the claim stays held.
+// Nack gives messages back to be delivered again after delay (negative: the group's backoff), with the reason kept. In a Shared group the rest
+// of the claim stays held, and a message at the group's MaxAttempts becomes a dead letter. In an Ordered group the claim ends, and everything
+// unsettled in it is delivered again in order.
 func (c *Consumer) Nack(ctx context.Context, token string, positions []int64, delay time.Duration, reason string) error {
-	panic("todo")
+	var seconds *float64
+	if delay >= 0 {
+		s := delay.Seconds()
+		seconds = &s
+	}
+	return c.settle(ctx, "nack", "select millrace.nack($1, $2, $3, $4)", token, positions, seconds, reason)
 }
 
-// DeadLetter moves messages of a claim to the dead-letter table at once, whatever their attempt.
+// DeadLetter moves messages of a claim to the dead-letter table at once, whatever their attempt; the rest of the claim stays held.
 func (c *Consumer) DeadLetter(ctx context.Context, token string, positions []int64, reason string) error {
-	panic("todo")
+	return c.settle(ctx, "dead letter", "select millrace.dead_letter($1, $2, $3)", token, positions, reason)
+}
+
+// DeadLetterTx is DeadLetter inside the caller's transaction. On ErrFenced the caller must roll back.
+func (c *Consumer) DeadLetterTx(ctx context.Context, tx pgx.Tx, token string, positions []int64, reason string) error {
+	_, err := tx.Exec(ctx, "select millrace.dead_letter($1, $2, $3)", token, positions, reason)
+	return c.wrap("dead letter", err)
 }
 
 // Release gives the whole claim back at once without counting an attempt: used on drain.
-func (c *Consumer) Release(ctx context.Context, token string) error { panic("todo") }
-
-// Extend prolongs the claim to now plus d and returns its new end.
-func (c *Consumer) Extend(ctx context.Context, token string, d time.Duration) (time.Time, error) {
-	panic("todo")
+func (c *Consumer) Release(ctx context.Context, token string) error {
+	return c.settle(ctx, "release", "select millrace.release($1)", token)
 }
 
-// Leave gives up membership so that other members take over at once. Call it after the last settle.
-func (c *Consumer) Leave(ctx context.Context) error { panic("todo") }
+// Extend prolongs the claim to now plus d and returns its new end, in database time.
+func (c *Consumer) Extend(ctx context.Context, token string, d time.Duration) (time.Time, error) {
+	var ends time.Time
+	err := c.pool.QueryRow(ctx, "select millrace.extend($1, $2)", token, d.Seconds()).Scan(&ends)
+	return ends, c.wrap("extend", err)
+}
+
+// Leave gives up membership and everything still held, so that other members take over at once. Call it after the last settle.
+func (c *Consumer) Leave(ctx context.Context) error {
+	_, err := c.pool.Exec(ctx, "select millrace.leave($1, $2, $3)", c.cfg.Stream, c.cfg.Group, c.cfg.Member)
+	return c.wrap("leave", err)
+}
+
+func (c *Consumer) settle(ctx context.Context, verb, sql string, args ...any) error {
+	_, err := c.pool.Exec(ctx, sql, args...)
+	return c.wrap(verb, err)
+}
+
+func (c *Consumer) wrap(verb string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s in group %s: %w", verb, strconv.Quote(c.cfg.Group), translate(err))
+	}
+	return nil
+}

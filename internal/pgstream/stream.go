@@ -2,9 +2,21 @@ package pgstream
 
 import (
 	"context"
+	_ "embed"
 	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
+
+//go:embed queries/describe_stream.sql
+var describeStreamSQL string
 
 // PayloadType is the column type of a stream's payload. It never changes after creation.
 type PayloadType string
@@ -79,34 +91,184 @@ type Plan struct {
 	Drift bool
 }
 
-var (
-	// ErrNotFound means that the stream or group does not exist.
-	ErrNotFound = errors.New("not found")
-	// ErrOwned means that another owner holds the stream or group.
-	ErrOwned = errors.New("owned by another resource")
-	// ErrRefused means that the change is not possible, and the message says what to do instead.
-	ErrRefused = errors.New("refused")
-	// ErrFenced means that the caller's claim has ended: it expired and was taken over, or was settled already.
-	ErrFenced = errors.New("fenced")
-	// ErrNotEmpty means that a drop with onlyIfEmpty found messages.
-	ErrNotEmpty = errors.New("not empty")
-)
+// spec is StreamSpec as millrace_engine.apply_stream reads it.
+func (s StreamSpec) spec() map[string]any {
+	m := map[string]any{
+		"name":                  s.Name,
+		"partitions":            orDefault(s.Partitions, 8),
+		"payload_type":          orDefault(s.PayloadType, PayloadJSON),
+		"segments":              orDefault(s.Segments, 4),
+		"retention_policy":      orDefault(s.Retention.Policy, RetentionLimits),
+		"max_age_seconds":       int64(s.Retention.MaxAge.Seconds()),
+		"max_bytes":             s.Retention.MaxBytes,
+		"max_messages":          s.Retention.MaxMessages,
+		"dedupe_window_seconds": int64(s.DedupeWindow.Seconds()),
+		"max_message_bytes":     orDefault(s.MaxMessageBytes, 1<<20),
+	}
+	if s.Owner != (Owner{}) {
+		m["owner"] = s.Owner
+	}
+	return m
+}
 
-// PlanStream compares spec with the database and writes nothing. It returns ErrRefused for what can never be done
-// (partitions lowered, payload type changed) and ErrOwned when another owner holds the name.
-func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) { panic("todo") }
+func orDefault[T comparable](v, d T) T {
+	var zero T
+	if v == zero {
+		return d
+	}
+	return v
+}
+
+// PlanStream compares spec with the database and writes nothing. It returns ErrRefused for what can never be done (partitions
+// lowered, payload type changed) and ErrOwned when another owner holds the name.
+func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
+	plan := Plan{Spec: spec}
+	info, err := DescribeStream(ctx, db, spec.Name)
+	if errors.Is(err, ErrNotFound) {
+		plan.Steps = []Step{{Summary: fmt.Sprintf("create stream %q with %d partitions and %d segments", spec.Name,
+			orDefault(spec.Partitions, 8), orDefault(spec.Segments, 4)), SQL: "select millrace_engine.apply_stream(…)"}}
+		return plan, nil
+	}
+	if err != nil {
+		return plan, err
+	}
+	if err := ownedBy(info.Spec.Owner, spec.Owner, "stream "+strconv.Quote(spec.Name)); err != nil {
+		return plan, err
+	}
+	if err := refuse(info.Spec, spec); err != nil {
+		return plan, err
+	}
+	plan.Steps = changes(info.Spec, spec)
+
+	rows, err := db.Query(ctx, "select summary, statement from millrace_engine.stream_repairs($1)", info.ID)
+	if err != nil {
+		return plan, fmt.Errorf("inspect stream %q: %w", spec.Name, translate(err))
+	}
+	repairs, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Step, error) {
+		var s Step
+		err := row.Scan(&s.Summary, &s.SQL)
+		return s, err
+	})
+	if err != nil {
+		return plan, fmt.Errorf("inspect stream %q: %w", spec.Name, translate(err))
+	}
+	plan.Drift = len(repairs) > 0
+	plan.Steps = append(plan.Steps, repairs...)
+	return plan, nil
+}
+
+// refuse names what can never be done to an existing stream.
+func refuse(has, want StreamSpec) error {
+	switch {
+	case want.Partitions != 0 && want.Partitions < has.Partitions:
+		return fmt.Errorf("%w: stream %q has %d partitions and cannot go down to %d. Keep %d or more; for fewer, create another stream and move its consumers",
+			ErrRefused, has.Name, has.Partitions, want.Partitions, has.Partitions)
+	case want.PayloadType != "" && want.PayloadType != has.PayloadType:
+		return fmt.Errorf("%w: the payload type of stream %q is %s and cannot become %s. Create another stream with that payload type",
+			ErrRefused, has.Name, has.PayloadType, want.PayloadType)
+	case want.Segments != 0 && want.Segments < has.Segments:
+		return fmt.Errorf("%w: stream %q has %d segments and cannot go down to %d. Keep %d or more",
+			ErrRefused, has.Name, has.Segments, want.Segments, has.Segments)
+	}
+	return nil
+}
+
+// changes lists the settings that differ.
+func changes(has, want StreamSpec) []Step {
+	old, wanted := has.spec(), want.spec()
+	var steps []Step
+	for _, name := range slices.Sorted(maps.Keys(wanted)) {
+		if name == "owner" {
+			if has.Owner != want.Owner {
+				steps = append(steps, Step{Summary: "become the owner", SQL: "select millrace_engine.apply_stream(…)"})
+			}
+			continue
+		}
+		if old[name] != wanted[name] {
+			steps = append(steps, Step{
+				Summary: fmt.Sprintf("change %s from %v to %v", strings.ReplaceAll(name, "_", " "), old[name], wanted[name]),
+				SQL:     "select millrace_engine.apply_stream(…)",
+			})
+		}
+	}
+	return steps
+}
+
+// ownedBy checks that what is owned by has may be changed by want. Nobody's things may be changed by anybody.
+func ownedBy(has, want Owner, what string) error {
+	if has == (Owner{}) || has == want {
+		return nil
+	}
+	return fmt.Errorf("%w: %s belongs to %s/%s of cluster %s", ErrOwned, what, has.Namespace, has.Name, has.Cluster)
+}
 
 // ApplyStream runs a plan. It is idempotent and safe to run from several processes at once.
-func ApplyStream(ctx context.Context, db DB, plan Plan) error { panic("todo") }
+func ApplyStream(ctx context.Context, db DB, plan Plan) error {
+	// The owner is checked again by PlanStream inside the statement's own transaction only if the caller passes one; two managers that plan
+	// at once are told apart here.
+	var id int32
+	err := db.QueryRow(ctx, `select millrace_engine.apply_stream($1) where not exists (
+		select from millrace_engine.stream s where s.name = $2 and s.owner is not null and s.owner <> $3)`,
+		plan.Spec.spec(), plan.Spec.Name, plan.Spec.Owner).Scan(&id)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return fmt.Errorf("apply stream %q: %w", plan.Spec.Name, ErrOwned)
+	}
+	if err != nil {
+		return fmt.Errorf("apply stream %q: %w", plan.Spec.Name, translate(err))
+	}
+	return nil
+}
 
 // DescribeStream reads one stream. ErrNotFound when there is none.
-func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error) { panic("todo") }
+func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error) {
+	info := StreamInfo{Spec: StreamSpec{Name: name}}
+	var owner *Owner
+	var age, dedupe int64
+	err := db.QueryRow(ctx, describeStreamSQL, name).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
+		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages, &dedupe,
+		&info.Spec.MaxMessageBytes, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return info, fmt.Errorf("stream %q: %w", name, ErrNotFound)
+	}
+	if err != nil {
+		return info, fmt.Errorf("describe stream %q: %w", name, translate(err))
+	}
+	if owner != nil {
+		info.Spec.Owner = *owner
+	}
+	info.Spec.Retention.MaxAge = time.Duration(age) * time.Second
+	info.Spec.DedupeWindow = time.Duration(dedupe) * time.Second
+	return info, nil
+}
 
-// DropStream removes the stream, its groups and its messages. owner must match (ErrOwned otherwise); with onlyIfEmpty it
-// returns ErrNotEmpty instead of losing messages. A stream that does not exist is success.
+// DropStream removes the stream, its groups and its messages. owner must match (ErrOwned otherwise); with onlyIfEmpty it returns ErrNotEmpty
+// instead of losing messages. A stream that does not exist is success.
 func DropStream(ctx context.Context, db DB, name string, owner Owner, onlyIfEmpty bool) error {
-	panic("todo")
+	info, err := DescribeStream(ctx, db, name)
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := ownedBy(info.Spec.Owner, owner, "stream "+strconv.Quote(name)); err != nil {
+		return err
+	}
+	if _, err := db.Exec(ctx, "select millrace_engine.drop_stream($1, $2)", name, onlyIfEmpty); err != nil {
+		var pg *pgconn.PgError
+		if errors.As(err, &pg) && pg.Code == codeNotEmpty {
+			return fmt.Errorf("drop stream %q: %w: %s", name, ErrNotEmpty, pg.Message)
+		}
+		return fmt.Errorf("drop stream %q: %w", name, translate(err))
+	}
+	return nil
 }
 
 // ReleaseStream gives up ownership and keeps everything else, so that another resource can adopt the stream.
-func ReleaseStream(ctx context.Context, db DB, name string, owner Owner) error { panic("todo") }
+func ReleaseStream(ctx context.Context, db DB, name string, owner Owner) error {
+	_, err := db.Exec(ctx, "update millrace_engine.stream set owner = null where name = $1 and owner = $2", name, owner)
+	if err != nil {
+		return fmt.Errorf("release stream %q: %w", name, translate(err))
+	}
+	return nil
+}

@@ -1,0 +1,79 @@
+package pgstream
+
+import (
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+var (
+	// ErrNotFound means that the stream or group does not exist.
+	ErrNotFound = errors.New("not found")
+	// ErrOwned means that another owner holds the stream or group.
+	ErrOwned = errors.New("owned by another resource")
+	// ErrRefused means that the change or the argument is not possible, and the message says what to do instead.
+	ErrRefused = errors.New("refused")
+	// ErrFenced means that the caller's claim has ended: it expired and was taken over, or was settled already.
+	ErrFenced = errors.New("fenced")
+	// ErrNotEmpty means that a drop with onlyIfEmpty found messages.
+	ErrNotEmpty = errors.New("not empty")
+)
+
+// The engine's SQLSTATEs, as the functions in schema/functions raise them.
+const (
+	codeFenced   = "MR001"
+	codeNotFound = "MR002"
+	codeRefused  = "MR004"
+	codeNotEmpty = "MR005"
+)
+
+// translate is the one place that turns SQLSTATEs of our class into the errors above. The server's message and hint are kept; they
+// never contain payloads or connection strings.
+func translate(err error) error {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) {
+		return err
+	}
+	text := pg.Message
+	if pg.Hint != "" {
+		text += ". " + pg.Hint
+	}
+	switch pg.Code {
+	case codeFenced:
+		return fmt.Errorf("%w: %s", ErrFenced, text)
+	case codeNotFound:
+		return fmt.Errorf("%w: %s", ErrNotFound, text)
+	case codeRefused:
+		return fmt.Errorf("%w: %s", ErrRefused, text)
+	case "23514", "22P02", "22023": // a value that a constraint or a type refuses
+		return fmt.Errorf("%w: %s", ErrRefused, text)
+	}
+	return err
+}
+
+// IsTransient says whether the same call may succeed later without anybody changing anything: connection trouble, a server that starts or
+// stops, a deadlock, a lock that was not free, full disks and connection slots.
+func IsTransient(err error) bool {
+	if err == nil {
+		return false
+	}
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		switch {
+		case pg.Code == "57014": // canceled by statement_timeout
+			return true
+		case len(pg.Code) == 5 && (pg.Code[:2] == "08" || pg.Code[:2] == "53" || pg.Code[:3] == "57P" || pg.Code[:2] == "58"):
+			return true
+		case pg.Code == "40001" || pg.Code == "40P01" || pg.Code == "55P03":
+			return true
+		}
+		return false
+	}
+	var connect *pgconn.ConnectError
+	var network net.Error
+	return errors.As(err, &connect) || errors.As(err, &network) || pgconn.Timeout(err) || pgconn.SafeToRetry(err) ||
+		errors.Is(err, net.ErrClosed) || errors.Is(err, pgx.ErrTxClosed)
+}

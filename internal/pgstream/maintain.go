@@ -1,0 +1,97 @@
+package pgstream
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// LedgerRingBytes is the size at which the ledgers of claims and settlements move on to their next ring.
+const LedgerRingBytes = 16 << 20
+
+// Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, and it keeps
+// the ledgers short. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
+// number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
+// stream does not keep the others waiting.
+func Maintain(ctx context.Context, db DB) ([]string, error) { return maintain(ctx, db, LedgerRingBytes) }
+
+func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
+	type stream struct {
+		ID   int32
+		Name string
+	}
+	rows, err := db.Query(ctx, "select id, name from millrace_engine.stream order by id")
+	if err != nil {
+		return nil, fmt.Errorf("list streams: %w", translate(err))
+	}
+	streams, err := pgx.CollectRows(rows, pgx.RowToStructByPos[stream])
+	if err != nil {
+		return nil, fmt.Errorf("list streams: %w", translate(err))
+	}
+	var did []string
+	var failed []error
+	for _, s := range streams {
+		var actions []string
+		if err := db.QueryRow(ctx, "select millrace_engine.maintain_stream($1)", s.ID).Scan(&actions); err != nil {
+			if !IsTransient(err) || ctx.Err() != nil {
+				failed = append(failed, fmt.Errorf("maintain stream %q: %w", s.Name, translate(err)))
+			}
+			continue // a segment that readers keep busy waits for the next round
+		}
+		for _, a := range actions {
+			did = append(did, s.Name+": "+a)
+		}
+	}
+	ledger, err := maintainLedger(ctx, db, ringBytes)
+	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
+		failed = append(failed, fmt.Errorf("maintain the ledgers: %w", translate(err)))
+	}
+	return append(did, ledger...), errors.Join(failed...)
+}
+
+func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
+	rows, err := db.Query(ctx, "select id from millrace_engine.consumer_group order by id")
+	if err != nil {
+		return nil, err
+	}
+	groups, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range groups {
+		var done bool
+		if err := db.QueryRow(ctx, "select millrace_engine.carry_over($1)", g).Scan(&done); err != nil {
+			return nil, err
+		}
+		if !done {
+			return nil, nil // a claim is being settled this moment; next round
+		}
+	}
+	var empty, moved bool
+	if err := db.QueryRow(ctx, "select millrace_engine.truncate_ledger()").Scan(&empty); err != nil || !empty {
+		return nil, err
+	}
+	if err := db.QueryRow(ctx, "select millrace_engine.rotate_ledger($1)", ringBytes).Scan(&moved); err != nil || !moved {
+		return nil, err
+	}
+	return []string{"moved the ledgers to the next ring"}, nil
+}
+
+// RunMaintenance calls Maintain at every interval until ctx ends, and hands errors to report.
+func RunMaintenance(ctx context.Context, db DB, every time.Duration, report func(error)) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := Maintain(ctx, db); err != nil && ctx.Err() == nil {
+			report(err)
+		}
+	}
+}

@@ -1,0 +1,9 @@
+-- One consumer group as the database has it, with the keys of apply_group. $1: stream, $2: group.
+select s.id is not null, g.id is not null,
+    jsonb_build_object('stream', s.name, 'name', g.name, 'mode', g.mode, 'start', g.start, 'ack_wait_ms', g.ack_wait_ms,
+        'max_attempts', g.max_attempts, 'backoff_initial_ms', g.backoff_initial_ms, 'backoff_max_ms', g.backoff_max_ms,
+        'failure_policy', g.failure_policy, 'paused', g.paused),
+    g.owner
+from (select) one
+left join millrace_engine.stream s on s.name = $1
+left join millrace_engine.consumer_group g on g.stream_id = s.id and g.name = $2

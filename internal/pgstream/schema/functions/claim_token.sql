@@ -1,0 +1,32 @@
+-- A claim's token is <group>.<lane>.<claim>.<nonce>; lane and claim are 0 when its messages come from the delivery table. Callers treat it
+-- as opaque.
+--
+-- millrace_engine.parse_token(token) returns bigint[4]
+-- Raises: MR004 when it is not a token.
+create or replace function millrace_engine.parse_token(p_token text) returns bigint[]
+language plpgsql immutable as $$
+begin
+    if p_token is null or p_token !~ '^[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,18}\.[0-9]{1,18}$' then
+        raise exception 'not a claim token' using errcode = 'MR004', hint = 'Pass the value of the column "claim" that receive returned.';
+    end if;
+    return string_to_array(p_token, '.')::bigint[];
+end $$;
+
+-- Advisory locks of the engine, in the two-integer key space, with a tag in the upper bits that applications are unlikely to use:
+--   claim:   (0x40000000 + lane, claim)  shared by ack, nack and extend; exclusive, by try, for takeover
+--   receive: (0x20000000 + group, 0)     serialises the receives of one group
+create or replace function millrace_engine.lock_claim(p_lane bigint, p_claim bigint) returns void
+language sql volatile
+begin atomic
+    select pg_advisory_xact_lock_shared((1073741824 + p_lane)::integer, (p_claim & 2147483647)::integer);
+end;
+create or replace function millrace_engine.try_seize_claim(p_lane bigint, p_claim bigint) returns boolean
+language sql volatile
+begin atomic
+    select pg_try_advisory_xact_lock((1073741824 + p_lane)::integer, (p_claim & 2147483647)::integer);
+end;
+create or replace function millrace_engine.lock_receive(p_group integer) returns void
+language sql volatile
+begin atomic
+    select pg_advisory_xact_lock(536870912 + p_group, 0);
+end;

@@ -1,0 +1,28 @@
+-- millrace.extend(claim, seconds) returns timestamptz
+-- Keeps the claim until now plus seconds, and returns that time. For handlers that need longer than the group's ack wait.
+-- Raises: MR001 the claim has ended.
+create or replace function millrace.extend(p_claim text, p_seconds double precision) returns timestamptz
+language plpgsql volatile as $$
+declare
+    t bigint[] := millrace_engine.parse_token(p_claim);
+    c millrace_engine.claim;
+    ends timestamptz := millrace_engine.clock() + make_interval(secs => p_seconds);
+begin
+    if p_seconds is null or p_seconds <= 0 then
+        raise exception 'cannot extend a claim by % seconds', p_seconds using errcode = 'MR004', hint = 'Pass a positive number of seconds.';
+    end if;
+    if t[2] = 0 then
+        update millrace_engine.delivery d set visible_at = ends where d.group_id = t[1] and d.nonce = t[4];
+        if not found then
+            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
+        end if;
+        return ends;
+    end if;
+    c := millrace_engine.hold_claim(t);
+    insert into millrace_engine.settlement (lane_id, claim, at, expires_at, ring, kind)
+        select c.lane_id, c.claim, millrace_engine.clock(), ends, l.ring, 'E' from millrace_engine.ledger l where l.id = 1;
+    update millrace_engine.member m set expires_at = ends
+        where m.group_id = t[1] and m.name = c.member and m.expires_at < ends;
+    return ends;
+end $$;
+comment on function millrace.extend(text, double precision) is 'Prolongs a claim to the given number of seconds from now.';

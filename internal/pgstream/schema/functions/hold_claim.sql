@@ -1,0 +1,22 @@
+-- millrace_engine.hold_claim(token parts) returns millrace_engine.claim
+-- Takes the shared lock on a range claim until the end of the transaction and returns the claim if it is still open and the token's own.
+-- Ack against expiry would be a write skew in which both commit; the lock, and reading again after it in a new statement, prevent it.
+-- Raises: MR001 when the claim has ended.
+create or replace function millrace_engine.hold_claim(p_token bigint[]) returns millrace_engine.claim
+language plpgsql volatile as $$
+declare
+    c millrace_engine.claim;
+begin
+    perform pg_advisory_xact_lock_shared((1073741824 + p_token[2])::integer, (p_token[3] & 2147483647)::integer);
+    select d.* into c from millrace_engine.claim d
+        where d.lane_id = p_token[2] and d.claim = p_token[3] and d.nonce = p_token[4]
+          and not exists (select from millrace_engine.settlement s
+              where s.lane_id = d.lane_id and s.claim = d.claim and s.kind in ('A', 'T', 'R'))
+        order by d.copy desc limit 1;
+    if not found then
+        raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001',
+            hint = 'This is normal after a long pause: its messages are delivered again. Extend claims that need more time.';
+    end if;
+    return c;
+end $$;
+comment on function millrace_engine.hold_claim(bigint[]) is 'Locks a claim against takeover until the end of the transaction.';

@@ -1,0 +1,29 @@
+-- millrace_engine.install_functions(stream id) returns void
+-- Makes the stream's own copy of each function whose name ends in _template. A static table name lets PostgreSQL keep their plans;
+-- with EXECUTE every call would plan again, which costs more than the read itself.
+create or replace function millrace_engine.install_functions(p_stream integer) returns void
+language plpgsql volatile as $$
+declare
+    s millrace_engine.stream;
+    f record;
+    source text;
+    runtime text;
+begin
+    select * into strict s from millrace_engine.stream x where x.id = p_stream;
+    select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
+    for f in select p.oid, p.proname from pg_proc p
+             where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template' loop
+        source := pg_get_functiondef(f.oid);
+        source := replace(source, f.proname, replace(f.proname, '_template', '_' || p_stream));
+        source := replace(source, 'millrace.stream_template', format('millrace.%I', s.name));
+        source := replace(source, '/* stream id */ 0', p_stream::text);
+        if s.payload_type = 'Bytes' then
+            source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');
+        end if;
+        execute source;
+        if runtime is not null then
+            execute format('grant execute on function millrace_engine.%I to %I', replace(f.proname, '_template', '_' || p_stream), runtime);
+        end if;
+    end loop;
+end $$;
+comment on function millrace_engine.install_functions(integer) is 'Creates or replaces the functions that belong to one stream.';

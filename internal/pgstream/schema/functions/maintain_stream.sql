@@ -1,0 +1,95 @@
+-- millrace_engine.maintain_stream(stream id) returns text[]
+-- One round of rotation and retention for a stream; returns what it did. Publishing and consuming never wait for it and never need it.
+-- Raises: 55P03 when readers keep a segment busy; call it again later.
+create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
+language plpgsql volatile
+set lock_timeout = '200ms' as $$
+declare
+    s millrace_engine.stream;
+    st millrace_engine.stream_state;
+    did text[] := '{}';
+    seg record;
+    bytes bigint := 0;
+    keep_from bigint;
+    next_ smallint;
+    used boolean;
+    top record;
+    newest bigint;
+begin
+    -- Also taken by whoever creates or resets a group, so that a group cannot begin at what is removed meanwhile.
+    select * into s from millrace_engine.stream x where x.id = p_stream for update;
+    if not found then
+        return did;
+    end if;
+    select * into strict st from millrace_engine.stream_state x where x.stream_id = p_stream;
+
+    -- Rotation. A segment covers a share of what the limits keep, so that removing one is a small step.
+    next_ := (st.segment + 1) % s.segments;
+    execute format('select exists (select from millrace_engine.segment_%s_%s)', p_stream, next_) into used;
+    bytes := pg_relation_size(format('millrace_engine.segment_%s_%s', p_stream, st.segment)::regclass);
+    if not used and bytes > 0 and (bytes > coalesce(nullif(s.max_bytes, 0) / s.segments, 1073741824)
+            or (s.max_age_seconds > 0 and clock_timestamp() > st.segment_started_at + make_interval(secs => s.max_age_seconds / (s.segments - 1.0)))
+            or (s.max_messages > 0 and millrace_engine.segment_span(p_stream, st.segment) > s.max_messages / s.segments)
+            or (s.retention_policy <> 'Limits' and bytes > 67108864)) then
+        update millrace_engine.stream_state x set segment = next_, segment_started_at = clock_timestamp() where x.stream_id = p_stream;
+        st.segment := next_;
+        did := did || format('rotated to segment %s', next_ + 1);
+    end if;
+
+    -- What every group has settled. Groups hold messages back under Interest and WorkQueue only.
+    if s.retention_policy <> 'Limits' then
+        select min(t.ack_floor) into keep_from from millrace.stats() t where t.stream = s.name;
+        if keep_from is null and s.retention_policy = 'WorkQueue' then
+            keep_from := 0;   -- nobody has worked on the queue yet
+        end if;
+    end if;
+    newest := coalesce(pg_sequence_last_value(('millrace_engine.position_' || p_stream)::regclass), 0);
+
+    for k in 1 .. s.segments - 1 loop
+        seg := null;
+        next_ := (st.segment + k) % s.segments;
+        execute format('select exists (select from millrace_engine.segment_%s_%s)', p_stream, next_) into used;
+        continue when not used;
+        select coalesce(sum(pg_total_relation_size(format('millrace_engine.segment_%s_%s', p_stream, i)::regclass)), 0) into bytes
+            from generate_series(0, s.segments - 1) i;
+        execute format('select "position", created_at from millrace_engine.segment_%s_%s order by "position" desc limit 1', p_stream, next_) into top;
+        if not millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
+            exit;   -- segments after it are younger
+        end if;
+        execute format('lock table millrace_engine.segment_%s_%s in access exclusive mode', p_stream, next_);
+        execute format('select max("position") as "position", max(created_at) as created_at from millrace_engine.segment_%s_%s', p_stream, next_) into top;
+        if millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
+            execute format('truncate millrace_engine.segment_%s_%s', p_stream, next_);
+            update millrace_engine.stream x set first_position = greatest(x.first_position, top."position" + 1) where x.id = p_stream;
+            did := did || format('truncated segment %s up to position %s', next_ + 1, top."position");
+        end if;
+        exit;   -- one segment per round: locks stay short
+    end loop;
+    return did;
+end $$;
+comment on function millrace_engine.maintain_stream(integer) is 'One round of segment rotation and retention.';
+
+-- millrace_engine.removable(stream, highest position, newest created_at, settled up to, last position, bytes) returns boolean
+-- The retention policy's verdict on a segment.
+create or replace function millrace_engine.removable(s millrace_engine.stream, p_position bigint, p_created timestamptz, p_settled bigint,
+    p_newest bigint, p_bytes bigint) returns boolean
+language sql stable
+return case
+    when p_position is null then false
+    when s.retention_policy <> 'Limits' and (p_settled is null or p_position <= p_settled) then true
+    else (s.max_age_seconds > 0 and p_created < clock_timestamp() - make_interval(secs => s.max_age_seconds))
+      or (s.max_bytes > 0 and p_bytes > s.max_bytes)
+      or (s.max_messages > 0 and p_newest - p_position >= s.max_messages)
+end;
+
+-- millrace_engine.segment_span(stream id, segment) returns bigint
+-- How many positions the segment spans: an upper bound of its messages that costs two index probes.
+create or replace function millrace_engine.segment_span(p_stream integer, p_segment integer) returns bigint
+language plpgsql volatile as $$
+declare
+    result bigint;
+begin
+    execute format('select coalesce((select "position" from millrace_engine.segment_%1$s_%2$s order by "position" desc limit 1)
+        - (select "position" from millrace_engine.segment_%1$s_%2$s order by "position" limit 1) + 1, 0)', p_stream, p_segment) into result;
+    return result;
+end $$;

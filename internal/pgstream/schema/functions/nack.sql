@@ -1,0 +1,114 @@
+-- millrace.nack(claim, positions, delay_seconds, reason) returns void
+-- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. The reason is kept.
+-- Shared:  each message goes to the delivery table, or to the dead letters when it has had all its attempts. The rest of the claim
+--          stays held.
+-- Ordered: the claim ends. Everything in it that is not settled is delivered again, in order, after the delay: settle what is done
+--          before. With failure policy Skip, messages that have had all their attempts become dead letters and are passed over.
+-- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
+create or replace function millrace.nack(p_claim text, p_positions bigint[], p_delay_seconds double precision default null, p_reason text default null)
+returns void
+language plpgsql volatile as $$
+declare
+    t bigint[] := millrace_engine.parse_token(p_claim);
+    g millrace_engine.consumer_group;
+    c millrace_engine.claim;
+    n integer;
+begin
+    select * into strict g from millrace_engine.consumer_group x where x.id = t[1];
+    if t[2] = 0 then
+        with held as (
+            select d.* from millrace_engine.delivery d
+            where d.group_id = g.id and d.nonce = t[4] and d."position" = any (p_positions) for update
+        ), dead as (
+            insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
+            select h.group_id, h."position", h.key, h.headers, h.payload, h.payload_bytes, h.created_at, h.attempt,
+                   coalesce(p_reason, 'nacked'), millrace_engine.add_error(h.errors, h.attempt, p_reason), millrace_engine.clock()
+            from held h where g.max_attempts > 0 and h.attempt >= g.max_attempts
+            on conflict on constraint dead_letter_position_unique do nothing
+        ), gone as (
+            delete from millrace_engine.delivery d using held h
+            where d.id = h.id and g.max_attempts > 0 and h.attempt >= g.max_attempts
+        ), back as (
+            update millrace_engine.delivery d set nonce = null, member = null, suspect = false,
+                visible_at = millrace_engine.clock() + millrace_engine.delay(g, h.attempt, p_delay_seconds),
+                errors = millrace_engine.add_error(h.errors, h.attempt, p_reason)
+            from held h where d.id = h.id and not (g.max_attempts > 0 and h.attempt >= g.max_attempts)
+        )
+        select count(*) into n from held;
+        if n < (select count(distinct p) from unnest(p_positions) p) then
+            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001';
+        end if;
+        return;
+    end if;
+    c := millrace_engine.hold_claim(t);
+    if g.mode = 'Shared' then
+        perform millrace_engine.set_aside(c, p_positions, g.max_attempts > 0 and c.attempt >= g.max_attempts,
+            c.attempt, millrace_engine.delay(g, c.attempt, p_delay_seconds), coalesce(p_reason, 'nacked'), false);
+        perform millrace_engine.settle_messages(c, p_positions);
+    elsif g.failure_policy = 'Skip' and g.max_attempts > 0 and c.attempt >= g.max_attempts then
+        perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
+        perform millrace_engine.settle_messages(c, p_positions);
+        perform millrace_engine.give_back(c, g.stream_id, interval '0', 1);
+    else
+        perform millrace_engine.give_back(c, g.stream_id, millrace_engine.delay(g, c.attempt, p_delay_seconds), c.attempt + 1);
+    end if;
+end $$;
+comment on function millrace.nack(text, bigint[], double precision, text) is
+    'Gives messages of a claim back, to be delivered again after a delay.';
+
+-- millrace.dead_letter(claim, positions, reason) returns void
+-- Moves messages of the claim to the dead letters at once, whatever their attempt; the rest of the claim stays held.
+-- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
+create or replace function millrace.dead_letter(p_claim text, p_positions bigint[], p_reason text) returns void
+language plpgsql volatile as $$
+declare
+    t bigint[] := millrace_engine.parse_token(p_claim);
+    c millrace_engine.claim;
+    n integer;
+begin
+    if t[2] = 0 then
+        with gone as (
+            delete from millrace_engine.delivery d
+            where d.group_id = t[1] and d.nonce = t[4] and d."position" = any (p_positions) returning d.*
+        ), dead as (
+            insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
+            select h.group_id, h."position", h.key, h.headers, h.payload, h.payload_bytes, h.created_at, h.attempt,
+                   coalesce(p_reason, ''), millrace_engine.add_error(h.errors, h.attempt, p_reason), millrace_engine.clock()
+            from gone h on conflict on constraint dead_letter_position_unique do nothing
+        )
+        select count(*) into n from gone;
+        if n < (select count(distinct p) from unnest(p_positions) p) then
+            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001';
+        end if;
+        return;
+    end if;
+    c := millrace_engine.hold_claim(t);
+    perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, ''), false);
+    perform millrace_engine.settle_messages(c, p_positions);
+end $$;
+comment on function millrace.dead_letter(text, bigint[], text) is 'Moves messages of a claim to the dead letters.';
+
+-- millrace.release(claim) returns void
+-- Gives the whole claim back at once and does not count the attempt. For a consumer that stops.
+-- Raises: MR001 the claim has ended.
+create or replace function millrace.release(p_claim text) returns void
+language plpgsql volatile as $$
+declare
+    t bigint[] := millrace_engine.parse_token(p_claim);
+    c millrace_engine.claim;
+    stream integer;
+begin
+    select g.stream_id into strict stream from millrace_engine.consumer_group g where g.id = t[1];
+    if t[2] = 0 then
+        update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
+            where d.group_id = t[1] and d.nonce = t[4];
+        if not found then
+            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
+        end if;
+        perform pg_notify('millrace', stream::text);
+        return;
+    end if;
+    c := millrace_engine.hold_claim(t);
+    perform millrace_engine.give_back(c, stream, interval '0', c.attempt);
+end $$;
+comment on function millrace.release(text) is 'Gives a claim back at once, without counting an attempt.';

@@ -1,0 +1,23 @@
+-- millrace_engine.open_claims(lane, floor) returns setof millrace_engine.claim
+-- The claims above floor that nothing has settled, as they stand now: expires_at after every extension, settled with everything settled
+-- since, attempt as the number that the next delivery would have less one. A claim that was carried over to a newer ring appears once.
+-- Cost: claims between the floor and now, which is what is in flight plus at most 32.
+create or replace function millrace_engine.open_claims(p_lane bigint, p_floor bigint) returns setof millrace_engine.claim
+language sql volatile
+begin atomic
+    select c.lane_id, c.claim, c.low, c.high, c.frontier, c.horizon, c.floor,
+           case when last_end.kind = 'R' then 0 else c.nonce end,   -- given back: the old token must not fit a copy
+           coalesce(last_end.expires_at, c.expires_at), c.next_check, c.messages,
+           coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member,
+           coalesce(c.settled, '{}'::int8multirange) + coalesce(progress.settled, '{}'::int8multirange)
+    from (select distinct on (d.claim) d.* from millrace_engine.claim d
+          where d.lane_id = p_lane and d.claim > p_floor order by d.claim, d.copy desc) c
+    left join lateral (select e.expires_at, e.next_attempt, e.kind from millrace_engine.settlement e
+          where e.lane_id = c.lane_id and e.claim = c.claim and e.kind in ('E', 'R') order by e.at desc limit 1) last_end on true
+    left join lateral (select range_agg(p.settled) as settled from millrace_engine.settlement p
+          where p.lane_id = c.lane_id and p.claim = c.claim and p.kind = 'P') progress on true
+    where not exists (select from millrace_engine.settlement s
+          where s.lane_id = c.lane_id and s.claim = c.claim and s.kind in ('A', 'T'))
+    order by c.claim;
+end;
+comment on function millrace_engine.open_claims(bigint, bigint) is 'Claims of a lane that are neither acked nor taken over, with their present end.';

@@ -1,0 +1,45 @@
+-- millrace.receive(stream, group, member, max, lease_seconds, ack) returns the messages of one claim
+-- Gives the member up to max messages that nobody else in the group holds, for lease_seconds (null: the group's ack wait). Returns no row
+-- when there is nothing now. Every row carries the same claim; settle it with ack, ack_messages, nack, dead_letter or release before
+-- expires_at, or extend it. ack, when not null, settles the previous claim first, in the same round trip.
+-- payload is set in JSON streams, payload_bytes in Bytes streams. attempt is 1 on the first delivery.
+-- Raises: as receive_template.
+create or replace function millrace.receive(p_stream text, p_group text, p_member text, p_max integer default 100,
+    p_lease_seconds double precision default null, p_ack text default null)
+returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
+    expires_at timestamptz)
+language plpgsql volatile as $$
+declare
+    stream integer := millrace_engine.stream_id(p_stream);
+begin
+    return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5)', stream)
+        using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack;
+end $$;
+comment on function millrace.receive(text, text, text, integer, double precision, text) is
+    'Claims messages for a member of a consumer group, after settling its previous claim.';
+
+-- millrace_engine.stream_id(name) returns integer
+-- Raises: MR002 no such stream.
+create or replace function millrace_engine.stream_id(p_stream text) returns integer
+language plpgsql stable as $$
+declare
+    result integer;
+begin
+    select s.id into result from millrace_engine.stream s where s.name = p_stream;
+    if not found then
+        raise exception 'stream "%" does not exist', p_stream using errcode = 'MR002',
+            hint = 'Create it with a Stream resource or with millrace.create_stream.';
+    end if;
+    return result;
+end $$;
+
+-- millrace_engine.wait_for(stream ids) returns void
+-- Registers interest for ten seconds: publishers notify until then. Renewed when half used up, so a member that waits after every message
+-- does not miss those published in between.
+create or replace function millrace_engine.wait_for(p_streams integer[]) returns void
+language sql volatile
+begin atomic
+    update millrace_engine.stream_state s set waiting_until = clock_timestamp() + interval '10 seconds'
+        where s.stream_id = any (p_streams) and s.waiting_until < clock_timestamp() + interval '5 seconds';
+end;
+comment on function millrace_engine.wait_for(integer[]) is 'Asks publishers of these streams to notify for the next ten seconds.';

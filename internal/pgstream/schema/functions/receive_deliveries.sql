@@ -1,0 +1,37 @@
+-- millrace_engine.receive_deliveries(group, member, max, now, end of the lease, nonce) returns messages
+-- Hands out due messages of the delivery table, oldest due first; a suspect alone. A message that was handed out for the last time and
+-- whose lease ended is a dead letter.
+create or replace function millrace_engine.receive_deliveries(p_group integer, p_member text, p_max integer, p_now timestamptz, p_ends timestamptz,
+    p_nonce bigint)
+returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
+    expires_at timestamptz)
+language plpgsql volatile as $$
+#variable_conflict use_column
+begin
+    with worn as (
+        delete from millrace_engine.delivery d using millrace_engine.consumer_group g
+        where g.id = p_group and g.max_attempts > 0
+          and d.id in (select x.id from millrace_engine.delivery x
+                       where x.group_id = p_group and x.visible_at <= p_now and x.attempt >= g.max_attempts for update skip locked)
+        returning d.*
+    )
+    insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
+        select w.group_id, w."position", w.key, w.headers, w.payload, w.payload_bytes, w.created_at, w.attempt,
+               'not settled within the ack wait', w.errors, p_now
+        from worn w on conflict on constraint dead_letter_position_unique do nothing;
+    return query
+        with due as (
+            select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
+            from (select y.id, y.suspect, y.visible_at, y."position" from millrace_engine.delivery y
+                  where y.group_id = p_group and y.visible_at <= p_now
+                  order by y.visible_at, y."position" limit p_max for update skip locked) x
+        ), chosen as (
+            select d.id from due d where d.n = 1 or (not d.suspect and not (select f.suspect from due f where f.n = 1))
+        )
+        update millrace_engine.delivery d
+            set attempt = d.attempt + 1, nonce = p_nonce, member = p_member, visible_at = p_ends
+            from chosen where d.id = chosen.id
+            returning p_group || '.0.0.' || p_nonce, d."position", d.key, d.headers, d.payload, d.payload_bytes, d.created_at, d.attempt, p_ends;
+end $$;
+comment on function millrace_engine.receive_deliveries(integer, text, integer, timestamptz, timestamptz, bigint) is
+    'Hands out messages that are due again after a nack or an expiry.';

@@ -1,0 +1,99 @@
+-- The ledgers are three rings. Rows go to the current one; what is still needed from the one before is carried over; the third is truncated.
+--
+-- millrace_engine.rotate_ledger(bytes) returns boolean
+-- Moves to the next ring when the current one is larger than bytes and the next is empty. True when it moved. A writer that still has the old
+-- ring in mind does no harm: every reader looks at all three.
+create or replace function millrace_engine.rotate_ledger(p_bytes bigint) returns boolean
+language plpgsql volatile as $$
+declare
+    cur smallint;
+    next_ smallint;
+    used boolean;
+begin
+    select l.ring into cur from millrace_engine.ledger l where l.id = 1 for update;
+    next_ := (cur + 1) % 3;
+    if pg_relation_size(format('millrace_engine.claim_%s', cur)::regclass)
+            + pg_relation_size(format('millrace_engine.settlement_%s', cur)::regclass) < p_bytes then
+        return false;
+    end if;
+    select exists (select from millrace_engine.claim c where c.ring = next_) or exists (select from millrace_engine.settlement s where s.ring = next_)
+        into used;
+    if used then
+        return false;
+    end if;
+    update millrace_engine.ledger l set ring = next_, rotated_at = clock_timestamp() where l.id = 1;
+    return true;
+end $$;
+comment on function millrace_engine.rotate_ledger(bigint) is 'Moves new ledger rows to the next ring when the current one is large.';
+
+-- millrace_engine.carry_over(group) returns boolean
+-- Copies what the group still needs into the current ring: its open claims, and a row that remembers how far it is. An emptied ledger would
+-- begin again from the first claim otherwise. False when a claim is being settled this moment; call it again then.
+-- Each open claim is locked exclusively, so no settlement can slip into the old ring beside its copy.
+create or replace function millrace_engine.carry_over(p_group integer) returns boolean
+language plpgsql volatile as $$
+declare
+    cur smallint;
+    l record;
+    last millrace_engine.claim;
+    o millrace_engine.claim;
+    first_open bigint;
+begin
+    perform pg_advisory_xact_lock(536870912 + p_group, 0);
+    select x.ring into cur from millrace_engine.ledger x where x.id = 1;
+    for l in select x.id from millrace_engine.lane x where x.group_id = p_group order by x.id loop
+        select c.* into strict last from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1;
+        first_open := null;
+        for o in select * from millrace_engine.open_claims(l.id, last.floor) loop
+            first_open := coalesce(first_open, o.claim);
+            continue when o.ring = cur;
+            if not pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
+                return false;
+            end if;
+            insert into millrace_engine.claim select (x).* from (
+                select jsonb_populate_record(y, jsonb_build_object('ring', cur, 'copy', y.copy + 1)) as x
+                from millrace_engine.open_claims(l.id, o.claim - 1) y where y.claim = o.claim) z;
+        end loop;
+        if last.ring <> cur then
+            insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring, settled)
+                values (l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, coalesce(first_open - 1, last.claim + 1),
+                    0, 'infinity', last.next_check, 0, 0, cur, last.settled);
+            insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
+                values (l.id, last.claim + 1, millrace_engine.clock(), cur, 'A');
+        end if;
+    end loop;
+    return true;
+end $$;
+comment on function millrace_engine.carry_over(integer) is 'Copies the open claims and the progress of a group into the current ring.';
+
+-- millrace_engine.truncate_ledger() returns boolean
+-- Empties the ring that is neither current nor previous, when no lane needs it. True when it is empty afterwards.
+-- Raises: 55P03 when readers keep it busy; call it again later.
+create or replace function millrace_engine.truncate_ledger() returns boolean
+language plpgsql volatile
+set lock_timeout = '200ms' as $$
+declare
+    cur smallint;
+    old smallint;
+    needed boolean;
+begin
+    select x.ring into cur from millrace_engine.ledger x where x.id = 1;
+    old := (cur + 1) % 3;
+    if not exists (select from millrace_engine.claim c where c.ring = old) and not exists (select from millrace_engine.settlement s where s.ring = old) then
+        return true;
+    end if;
+    execute format('lock table millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s in access exclusive mode', old);
+    -- A new statement after the lock: writers that had this ring in mind are done now.
+    select exists (
+        select from millrace_engine.lane l, lateral millrace_engine.lane_progress(l.id) f
+        where (select c.ring from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1) = old
+           or exists (select from millrace_engine.open_claims(l.id, f.floor) o where o.ring = old
+                and not exists (select from millrace_engine.claim d where d.lane_id = o.lane_id and d.claim = o.claim and d.ring <> old))
+    ) into needed;
+    if needed then
+        return false;
+    end if;
+    execute format('truncate millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s', old);
+    return true;
+end $$;
+comment on function millrace_engine.truncate_ledger() is 'Empties the oldest ledger ring once nothing in it is needed.';

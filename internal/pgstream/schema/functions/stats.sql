@@ -1,0 +1,53 @@
+-- millrace.stats() returns one row per consumer group of the database
+-- Progress of every group in one call; its cost does not depend on the backlog: positions are subtracted, not rows counted, so lag is an
+-- upper bound where transactions rolled back.
+create or replace function millrace.stats()
+returns table (stream text, "group" text, mode text, lag bigint, in_flight bigint, retrying bigint, dead_letters bigint,
+    oldest_age interval, ack_floor bigint, members jsonb)
+language plpgsql volatile as $$
+#variable_conflict use_column
+declare
+    s record;
+    g record;
+    l record;
+    h bigint;
+    open_low bigint;
+    open_count bigint;
+    oldest timestamptz;
+begin
+    for s in select x.id, x.name, x.partitions, x.first_position from millrace_engine.stream x order by x.name loop
+        h := coalesce(pg_sequence_last_value(('millrace_engine.position_' || s.id)::regclass), 0);
+        for g in select x.id, x.name, x.mode from millrace_engine.consumer_group x where x.stream_id = s.id order by x.name loop
+            stream := s.name;
+            "group" := g.name;
+            mode := g.mode;
+            lag := 0;
+            in_flight := 0;
+            ack_floor := null;
+            for l in select x.slot_low, x.slot_high, x.id, f.frontier, f.floor from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f
+                     where x.group_id = g.id loop
+                select min(o.low), coalesce(sum(o.messages - (select coalesce(sum(upper(r) - lower(r)), 0)
+                        from unnest(o.settled * int8multirange(int8range(o.low, o.high, '(]'))) r)), 0)
+                    into open_low, open_count from millrace_engine.open_claims(l.id, l.floor) o;
+                lag := lag + ceil(greatest(h - greatest(l.frontier, s.first_position - 1), 0) * (l.slot_high - l.slot_low) / 1024.0)::bigint;
+                in_flight := in_flight + greatest(open_count, 0);
+                ack_floor := least(ack_floor, coalesce(open_low, l.frontier));
+            end loop;
+            select count(*), min(d.created_at) into retrying, oldest from millrace_engine.delivery d where d.group_id = g.id;
+            select count(*) into dead_letters from millrace_engine.dead_letter d where d.group_id = g.id;
+            oldest_age := null;
+            if lag + in_flight > 0 then
+                execute format('select least($2, (select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1))', s.name)
+                    into oldest using ack_floor, oldest;
+            end if;
+            oldest_age := greatest(millrace_engine.clock() - oldest, interval '0');
+            select coalesce(jsonb_agg(jsonb_build_object('name', m.name, 'expires_at', m.expires_at, 'partitions',
+                    (select coalesce(jsonb_agg(p order by p), '[]') from generate_series(0, s.partitions - 1) p
+                     where exists (select from millrace_engine.lane x where x.group_id = g.id and x.member = m.name
+                         and x.slot_low < (p + 1) * 1024 / s.partitions and x.slot_high > p * 1024 / s.partitions))) order by m.joined), '[]')
+                into members from millrace_engine.member m where m.group_id = g.id and m.expires_at > millrace_engine.clock();
+            return next;
+        end loop;
+    end loop;
+end $$;
+comment on function millrace.stats() is 'Lag, messages in flight, retries, dead letters and members of every consumer group.';

@@ -1,0 +1,112 @@
+-- millrace_engine.stream_repairs(stream id) returns table (summary, statement)
+-- What is missing or wrong in the database objects of a stream, and the statement that mends it, in the order to run them. For a
+-- new stream that is everything, so creating and repairing are one code. Reads the catalogue only.
+create or replace function millrace_engine.stream_repairs(p_stream integer) returns table (summary text, statement text)
+language plpgsql stable as $$
+declare
+    s millrace_engine.stream;
+    runtime text;
+    parent regclass;
+    leaf regclass;
+    leaf_name text;
+    target text;
+    seq record;
+begin
+    select * into strict s from millrace_engine.stream x where x.id = p_stream;
+    select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
+    parent := to_regclass(format('millrace.%I', s.name));
+
+    select q.* into seq from pg_sequences q
+        where q.schemaname = 'millrace_engine' and q.sequencename = 'position_' || p_stream;
+    if not found then
+        summary := 'create the position sequence';
+        statement := format('create sequence millrace_engine.position_%s as bigint increment 1 cache 1 no cycle start %s', p_stream,
+            greatest(s.first_position, (select coalesce(max(c.horizon), 0) + 1 from millrace_engine.claim c
+                join millrace_engine.lane l on l.id = c.lane_id
+                join millrace_engine.consumer_group g on g.id = l.group_id where g.stream_id = p_stream)));
+        return next;
+    elsif seq.cache_size <> 1 or seq.increment_by <> 1 or seq.cycle then
+        summary := 'restore the position sequence to cache 1, increment 1, no cycle';
+        statement := format('alter sequence millrace_engine.position_%s increment 1 cache 1 no cycle', p_stream);
+        return next;
+    end if;
+
+    if parent is null then
+        summary := 'create table millrace.' || s.name;
+        -- A message without a key has no order to keep, so it is spread over the slots by its position.
+        statement := format($ddl$
+            create table millrace.%2$I (
+                "position" bigint not null default nextval('millrace_engine.position_%1$s'),
+                created_at timestamptz not null default statement_timestamp(),
+                segment    smallint not null default current_setting('millrace.segment_%1$s')::smallint,
+                slot       smallint not null generated always as ((coalesce(hashtextextended(key, 0), "position") & 1023)::smallint) stored,
+                key        text,
+                headers    jsonb,
+                payload    %3$s not null
+            ) partition by list (segment)$ddl$,
+            p_stream, s.name, case s.payload_type when 'JSON' then 'jsonb' else 'bytea' end);
+        return next;
+        summary := 'describe table millrace.' || s.name;
+        statement := format('comment on table millrace.%I is %L', s.name,
+            'Millrace stream. Insert or COPY key, headers and payload; everything else is filled in. Never update or delete.');
+        return next;
+    end if;
+
+    for k in 0 .. s.segments - 1 loop
+        leaf_name := format('segment_%s_%s', p_stream, k);
+        leaf := to_regclass('millrace_engine.' || leaf_name);
+        if leaf is null then
+            summary := format('create segment %s of %s', k + 1, s.segments);
+            statement := format('create table millrace_engine.%s partition of millrace.%I for values in (%s)
+                with (autovacuum_vacuum_insert_threshold = -1)', leaf_name, s.name, k);
+            return next;
+            summary := format('default of segment %s', k + 1);
+            statement := format('alter table millrace_engine.%s alter column segment set default %s', leaf_name, k);
+            return next;
+        end if;
+        if leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
+                and i.indkey::text = (select a.attnum::text from pg_attribute a where a.attrelid = leaf and a.attname = 'position')) then
+            summary := format('index the positions of segment %s', k + 1);
+            statement := format('drop index if exists millrace_engine.%1$s_position_idx;
+                create index %1$s_position_idx on millrace_engine.%1$s ("position")', leaf_name);
+            return next;
+        end if;
+        if leaf is null or not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+            summary := format('guard inserts into segment %s', k + 1);
+            statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
+            return next;
+        end if;
+    end loop;
+
+    if parent is null or not exists (select from pg_trigger t where t.tgrelid = parent and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+        summary := 'guard inserts into millrace.' || s.name;
+        statement := millrace_engine.guard_statement(p_stream, format('millrace.%I', s.name));
+        return next;
+    end if;
+
+    if runtime is not null and (parent is null or not has_any_column_privilege(runtime, parent, 'insert')
+            or not has_table_privilege(runtime, parent, 'select')) then
+        target := quote_ident(runtime);
+        summary := 'grant publishing and reading to the runtime role';
+        statement := format('grant select, insert (key, headers, payload) on millrace.%I to %s;
+            grant usage, select on sequence millrace_engine.position_%s to %s', s.name, target, p_stream, target);
+        return next;
+    end if;
+
+    if to_regproc('millrace_engine.receive_' || p_stream) is null then
+        summary := 'create the functions of the stream';
+        statement := format('select millrace_engine.install_functions(%s)', p_stream);
+        return next;
+    end if;
+end $$;
+comment on function millrace_engine.stream_repairs(integer) is
+    'What is missing or wrong in the database objects of a stream, and the statements that mend it.';
+
+-- millrace_engine.guard_statement(stream id, table) returns text
+-- The DDL that puts the publish guard on a stream's table or on one of its segments.
+create or replace function millrace_engine.guard_statement(p_stream integer, p_table text) returns text
+language sql immutable
+return format('drop trigger if exists publish_guard on %1$s;
+    create trigger publish_guard before insert on %1$s for each statement
+        execute function millrace_engine.publish_guard(%2$L, %3$L);
+    alter table %1$s enable always trigger publish_guard', p_table, p_stream, 'millrace_engine.position_' || p_stream);
