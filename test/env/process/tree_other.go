@@ -1,0 +1,33 @@
+//go:build !linux
+
+package process
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"os/exec"
+	"syscall"
+)
+
+// Other systems have no death signal; there, a killed test leaves its servers running.
+func setDeathSignal(*syscall.SysProcAttr, syscall.Signal) {}
+
+// Children returns the ids of the direct children of a process.
+func Children(parent int) ([]int, error) {
+	list, err := exec.Command("ps", "-A", "-o", "pid=,ppid=").Output()
+	if err != nil {
+		return nil, fmt.Errorf("list processes: %w", err)
+	}
+	var children []int
+	for lines := bufio.NewScanner(bytes.NewReader(list)); lines.Scan(); {
+		var pid, ppid int
+		if n, _ := fmt.Sscan(lines.Text(), &pid, &ppid); n == 2 && ppid == parent {
+			children = append(children, pid)
+		}
+	}
+	return children, nil
+}
+
+// gone tells whether the process has ended.
+func gone(pid int) bool { return syscall.Kill(pid, 0) != nil }
