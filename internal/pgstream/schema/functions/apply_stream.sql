@@ -4,7 +4,8 @@
 --       dedupe_window_seconds, max_message_bytes, owner. A missing key keeps the present value, or takes the default.
 -- Raises: MR004 for what can never be done, with what to do instead.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
-language plpgsql volatile as $$
+language plpgsql volatile
+set client_min_messages = warning as $$
 declare
     s millrace_engine.stream;
     wanted millrace_engine.stream;

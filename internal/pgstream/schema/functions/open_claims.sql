@@ -3,9 +3,10 @@
 -- since, attempt as the number that the next delivery would have less one. A claim that was carried over to a newer ring appears once.
 -- Cost: claims between the floor and now, which is what is in flight plus at most 32.
 create or replace function millrace_engine.open_claims(p_lane bigint, p_floor bigint) returns setof millrace_engine.claim
-language sql volatile
-begin atomic
-    select c.lane_id, c.claim, c.low, c.high, c.frontier, c.horizon, c.floor,
+language plpgsql volatile as $$
+begin
+    -- Not in language sql, which would plan again at every call.
+    return query select c.lane_id, c.claim, c.low, c.high, c.frontier, c.horizon, c.floor,
            case when last_end.kind = 'R' then 0 else c.nonce end,   -- given back: the old token must not fit a copy
            coalesce(last_end.expires_at, c.expires_at), c.next_check, c.messages,
            coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member,
@@ -19,5 +20,5 @@ begin atomic
     where not exists (select from millrace_engine.settlement s
           where s.lane_id = c.lane_id and s.claim = c.claim and s.kind in ('A', 'T'))
     order by c.claim;
-end;
+end $$;
 comment on function millrace_engine.open_claims(bigint, bigint) is 'Claims of a lane that are neither acked nor taken over, with their present end.';
