@@ -1,0 +1,111 @@
+# Millrace. `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+# What the targets take: RUN=<regexp of test names>, PG=<major version of PostgreSQL>, PKG=<packages>.
+RUN ?=
+PG ?=
+PKG ?= ./...
+export PG
+
+# Version of images and of the manager; the tag of the checkout for a release.
+VERSION ?= dev
+
+TESTENV = go run ./test/env/cmd/testenv
+TOOL = go tool -modfile=tools/dev/go.mod
+
+.PHONY: help
+help: ## Show this list.
+	@echo "Millrace"; echo
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2} /^##@ / {printf "\n%s\n", substr($$0, 5)}' $(MAKEFILE_LIST)
+	@echo; echo "RUN=<regexp> picks tests, PKG=<packages> picks packages, PG=<15|16|17|18> picks the PostgreSQL of the tests,"
+	@echo "CLUSTER=current uses your kubeconfig's current context in e2e and demo, DEMO_SECONDS and DEMO_HOLD=1 shape the demo."
+
+##@ Try it
+
+.PHONY: demo
+demo: deps ## From nothing to rows: PostgreSQL, Redis, Kubernetes, Millrace, for a minute.
+	@go run ./test/demo
+
+.PHONY: cluster-up
+cluster-up: deps ## Start a Kubernetes with one real node; prints its kubeconfig.
+	@$(TESTENV) up
+
+.PHONY: cluster-down
+cluster-down: ## Stop it and remove what it made.
+	@$(TESTENV) down
+
+##@ Test
+
+# The packages that need no node. test/e2e, test/demo and bench need one, or much time.
+UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/demo)
+
+.PHONY: test
+test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
+	@KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test $(if $(RUN),-run '$(RUN)') $(UNIT)
+
+.PHONY: test-race
+test-race: deps assets ## The same with the race detector.
+	@KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test -race $(if $(RUN),-run '$(RUN)') $(UNIT)
+
+.PHONY: e2e
+e2e: deps ## The end-to-end tests, on real pods.
+	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+
+.PHONY: bench
+bench: deps ## The benchmarks; see bench/README.md.
+	@go run ./bench
+
+##@ Develop
+
+.PHONY: generate
+generate: ## Write deep copies, CRDs and RBAC from the Go types and markers.
+	@$(TOOL) controller-gen object:headerFile=hack/boilerplate.go.txt paths=./api/...
+	@$(TOOL) controller-gen crd rbac:roleName=manager paths=./api/... paths=./internal/controller/... output:crd:dir=config/crd/bases output:rbac:dir=config/rbac
+
+.PHONY: manifests
+manifests: generate ## The same as generate.
+
+.PHONY: lint
+lint: ## Run the linters.
+	@$(TOOL) golangci-lint run
+
+.PHONY: fmt
+fmt: ## Format the Go code.
+	@$(TOOL) golangci-lint fmt
+
+.PHONY: verify
+verify: ## What CI checks besides tests: format, vet, lint, generated files.
+	@./tools/verify.sh
+
+.PHONY: images
+images: ## Build the images as OCI archives in bin/images.
+	@$(TESTENV) images $(VERSION)
+
+##@ Set up
+
+.PHONY: deps
+deps: ## Install what is missing (as root on Debian and Ubuntu), or say what to install.
+	@./tools/deps.sh $(if $(PG),postgres-$(PG))
+
+.PHONY: postgres
+postgres: ## Install the server of PG=<major> for the tests, if there is none.
+	@./tools/postgres.sh $(or $(PG),$(error say which: make postgres PG=18))
+
+.PHONY: assets
+assets: ## Build kube-apiserver, etcd and kubectl for the tests (cached).
+	@$(TESTENV) assets >/dev/null
+
+.PHONY: tools
+tools: ## Build every program of the test cluster (cached).
+	@$(TESTENV) tools >/dev/null
+
+.PHONY: clean
+clean: cluster-down ## Remove what was built in the source tree. Caches stay.
+	@rm -rf bin
+
+.PHONY: clean-cache
+clean-cache: ## Remove the cache of built programs and downloaded servers.
+	@$(TESTENV) clean-cache

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# What CI checks besides tests: generated files, format, vet and lint, of the tree as it is.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+step() { echo "== $*" >&2; }
+
+# Generating into a copy would need the whole tree; instead generate in place and compare with what was there, so that
+# files which are not committed yet do not count as drift.
+step "generated files"
+generated() { find api config/crd config/rbac -type f -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum; }
+before=$(generated)
+make --no-print-directory generate
+after=$(generated)
+if [ "$before" != "$after" ]; then
+  diff <(echo "$before") <(echo "$after") | sed -n 's/^> [0-9a-f]*  /generated anew: /p' >&2
+  echo "Generated files were out of date; they are not any more: commit them (make generate)." >&2
+  exit 1
+fi
+
+step "modules"
+go mod verify >/dev/null
+go mod tidy -diff >/dev/null || { echo "go.mod or go.sum is not tidy; run: go mod tidy" >&2; exit 1; }
+
+step "vet"
+go vet ./...
+
+step "lint and format"
+go tool -modfile=tools/dev/go.mod golangci-lint run
