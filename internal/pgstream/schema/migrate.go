@@ -163,7 +163,6 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 		"grant execute on all functions in schema millrace, millrace_engine to " + to,
 		"grant select on all tables in schema millrace, millrace_engine to " + to,
 		"grant insert on millrace_engine.claim, millrace_engine.settlement to " + to,
-		"grant update (waiting_until) on millrace_engine.stream_state to " + to,
 		"grant insert, update, delete on millrace_engine.delivery, millrace_engine.dead_letter, millrace_engine.member, millrace_engine.lane to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,
 	} {

@@ -76,7 +76,7 @@ begin
     end if;
     -- Enough positions to be everything; make sure that they are the right ones before the rest is given up.
     select format('select exists (select from millrace.%I m where m."position" > $1 and m."position" <= $2
-            and m.slot >= %s and m.slot < %s and not $3 @> m."position")', st.name, l.slot_low, l.slot_high) into source
+            and millrace_engine.slot(m.key, m."position") between %s and %s - 1 and not $3 @> m."position")', st.name, l.slot_low, l.slot_high) into source
         from millrace_engine.lane l
         join millrace_engine.consumer_group g on g.id = l.group_id
         join millrace_engine.stream st on st.id = g.stream_id

@@ -27,9 +27,8 @@ begin
             values (wanted.name, wanted.partitions, wanted.payload_type, wanted.segments, wanted.retention_policy, wanted.max_age_seconds,
                 wanted.max_bytes, wanted.max_messages, wanted.dedupe_window_seconds, wanted.max_message_bytes, wanted.owner)
             returning * into s;
-        insert into millrace_engine.stream_state (stream_id) values (s.id);
     else
-        wanted := jsonb_populate_record(s, jsonb_strip_nulls(p_spec) - 'id' - 'incarnation' - 'first_position' - 'created_at');
+        wanted := jsonb_populate_record(s, jsonb_strip_nulls(p_spec) - 'id' - 'incarnation' - 'first_position' - 'segment_started_at' - 'created_at');
         if wanted.partitions < s.partitions then
             raise exception 'stream "%" has % partitions and cannot go down to %', s.name, s.partitions, wanted.partitions
                 using errcode = 'MR004', hint = format('Keep %s or more. For fewer, create another stream and move its consumers.', s.partitions);

@@ -6,7 +6,7 @@ language plpgsql volatile
 set lock_timeout = '200ms' as $$
 declare
     s millrace_engine.stream;
-    st millrace_engine.stream_state;
+    current_ smallint;
     did text[] := '{}';
     seg record;
     bytes bigint := 0;
@@ -21,18 +21,19 @@ begin
     if not found then
         return did;
     end if;
-    select * into strict st from millrace_engine.stream_state x where x.stream_id = p_stream;
+    current_ := millrace_engine.segment(p_stream);
 
     -- Rotation. A segment covers a share of what the limits keep, so that removing one is a small step.
-    next_ := (st.segment + 1) % s.segments;
+    next_ := (current_ + 1) % s.segments;
     execute format('select exists (select from millrace_engine.segment_%s_%s)', p_stream, next_) into used;
-    bytes := pg_relation_size(format('millrace_engine.segment_%s_%s', p_stream, st.segment)::regclass);
+    bytes := pg_relation_size(format('millrace_engine.segment_%s_%s', p_stream, current_)::regclass);
     if not used and bytes > 0 and (bytes > coalesce(nullif(s.max_bytes, 0) / s.segments, 1073741824)
-            or (s.max_age_seconds > 0 and clock_timestamp() > st.segment_started_at + make_interval(secs => s.max_age_seconds / (s.segments - 1.0)))
-            or (s.max_messages > 0 and millrace_engine.segment_span(p_stream, st.segment) > s.max_messages / s.segments)
+            or (s.max_age_seconds > 0 and clock_timestamp() > s.segment_started_at + make_interval(secs => s.max_age_seconds / (s.segments - 1.0)))
+            or (s.max_messages > 0 and millrace_engine.segment_span(p_stream, current_) > s.max_messages / s.segments)
             or (s.retention_policy <> 'Limits' and bytes > 67108864)) then
-        update millrace_engine.stream_state x set segment = next_, segment_started_at = clock_timestamp() where x.stream_id = p_stream;
-        st.segment := next_;
+        perform millrace_engine.set_state(p_stream, next_, null);
+        update millrace_engine.stream x set segment_started_at = clock_timestamp() where x.id = p_stream;
+        current_ := next_;
         did := did || format('rotated to segment %s', next_ + 1);
     end if;
 
@@ -47,7 +48,7 @@ begin
 
     for k in 1 .. s.segments - 1 loop
         seg := null;
-        next_ := (st.segment + k) % s.segments;
+        next_ := (current_ + k) % s.segments;
         execute format('select exists (select from millrace_engine.segment_%s_%s)', p_stream, next_) into used;
         continue when not used;
         select coalesce(sum(pg_total_relation_size(format('millrace_engine.segment_%s_%s', p_stream, i)::regclass)), 0) into bytes

@@ -32,14 +32,3 @@ begin
     end if;
     return result;
 end $$;
-
--- millrace_engine.wait_for(stream ids) returns void
--- Registers interest for ten seconds: publishers notify until then. Renewed when half used up, so a member that waits after every message
--- does not miss those published in between.
-create or replace function millrace_engine.wait_for(p_streams integer[]) returns void
-language sql volatile
-begin atomic
-    update millrace_engine.stream_state s set waiting_until = clock_timestamp() + interval '10 seconds'
-        where s.stream_id = any (p_streams) and s.waiting_until < clock_timestamp() + interval '5 seconds';
-end;
-comment on function millrace_engine.wait_for(integer[]) is 'Asks publishers of these streams to notify for the next ten seconds.';

@@ -174,13 +174,13 @@ begin
             else
                 return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                     from millrace.stream_template m
-                    where m."position" > low_ and m."position" <= high_ and m.slot >= lane.slot_low and m.slot < lane.slot_high
+                    where m."position" > low_ and m."position" <= high_ and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                       and not skip @> m."position"
                     order by m."position" limit most;
                 get diagnostics n = row_count;
                 if n = most then
                     select max(x."position") into high_ from (select m."position" from millrace.stream_template m
-                        where m."position" > low_ and m."position" <= high_ and m.slot >= lane.slot_low and m.slot < lane.slot_high
+                        where m."position" > low_ and m."position" <= high_ and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                           and not skip @> m."position"
                         order by m."position" limit most) x;
                 end if;
@@ -227,19 +227,19 @@ begin
                     if skip is null or isempty(skip) then
                         return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                             from millrace.stream_template m
-                            where m."position" > edge and m."position" <= safe and m.slot >= lane.slot_low and m.slot < lane.slot_high
+                            where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                             order by m."position" limit p_max;
                     else
                         return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                             from millrace.stream_template m
-                            where m."position" > edge and m."position" <= safe and m.slot >= lane.slot_low and m.slot < lane.slot_high
+                            where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                               and not skip @> m."position"
                             order by m."position" limit p_max;
                     end if;
                     get diagnostics n = row_count;
                     if n = p_max then
                         select max(x."position") into high_ from (select m."position" from millrace.stream_template m
-                            where m."position" > edge and m."position" <= safe and m.slot >= lane.slot_low and m.slot < lane.slot_high
+                            where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                               and (skip is null or not skip @> m."position")
                             order by m."position" limit p_max) x;
                     end if;

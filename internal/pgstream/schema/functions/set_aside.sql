@@ -15,7 +15,7 @@ begin
         join millrace_engine.consumer_group g on g.id = l.group_id
         join millrace_engine.stream st on st.id = g.stream_id
         where l.id = p_claim.lane_id;
-    wanted := format('from millrace.%I m where m."position" > $1 and m."position" <= $2 and m.slot >= %s and m.slot < %s
+    wanted := format('from millrace.%I m where m."position" > $1 and m."position" <= $2 and millrace_engine.slot(m.key, m."position") between %s and %s - 1
         and not $3 @> m."position" and ($4 is null or m."position" = any ($4))', source.name, source.slot_low, source.slot_high);
     if p_dead then
         execute format('insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at,

@@ -31,15 +31,20 @@ begin
         return next;
     end if;
 
+    if to_regclass('millrace_engine.state_' || p_stream) is null then
+        summary := 'create the state sequence';
+        statement := format('create sequence millrace_engine.state_%1$s as bigint minvalue 0 start 0 cache 1;
+            select setval(''millrace_engine.state_%1$s'', 0)', p_stream);
+        return next;
+    end if;
+
     if parent is null then
         summary := 'create table millrace.' || s.name;
-        -- A message without a key has no order to keep, so it is spread over the slots by its position.
         statement := format($ddl$
             create table millrace.%2$I (
                 "position" bigint not null default nextval('millrace_engine.position_%1$s'),
                 created_at timestamptz not null default statement_timestamp(),
                 segment    smallint not null default current_setting('millrace.segment_%1$s')::smallint,
-                slot       smallint not null generated always as ((coalesce(hashtextextended(key, 0), "position") & 1023)::smallint) stored,
                 key        text,
                 headers    jsonb,
                 payload    %3$s not null
@@ -88,8 +93,9 @@ begin
             or not has_table_privilege(runtime, parent, 'select')) then
         target := quote_ident(runtime);
         summary := 'grant publishing and reading to the runtime role';
-        statement := format('grant select, insert (key, headers, payload) on millrace.%I to %s;
-            grant usage, select on sequence millrace_engine.position_%s to %s', s.name, target, p_stream, target);
+        statement := format('grant select, insert (key, headers, payload) on millrace.%1$I to %2$s;
+            grant usage, select on sequence millrace_engine.position_%3$s to %2$s;
+            grant usage, select, update on sequence millrace_engine.state_%3$s to %2$s', s.name, target, p_stream);
         return next;
     end if;
 
@@ -108,5 +114,5 @@ create or replace function millrace_engine.guard_statement(p_stream integer, p_t
 language sql immutable
 return format('drop trigger if exists publish_guard on %1$s;
     create trigger publish_guard before insert on %1$s for each statement
-        execute function millrace_engine.publish_guard(%2$L, %3$L);
-    alter table %1$s enable always trigger publish_guard', p_table, p_stream, 'millrace_engine.position_' || p_stream);
+        execute function millrace_engine.publish_guard(%2$L, %3$L, %4$L);
+    alter table %1$s enable always trigger publish_guard', p_table, p_stream, 'millrace_engine.position_' || p_stream, 'millrace_engine.state_' || p_stream);

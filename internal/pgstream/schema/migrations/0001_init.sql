@@ -25,6 +25,7 @@ create table millrace_engine.stream (
     dedupe_window_seconds bigint not null default 0,
     max_message_bytes     integer not null default 1048576,
     first_position        bigint not null default 1,   -- the trim mark: positions below it can no longer be read
+    segment_started_at    timestamptz not null default now(),
     owner                 jsonb,                       -- {cluster, namespace, name, uid} of the Kubernetes resource
     created_at            timestamptz not null default now(),
     constraint stream_pkey primary key (id),
@@ -37,16 +38,6 @@ create table millrace_engine.stream (
     constraint stream_limits_positive check (max_age_seconds >= 0 and max_bytes >= 0 and max_messages >= 0
         and dedupe_window_seconds >= 0 and max_message_bytes > 0)
 );
-
--- The two facts that every publishing transaction reads, in a row of their own so that a change of settings and a publisher
--- never wait for each other.
-create table millrace_engine.stream_state (
-    stream_id          integer not null references millrace_engine.stream (id) on delete cascade,
-    segment            smallint not null default 0,               -- where new messages are stored; stale values are harmless
-    segment_started_at timestamptz not null default now(),
-    waiting_until      timestamptz not null default '-infinity',  -- publishers notify until then
-    constraint stream_state_pkey primary key (stream_id)
-) with (fillfactor = 50);
 
 create table millrace_engine.consumer_group (
     id                 integer generated always as identity (maxvalue 268435455),
