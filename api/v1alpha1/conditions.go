@@ -119,6 +119,4 @@ const (
 	EventAbandoned = "Abandoned"
 	// EventDriftRepaired: something was changed or dropped behind Millrace's back and is as spec says again.
 	EventDriftRepaired = "DriftRepaired"
-	// EventMigrated: this installation brought the engine's schema in the database to its version.
-	EventMigrated = "Migrated"
 )

@@ -1,0 +1,48 @@
+package consumergroup
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+)
+
+// events speaks of what happened once: adoption, repair, and a change of Ready.
+func (r *Reconciler) events(sc *scope) {
+	if sc.adopted != "" && sc.applied {
+		phase.Event(r.Recorder, sc.group, corev1.EventTypeNormal, v1alpha1.EventAdopted, sc.adopted)
+	}
+	if sc.drift && sc.applied {
+		phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, v1alpha1.EventDriftRepaired, "repaired: "+strings.Join(summaries(sc), "; "))
+	}
+	phase.Announce(r.Recorder, sc.before, sc.group)
+}
+
+// summaries are the steps of the plan for a person.
+func summaries(sc *scope) []string {
+	list := make([]string, 0, len(sc.steps))
+	for _, step := range sc.steps {
+		list = append(list, step.Summary)
+	}
+	return list
+}
+
+func readyMessage(sc *scope) string {
+	if sc.stream == nil {
+		return ""
+	}
+	return fmt.Sprintf("consumer group %q reads stream %q in %s", sc.group.DatabaseName(), sc.stream.DatabaseName(), sc.db)
+}
+
+// verified records a comparison that succeeded and returns the time until the next; a failed one leaves the group due.
+func (r *Reconciler) verified(g *v1alpha1.ConsumerGroup, outcome error) time.Duration {
+	wait := r.Schedule.Done(g.UID, g.Generation)
+	if outcome != nil {
+		r.Schedule.Forget(g.UID)
+	}
+	return wait
+}

@@ -1,0 +1,39 @@
+package consumergroup
+
+import (
+	"context"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/lag"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+)
+
+// observe puts the poller's figures into status. It asks no database (G2).
+func (r *Reconciler) observe(_ context.Context, sc *scope) error {
+	show(sc.group, r.Poller.Figures(r.follower(sc.group)))
+	return nil
+}
+
+// show writes figures into status. Those that are not a measurement leave status as it is (G3).
+func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
+	status := &g.Status
+	if !f.Known {
+		reason, message := v1alpha1.ReasonNotMeasured, "no lag has been read since the manager started"
+		if f.Err != nil {
+			reason, message = phase.Reason(f.Err, v1alpha1.ReasonFailed), f.Err.Error()
+		}
+		phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionLagKnown, metav1.ConditionFalse, reason, message)
+		return
+	}
+	status.Lag, status.InFlight = ptr.To(f.Lag), ptr.To(f.InFlight)
+	status.Retrying, status.DeadLetters = ptr.To(f.Retrying), ptr.To(f.DeadLetters)
+	status.Members = ptr.To(f.Members)
+	status.OldestMessageTime = nil
+	if !f.Oldest.IsZero() {
+		status.OldestMessageTime = ptr.To(metav1.NewTime(f.Oldest))
+	}
+	phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionLagKnown, metav1.ConditionTrue, v1alpha1.ReasonMeasured, "")
+}

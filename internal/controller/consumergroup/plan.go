@@ -1,0 +1,71 @@
+package consumergroup
+
+import (
+	"context"
+	"errors"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// plan compares spec with the database and writes nothing.
+func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
+	sc.planned = true
+	spec := specOf(sc.group, sc.stream, r.owner(sc.group))
+	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+		var err error
+		sc.steps, err = pgstream.PlanGroup(ctx, db, spec)
+		return err
+	}); err != nil {
+		return refusal(err)
+	}
+	sc.drift = len(sc.steps) > 0 && sc.adopted == "" && phase.AppliedBefore(sc.before.Status.Conditions, sc.group.Generation)
+	return nil
+}
+
+// refusal turns the engine's refusals into stalls, because repeating the call changes nothing, and a missing stream into
+// waiting for its Stream, which repairs it.
+func refusal(err error) error {
+	switch {
+	case errors.Is(err, pgstream.ErrOwned):
+		return phase.Stall(v1alpha1.ReasonConflict, err)
+	case errors.Is(err, pgstream.ErrRefused):
+		return phase.Stall(v1alpha1.ReasonChangeRefused, err)
+	case errors.Is(err, pgstream.ErrNotFound):
+		return phase.Wait(v1alpha1.ReasonStreamNotReady, streamRetry, err)
+	}
+	return err
+}
+
+// specOf turns a ConsumerGroup into the engine's terms.
+func specOf(g *v1alpha1.ConsumerGroup, stream *v1alpha1.Stream, owner pgstream.Owner) pgstream.GroupSpec {
+	spec := pgstream.GroupSpec{
+		Stream:        stream.DatabaseName(),
+		Name:          g.DatabaseName(),
+		Mode:          pgstream.Mode(g.Spec.Mode),
+		StartFrom:     pgstream.StartFrom(g.Spec.Start.From),
+		FailurePolicy: pgstream.FailurePolicy(g.Spec.FailurePolicy),
+		Paused:        g.Spec.Paused,
+		Owner:         owner,
+	}
+	if p := g.Spec.Start.Position; p != nil {
+		spec.StartPosition = *p
+	}
+	if t := g.Spec.Start.Time; t != nil {
+		spec.StartTime = t.Time
+	}
+	if d := g.Spec.AckWait; d != nil {
+		spec.AckWait = d.Duration
+	}
+	if n := g.Spec.MaxAttempts; n != nil {
+		spec.MaxAttempts = int(*n)
+	}
+	if d := g.Spec.Backoff.Initial; d != nil {
+		spec.BackoffInitial = d.Duration
+	}
+	if d := g.Spec.Backoff.Max; d != nil {
+		spec.BackoffMax = d.Duration
+	}
+	return spec
+}

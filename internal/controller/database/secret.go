@@ -1,0 +1,114 @@
+package database
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+)
+
+// Resolver finds the database of a resource from the Secret that it names.
+type Resolver struct {
+	// Reader reads Secrets from the API server and caches nothing.
+	Reader client.Reader
+	// Registry holds the pools.
+	Registry *Registry
+	// Default is the connection string of the installation's default database; empty when there is none.
+	Default string
+
+	mu sync.Mutex
+	// last is the database that each Secret key led to, for deletions whose Secret went first.
+	last map[secretKey]*Database
+}
+
+type secretKey struct{ namespace, name, key string }
+
+// Resolve returns the database that ref names in namespace, or the default database when ref is nil. It connects to nothing.
+func (r *Resolver) Resolve(ctx context.Context, namespace string, ref *v1alpha1.SecretKeyReference) (*Database, error) {
+	if ref == nil {
+		if r.Default == "" {
+			return nil, phase.Stallf(v1alpha1.ReasonDefaultDatabaseMissing,
+				"spec names no database and this installation has no default. Set spec.databaseSecretRef to a Secret key "+
+					"that holds a connection string, or give the manager a default database")
+		}
+		d, err := r.Registry.Get(r.Default)
+		if err != nil {
+			return nil, phase.Stallf(v1alpha1.ReasonSecretInvalid, "the installation's default database: %w", err)
+		}
+		return d, nil
+	}
+	value, _, err := ReadSecret(ctx, r.Reader, namespace, *ref)
+	if err != nil {
+		return nil, err
+	}
+	d, err := r.Registry.Get(value)
+	if err != nil {
+		return nil, phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", ref.Name, ref.Key, err)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.last == nil {
+		r.last = map[secretKey]*Database{}
+	}
+	r.last[secretKey{namespace, ref.Name, ref.Key}] = d
+	return d, nil
+}
+
+// ResolveForDeletion is Resolve for a resource that is going away: when a whole namespace is deleted its Secrets may go
+// first, and then the database that the Secret led to last will do.
+func (r *Resolver) ResolveForDeletion(ctx context.Context, namespace string, ref *v1alpha1.SecretKeyReference) (*Database, error) {
+	d, err := r.Resolve(ctx, namespace, ref)
+	if err == nil || ref == nil {
+		return d, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if last, ok := r.last[secretKey{namespace, ref.Name, ref.Key}]; ok {
+		return last, nil
+	}
+	return nil, err
+}
+
+// ReadSecret returns the value of a Secret's key, and the resource version of the Secret. A missing Secret waits for it, a missing key stalls.
+func ReadSecret(ctx context.Context, reader client.Reader, namespace string, ref v1alpha1.SecretKeyReference) (value, version string, err error) {
+	var secret corev1.Secret
+	err = reader.Get(ctx, client.ObjectKey{Namespace: namespace, Name: ref.Name}, &secret)
+	switch {
+	case apierrors.IsNotFound(err):
+		return "", "", phase.Waitf(v1alpha1.ReasonSecretMissing, 0,
+			"Secret %q does not exist in namespace %q. Create it with key %q, for example: "+
+				"kubectl -n %s create secret generic %s --from-literal=%s=…", ref.Name, namespace, ref.Key, namespace, ref.Name, ref.Key)
+	case apierrors.IsForbidden(err):
+		return "", "", phase.Stallf(v1alpha1.ReasonSecretMissing,
+			"the manager may not read Secret %q in namespace %q. Grant its service account get on secrets there", ref.Name, namespace)
+	case err != nil:
+		return "", "", fmt.Errorf("read Secret %q: %w", ref.Name, err)
+	}
+	data, ok := secret.Data[ref.Key]
+	if !ok {
+		return "", "", phase.Stallf(v1alpha1.ReasonSecretKeyMissing,
+			"Secret %q has no key %q; it has %s. Add the key, or name another one in spec", ref.Name, ref.Key, keys(secret.Data))
+	}
+	// Files and editors end a line; connection strings do not.
+	return strings.TrimSpace(string(data)), secret.ResourceVersion, nil
+}
+
+func keys(data map[string][]byte) string {
+	if len(data) == 0 {
+		return "none"
+	}
+	names := make([]string, 0, len(data))
+	for name := range data {
+		names = append(names, fmt.Sprintf("%q", name))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,10 @@
+// Package lag reads the progress of every consumer group once per database and interval, instead of once per resource, and
+// wakes the resources whose figures have changed.
+//
+// Invariants:
+//
+//	L1  One query per database and interval, whatever the number of groups; a database that is slow or dead delays no other.
+//	L2  A resource is woken when its own figures change, or when its database is lost or found again, and not otherwise: at rest
+//	    nothing is woken and nothing is written.
+//	L3  A figure that could not be refreshed is a memory and is marked so (Known is false); it is never shown as a measurement.
+package lag

@@ -1,0 +1,46 @@
+package lag
+
+import (
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// Figures are the progress of one consumer group.
+type Figures struct {
+	// Known is false when the last attempt to measure failed; the rest is then the last measurement, or zero.
+	Known bool
+	// Err says why Known is false; nil when nothing has been measured yet.
+	Err error
+
+	Lag, InFlight, Retrying, DeadLetters int64
+	Members                              int32
+	// Oldest is when the oldest unsettled message was published; zero when there is none.
+	Oldest time.Time
+}
+
+// oldestTolerance is how far two readings of the same message's age may lie apart: the database reports an age, and the time
+// that passes on the way makes it a slightly different moment each time.
+const oldestTolerance = 2 * time.Second
+
+// figuresOf turns one row of statistics, taken at a time, into figures. before is the previous reading: a moment that has
+// not really moved is kept as it was.
+func figuresOf(s pgstream.GroupStats, at time.Time, before Figures) Figures {
+	f := Figures{
+		Known: true, Lag: s.Lag, InFlight: s.InFlight, Retrying: s.Retrying, DeadLetters: s.DeadLetters,
+		Members: int32(len(s.Members)),
+	}
+	if s.OldestAge > 0 {
+		f.Oldest = at.Add(-s.OldestAge).Truncate(time.Second)
+		if d := f.Oldest.Sub(before.Oldest); !before.Oldest.IsZero() && d.Abs() <= oldestTolerance {
+			f.Oldest = before.Oldest
+		}
+	}
+	return f
+}
+
+// equal says whether two readings look the same to a person.
+func (f Figures) equal(o Figures) bool {
+	return f.Known == o.Known && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
+		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Oldest.Equal(o.Oldest)
+}

@@ -1,0 +1,98 @@
+package phase
+
+import (
+	"context"
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+)
+
+// FieldOwner is the server-side-apply name under which the manager writes.
+const FieldOwner = client.FieldOwner("millrace")
+
+// Object is one of our kinds.
+type Object interface {
+	client.Object
+	GetConditions() []metav1.Condition
+	SetConditions([]metav1.Condition)
+}
+
+// WriteStatus applies the status of after when it differs from that of before. It is the only writer of status.
+// A resource that is gone meanwhile is success.
+func WriteStatus(ctx context.Context, c client.Client, before, after Object) error {
+	status, err := statusOf(after)
+	if err != nil {
+		return err
+	}
+	if old, err := statusOf(before); err != nil {
+		return err
+	} else if equality.Semantic.DeepEqual(old, status) {
+		return nil
+	}
+	gvk, err := apiutil.GVKForObject(after, c.Scheme())
+	if err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"status": status}}
+	u.SetGroupVersionKind(gvk)
+	u.SetNamespace(after.GetNamespace())
+	u.SetName(after.GetName())
+	// With its UID the status cannot land on a resource that took the name meanwhile.
+	u.SetUID(after.GetUID())
+	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), FieldOwner, client.ForceOwnership)
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("write status: %w", err)
+	}
+	return nil
+}
+
+func statusOf(o Object) (map[string]any, error) {
+	fields, err := runtime.DefaultUnstructuredConverter.ToUnstructured(o)
+	if err != nil {
+		return nil, fmt.Errorf("read status: %w", err)
+	}
+	status, _, err := unstructured.NestedMap(fields, "status")
+	if err != nil {
+		return nil, fmt.Errorf("read status: %w", err)
+	}
+	return status, nil
+}
+
+// Announce sends an event when the status or reason of Ready differs between before and after.
+func Announce(recorder events.EventRecorder, before, after Object) {
+	was := meta.FindStatusCondition(before.GetConditions(), v1alpha1.ConditionReady)
+	is := meta.FindStatusCondition(after.GetConditions(), v1alpha1.ConditionReady)
+	if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
+		return
+	}
+	kind := corev1.EventTypeNormal
+	if is.Status == metav1.ConditionFalse && is.Reason != v1alpha1.ReasonProgressing && is.Reason != v1alpha1.ReasonRollingOut {
+		kind = corev1.EventTypeWarning
+	}
+	Event(recorder, after, kind, is.Reason, is.Message)
+}
+
+// eventMax is the longest note that the API server takes.
+const eventMax = 1024
+
+// Event sends one event about a resource.
+func Event(recorder events.EventRecorder, about client.Object, kind, reason, note string) {
+	if len(note) > eventMax {
+		note = note[:eventMax-3] + "..."
+	}
+	recorder.Eventf(about, nil, kind, reason, "Reconcile", "%s", note)
+}

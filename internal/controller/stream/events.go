@@ -1,0 +1,21 @@
+package stream
+
+import (
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+)
+
+// events speaks of what happened once: adoption, repair, and a change of Ready.
+func (r *Reconciler) events(sc *scope) {
+	if sc.adopted != "" && sc.applied {
+		phase.Event(r.Recorder, sc.stream, corev1.EventTypeNormal, v1alpha1.EventAdopted, sc.adopted)
+	}
+	if sc.drift && sc.applied {
+		phase.Event(r.Recorder, sc.stream, corev1.EventTypeWarning, v1alpha1.EventDriftRepaired, "repaired: "+strings.Join(summaries(sc), "; "))
+	}
+	phase.Announce(r.Recorder, sc.before, sc.stream)
+}

@@ -1,0 +1,77 @@
+package stream
+
+import (
+	"context"
+	"errors"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// plan compares spec with the database and writes nothing.
+func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
+	sc.planned = true
+	spec := specOf(sc.stream, r.owner(sc.stream))
+	if sc.info != nil && sc.info.Spec.Partitions > spec.Partitions {
+		has := sc.info.Spec.Partitions
+		return phase.Stallf(v1alpha1.ReasonPartitionsLowered,
+			"stream %q has %d partitions in %s and spec.partitions is %d: partitions only grow, because the order of keys in flight "+
+				"would be lost. Set spec.partitions to %d or more; for fewer, create another Stream and move its consumers",
+			spec.Name, has, sc.db, spec.Partitions, has)
+	}
+	err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+		var err error
+		sc.plan, err = pgstream.PlanStream(ctx, db, spec)
+		return err
+	})
+	if err != nil {
+		return refusal(err)
+	}
+	sc.drift = sc.plan.Drift || len(sc.plan.Steps) > 0 && sc.adopted == "" && appliedBefore(sc.before)
+	return nil
+}
+
+// refusal turns the engine's refusals into stalls: repeating the call changes nothing.
+func refusal(err error) error {
+	switch {
+	case errors.Is(err, pgstream.ErrOwned):
+		return phase.Stall(v1alpha1.ReasonConflict, err)
+	case errors.Is(err, pgstream.ErrRefused):
+		return phase.Stall(v1alpha1.ReasonChangeRefused, err)
+	}
+	return err
+}
+
+// appliedBefore says whether this generation has been applied before, so that a difference now was made by someone else.
+func appliedBefore(s *v1alpha1.Stream) bool {
+	return phase.AppliedBefore(s.Status.Conditions, s.Generation)
+}
+
+// specOf turns a Stream into the engine's terms.
+func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
+	spec := pgstream.StreamSpec{
+		Name:        s.DatabaseName(),
+		Partitions:  int(s.Spec.Partitions),
+		PayloadType: pgstream.PayloadType(s.Spec.PayloadType),
+		Segments:    int(s.Spec.Retention.Segments),
+		Retention:   pgstream.Retention{Policy: pgstream.RetentionPolicy(s.Spec.Retention.Policy)},
+		Owner:       owner,
+	}
+	if d := s.Spec.DedupeWindow; d != nil {
+		spec.DedupeWindow = d.Duration
+	}
+	if q := s.Spec.MaxMessageBytes; q != nil {
+		spec.MaxMessageBytes = int(q.Value())
+	}
+	if d := s.Spec.Retention.MaxAge; d != nil {
+		spec.Retention.MaxAge = d.Duration
+	}
+	if q := s.Spec.Retention.MaxBytes; q != nil {
+		spec.Retention.MaxBytes = q.Value()
+	}
+	if n := s.Spec.Retention.MaxMessages; n != nil {
+		spec.Retention.MaxMessages = *n
+	}
+	return spec
+}
