@@ -315,3 +315,12 @@ func (d *Database) close() {
 }
 
 var _ pgstream.DB = (*pgx.Conn)(nil)
+
+// Check says what is wrong with a connection string, and nothing of what it is.
+func Check(dsn string) error {
+	cfg, err := pgx.ParseConfig(dsn)
+	if err != nil || cfg.Host == "" || cfg.Database == "" {
+		return errNotAConnectionString
+	}
+	return nil
+}

@@ -1,0 +1,131 @@
+// Command manager runs the controllers of Millrace.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	"k8s.io/client-go/rest"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/filters"
+	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+
+	"github.com/millrace-dev/millrace/internal/controller"
+	"github.com/millrace-dev/millrace/internal/controller/database"
+)
+
+func main() {
+	o, err := parse(os.Args[1:], os.Stderr)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return
+	case err != nil:
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(2)
+	}
+	if err := run(ctrl.SetupSignalHandler(), o); err != nil {
+		slog.Error("the manager stops", "error", err.Error())
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o *options) error {
+	if err := setupLog(o.logLevel); err != nil {
+		return err
+	}
+	defaultDatabase, err := o.databaseURL()
+	if err != nil {
+		return err
+	}
+	if defaultDatabase != "" {
+		if err := database.Check(defaultDatabase); err != nil {
+			return fmt.Errorf("the default database: %w", err)
+		}
+	}
+	cfg, err := ctrl.GetConfig()
+	if err != nil {
+		return fmt.Errorf("find the Kubernetes API: %w", err)
+	}
+	// The API server's priority and fairness is the limit; a second one here would only hide it.
+	cfg.QPS = -1
+
+	mgr, err := ctrl.NewManager(cfg, managerOptions(o))
+	if err != nil {
+		return fmt.Errorf("create the manager: %w", err)
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	if err := mgr.AddReadyzCheck("ping", healthz.Ping); err != nil {
+		return err
+	}
+	cluster, err := clusterID(ctx, cfg, o)
+	if err != nil {
+		return err
+	}
+	if err := controller.Setup(ctx, mgr, controller.Options{
+		Cluster: cluster, DefaultDatabase: defaultDatabase,
+		ProcessorImage: o.processorImage, ProcessorImagePullPolicy: o.pullPolicy,
+		VerifyInterval: o.verifyInterval, LagInterval: o.lagInterval, DeletionPatience: o.deletionPatience, Workers: o.workers,
+	}); err != nil {
+		return err
+	}
+	return mgr.Start(ctx)
+}
+
+func managerOptions(o *options) ctrl.Options {
+	metrics := metricsserver.Options{BindAddress: o.metricsAddress, SecureServing: o.metricsSecure, CertDir: o.metricsCertDir}
+	if o.metricsSecure {
+		metrics.FilterProvider = filters.WithAuthenticationAndAuthorization
+	}
+	grace := 20 * time.Second
+	return ctrl.Options{
+		Scheme:                  controller.Scheme(),
+		Cache:                   controller.CacheOptions(o.namespaces),
+		Metrics:                 metrics,
+		HealthProbeBindAddress:  o.probeAddress,
+		LeaderElection:          o.leaderElect,
+		LeaderElectionID:        "manager.millrace.dev",
+		LeaderElectionNamespace: o.leaderElectionNamespace,
+		// The process ends when the manager does, so the next leader need not wait for the Lease to expire.
+		LeaderElectionReleaseOnCancel: true,
+		GracefulShutdownTimeout:       &grace,
+	}
+}
+
+// clusterID returns the id from the options or asks the API server for it.
+func clusterID(ctx context.Context, cfg *rest.Config, o *options) (string, error) {
+	if o.clusterID != "" {
+		return o.clusterID, nil
+	}
+	live, err := client.New(cfg, client.Options{Scheme: controller.Scheme()})
+	if err != nil {
+		return "", fmt.Errorf("create a client: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	return controller.ClusterID(ctx, live)
+}
+
+// setupLog writes JSON lines to standard error.
+func setupLog(level string) error {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return fmt.Errorf("--log-level is %q: write debug, info, warn or error", level)
+	}
+	handler := slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: l})
+	slog.SetDefault(slog.New(handler))
+	log := logr.FromSlogHandler(handler)
+	ctrl.SetLogger(log)
+	klog.SetLogger(log)
+	return nil
+}

@@ -1,0 +1,161 @@
+package processor
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"k8s.io/apimachinery/pkg/api/meta"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+)
+
+// rolloutLook is how often pods are looked at while they are not all ready: what they suffer from changes no Deployment.
+const rolloutLook = 5 * time.Second
+
+// podsMax bounds how many pods are read to find out what is wrong.
+const podsMax = 20
+
+// observe puts the state of pods and lag into status, and waits until all pods are ready.
+func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
+	p := sc.processor
+	var d appsv1.Deployment
+	if err := r.Client.Get(ctx, client.ObjectKey{Namespace: p.Namespace, Name: childName(p)}, &d); err != nil {
+		if client.IgnoreNotFound(err) == nil {
+			return phase.Waitf(v1alpha1.ReasonRollingOut, rolloutLook, "the Deployment is being created")
+		}
+		return fmt.Errorf("read Deployment %q: %w", childName(p), err)
+	}
+	sc.deployment = &d
+	if done(&d, p.Replicas()) {
+		return nil
+	}
+	message := fmt.Sprintf("%d of %d pods are ready, %d have the newest configuration", d.Status.ReadyReplicas, p.Replicas(), d.Status.UpdatedReplicas)
+	var pods corev1.PodList
+	if err := r.Live.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabels(selectorLabels(p)), client.Limit(podsMax)); err != nil {
+		return fmt.Errorf("read the pods: %w", err)
+	}
+	if trouble := diagnose(pods.Items, r.Clock.Now()); trouble != "" {
+		return phase.Waitf(v1alpha1.ReasonPodsFailing, rolloutLook, "%s. %s", message, trouble)
+	}
+	if refused := condition(&d, appsv1.DeploymentReplicaFailure); refused != nil && refused.Status == corev1.ConditionTrue {
+		return phase.Stallf(v1alpha1.ReasonPodsFailing, "%s. Pods cannot be created: %s", message, refused.Message)
+	}
+	if progress := condition(&d, appsv1.DeploymentProgressing); progress != nil && progress.Status == corev1.ConditionFalse {
+		return phase.Stallf(v1alpha1.ReasonPodsFailing, "%s. The rollout stands still: %s", message, progress.Message)
+	}
+	return phase.Waitf(v1alpha1.ReasonRollingOut, rolloutLook, "%s", message)
+}
+
+// done says whether exactly the wanted pods run with the newest template, and are ready.
+func done(d *appsv1.Deployment, replicas int32) bool {
+	s := d.Status
+	return s.ObservedGeneration >= d.Generation && d.Spec.Replicas != nil && *d.Spec.Replicas == replicas &&
+		s.UpdatedReplicas == replicas && s.Replicas == replicas && s.AvailableReplicas == replicas
+}
+
+func condition(d *appsv1.Deployment, kind appsv1.DeploymentConditionType) *appsv1.DeploymentCondition {
+	for i := range d.Status.Conditions {
+		if d.Status.Conditions[i].Type == kind {
+			return &d.Status.Conditions[i]
+		}
+	}
+	return nil
+}
+
+// unreadyAfter is how long a running pod may take to become ready before it counts as trouble.
+const unreadyAfter = 30 * time.Second
+
+// normal are the reasons for which a container that just waits is not in trouble.
+var normal = map[string]bool{"": true, "ContainerCreating": true, "PodInitializing": true}
+
+// diagnose says what keeps pods from being ready, in the words of the first that is in trouble; empty when they only need time.
+func diagnose(pods []corev1.Pod, now time.Time) string {
+	for i := range pods {
+		pod := &pods[i]
+		if !pod.DeletionTimestamp.IsZero() {
+			continue
+		}
+		for _, c := range pod.Status.Conditions {
+			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
+				return fmt.Sprintf("Pod %s cannot be scheduled: %s", pod.Name, c.Message)
+			}
+		}
+		for _, c := range pod.Status.ContainerStatuses {
+			if text := containerTrouble(c, now); text != "" {
+				return fmt.Sprintf("Pod %s: %s", pod.Name, text)
+			}
+		}
+	}
+	return ""
+}
+
+func containerTrouble(c corev1.ContainerStatus, now time.Time) string {
+	last := c.LastTerminationState.Terminated
+	if c.State.Terminated != nil {
+		last = c.State.Terminated
+	}
+	switch {
+	case c.State.Waiting != nil && !normal[c.State.Waiting.Reason]:
+		text := c.State.Waiting.Reason
+		if m := said(last); m != "" {
+			return text + "; it said: " + m
+		}
+		if c.State.Waiting.Message != "" {
+			text += ": " + c.State.Waiting.Message
+		}
+		return text
+	case !c.Ready && last != nil && last.ExitCode != 0:
+		return fmt.Sprintf("stopped with exit code %d; it said: %s", last.ExitCode, said(last))
+	case c.State.Running != nil && !c.Ready && now.Sub(c.State.Running.StartedAt.Time) > unreadyAfter:
+		return fmt.Sprintf("runs since %s and is not ready; kubectl logs tells why", c.State.Running.StartedAt.UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// saidMax bounds the last words of a pod in a condition.
+const saidMax = 400
+
+// said is the last line of a container's termination message, which is the end of its log.
+func said(t *corev1.ContainerStateTerminated) string {
+	if t == nil {
+		return ""
+	}
+	text := strings.TrimSpace(t.Message)
+	if i := strings.LastIndexByte(text, '\n'); i >= 0 {
+		text = text[i+1:]
+	}
+	if len(text) > saidMax {
+		text = strings.ToValidUTF8(text[:saidMax], "") + "…"
+	}
+	return text
+}
+
+// showLag copies the figures of the source's group. A Redis source is not measured from here.
+func showLag(p *v1alpha1.Processor, group *v1alpha1.ConsumerGroup) {
+	set := func(status metav1.ConditionStatus, reason, message string) {
+		phase.Set(&p.Status.Conditions, p.Generation, v1alpha1.ConditionLagKnown, status, reason, message)
+	}
+	switch {
+	case p.Spec.Source.Redis != nil:
+		p.Status.Lag, p.Status.OldestMessageTime = nil, nil
+		set(metav1.ConditionFalse, v1alpha1.ReasonRedisSource, "the manager does not connect to Redis; the metrics of the pods have the lag")
+	case group == nil:
+		set(metav1.ConditionFalse, v1alpha1.ReasonNotMeasured, "the ConsumerGroup is not known yet")
+	default:
+		c := meta.FindStatusCondition(group.Status.Conditions, v1alpha1.ConditionLagKnown)
+		if c == nil {
+			set(metav1.ConditionFalse, v1alpha1.ReasonNotMeasured, "the ConsumerGroup has not been measured yet")
+			return
+		}
+		p.Status.Lag, p.Status.OldestMessageTime = group.Status.Lag, group.Status.OldestMessageTime
+		set(c.Status, c.Reason, c.Message)
+	}
+}

@@ -1,0 +1,283 @@
+package processor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"strings"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/intstr"
+	appsac "k8s.io/client-go/applyconfigurations/apps/v1"
+	coreac "k8s.io/client-go/applyconfigurations/core/v1"
+	metaac "k8s.io/client-go/applyconfigurations/meta/v1"
+	policyac "k8s.io/client-go/applyconfigurations/policy/v1"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
+
+const (
+	configPath = "/etc/millrace"
+	configKey  = "processor.yaml"
+	httpPort   = 8080
+	container  = "processor"
+
+	// graceMargin is how much longer than its drain a pod may take: for closing connections, and for a node that is slow.
+	graceMargin = 15 * time.Second
+	// progressDeadline is how long a rollout may stand still before the Deployment calls it failed.
+	progressDeadline = 120
+
+	// user of the image. Pods run as nobody in particular.
+	user int64 = 65532
+)
+
+// objects are what a Processor becomes.
+type objects struct {
+	config         *coreac.ConfigMapApplyConfiguration
+	serviceAccount *coreac.ServiceAccountApplyConfiguration // nil when spec names one
+	deployment     *appsac.DeploymentApplyConfiguration
+	budget         *policyac.PodDisruptionBudgetApplyConfiguration
+}
+
+// childName names every object of a Processor. Its suffix keeps it from meeting an application of the same name.
+func childName(p *v1alpha1.Processor) string { return p.Name + "-processor" }
+
+// selectorLabels match the pods of a Processor. They never change: a Deployment's selector cannot.
+func selectorLabels(p *v1alpha1.Processor) map[string]string {
+	return map[string]string{"app.kubernetes.io/name": "millrace-processor", v1alpha1.LabelProcessor: p.Name}
+}
+
+func labels(p *v1alpha1.Processor) map[string]string {
+	l := selectorLabels(p)
+	l["app.kubernetes.io/instance"] = p.Name
+	l["app.kubernetes.io/managed-by"] = "millrace"
+	return l
+}
+
+// render turns spec and inputs into objects. It is pure: equal input gives equal objects. Its error is a stall of the
+// configuration, with every problem in it.
+func render(p *v1alpha1.Processor, in inputs) (*objects, error) {
+	file, err := renderConfig(p, in)
+	if err != nil {
+		return nil, err
+	}
+	name, reference := childName(p), ownerReference(p)
+	o := &objects{}
+	o.config = coreac.ConfigMap(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).
+		WithData(map[string]string{configKey: string(file)})
+	account := name
+	if p.Spec.Pod != nil && p.Spec.Pod.ServiceAccountName != "" {
+		account = p.Spec.Pod.ServiceAccountName
+	} else {
+		o.serviceAccount = coreac.ServiceAccount(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).
+			WithAutomountServiceAccountToken(false)
+	}
+	selector := metaac.LabelSelector().WithMatchLabels(selectorLabels(p))
+	o.budget = policyac.PodDisruptionBudget(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).
+		WithSpec(policyac.PodDisruptionBudgetSpec().WithSelector(selector).WithMaxUnavailable(intstr.FromInt32(1)).
+			// A pod that is not ready protects nothing, and must not keep a node from being drained.
+			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow))
+	o.deployment = appsac.Deployment(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).
+		WithSpec(appsac.DeploymentSpec().
+			WithReplicas(p.Replicas()).
+			WithSelector(selector).
+			WithProgressDeadlineSeconds(progressDeadline).
+			WithRevisionHistoryLimit(3).
+			// One more before one less: claims are fenced, so old and new pods may work side by side.
+			WithStrategy(appsac.DeploymentStrategy().WithType(appsv1.RollingUpdateDeploymentStrategyType).
+				WithRollingUpdate(appsac.RollingUpdateDeployment().WithMaxSurge(intstr.FromInt32(1)).WithMaxUnavailable(intstr.FromInt32(0)))).
+			WithTemplate(podTemplate(p, in, account, file)))
+	return o, nil
+}
+
+// renderConfig writes the file that the pods read, after it has passed the checks that the pods would make (C1).
+func renderConfig(p *v1alpha1.Processor, in inputs) ([]byte, error) {
+	c := configOf(p, in.group)
+	c.Defaults()
+	if err := c.Validate(); err != nil {
+		return nil, invalid(err)
+	}
+	return c.Marshal()
+}
+
+// invalid tells every problem with its place in spec: the file has the shape of spec.
+func invalid(err error) error {
+	problems, ok := errors.AsType[config.Problems](err)
+	if !ok {
+		return err
+	}
+	lines := make([]string, 0, len(problems))
+	for _, p := range problems {
+		lines = append(lines, "spec."+p.Path+": "+p.Message)
+	}
+	return errors.New(strings.Join(lines, "\n"))
+}
+
+// configOf turns a Processor into the processor's own terms.
+func configOf(p *v1alpha1.Processor, group *v1alpha1.ConsumerGroup) *config.Config {
+	s := &p.Spec
+	c := &config.Config{
+		Name:   p.Name,
+		Codec:  config.Codec{Type: config.CodecType(s.Codec.Type), Field: s.Codec.Field},
+		Errors: config.Errors{MaxDeliveries: int(s.Errors.MaxDeliveries), Policy: config.ErrorPolicy(s.Errors.Policy)},
+		Batch:  config.Batch{MaxRows: int(s.Batch.MaxRows), Writers: int(s.Batch.Writers)},
+	}
+	if q := s.Batch.MaxBytes; q != nil {
+		c.Batch.MaxBytes = int(min(q.Value(), math.MaxInt32))
+	}
+	if d := s.Batch.Linger; d != nil {
+		c.Batch.Linger = config.Duration(d.Duration)
+	}
+	if d := s.Drain.Timeout; d != nil {
+		c.Drain.Timeout = config.Duration(d.Duration)
+	}
+	if redis := s.Source.Redis; redis != nil {
+		c.Source.Redis = &config.RedisSource{Streams: redis.Streams, Group: redis.Group, Start: config.StartFrom(redis.Start)}
+		if c.Source.Redis.Group == "" {
+			c.Source.Redis.Group = p.Name
+		}
+		if d := redis.ReclaimAfter; d != nil {
+			c.Source.Redis.ReclaimAfter = config.Duration(d.Duration)
+		}
+	}
+	if group != nil {
+		c.Source.ConsumerGroup = &config.ConsumerGroupSource{
+			Stream: group.Status.Stream, Group: group.Status.Name, Mode: config.GroupMode(group.Spec.Mode),
+		}
+	}
+	for _, col := range s.Mapping.Columns {
+		c.Mapping.Columns = append(c.Mapping.Columns, config.Column{
+			Name: col.Name, Path: col.Path, Type: config.ColumnType(col.Type), Required: col.Required, Default: col.Default,
+			TimeFormat: config.TimeFormat(col.TimeFormat),
+		})
+	}
+	if s.State != nil {
+		c.State = &config.State{Key: s.State.Key, Time: s.State.Time, MaxKeys: int(s.State.MaxKeys)}
+	}
+	if t := s.Sink.Table; t != nil {
+		c.Sink.Table = &config.TableSink{
+			Schema: t.Schema, Name: t.Name, Key: t.Key,
+			Conflict: config.Conflict{Action: config.ConflictAction(t.Conflict.Action)}, Create: config.Create(t.Create),
+		}
+	}
+	return c
+}
+
+func podTemplate(p *v1alpha1.Processor, in inputs, account string, file []byte) *coreac.PodTemplateSpecApplyConfiguration {
+	choice := p.Spec.Pod
+	if choice == nil {
+		choice = &v1alpha1.PodTemplate{}
+	}
+	podLabels, annotations := maps.Clone(choice.Labels), maps.Clone(choice.Annotations)
+	if podLabels == nil {
+		podLabels = map[string]string{}
+	}
+	if annotations == nil {
+		annotations = map[string]string{}
+	}
+	maps.Copy(podLabels, labels(p))
+	annotations[v1alpha1.AnnotationConfigHash] = hash(string(file))
+	annotations[v1alpha1.AnnotationSecretHash] = hash(in.secretVersions...)
+
+	grace := config.DefaultDrainTimeout
+	if d := p.Spec.Drain.Timeout; d != nil {
+		grace = config.Duration(d.Duration)
+	}
+	spec := coreac.PodSpec().
+		WithServiceAccountName(account).
+		WithAutomountServiceAccountToken(false).
+		WithEnableServiceLinks(false).
+		WithTerminationGracePeriodSeconds(int64(math.Ceil((time.Duration(grace) + graceMargin).Seconds()))).
+		WithSecurityContext(coreac.PodSecurityContext().WithRunAsNonRoot(true).WithRunAsUser(user).WithRunAsGroup(user).
+			WithSeccompProfile(coreac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
+		WithVolumes(coreac.Volume().WithName("config").WithConfigMap(coreac.ConfigMapVolumeSource().WithName(childName(p)).WithDefaultMode(0o444))).
+		WithContainers(processorContainer(in, choice))
+	if choice.PriorityClassName != "" {
+		spec.WithPriorityClassName(choice.PriorityClassName)
+	}
+	for _, s := range choice.ImagePullSecrets {
+		spec.WithImagePullSecrets(coreac.LocalObjectReference().WithName(s.Name))
+	}
+	if len(choice.NodeSelector) > 0 {
+		spec.WithNodeSelector(choice.NodeSelector)
+	}
+	copyInto(choice.Tolerations, &spec.Tolerations)
+	copyInto(choice.Affinity, &spec.Affinity)
+	copyInto(choice.TopologySpreadConstraints, &spec.TopologySpreadConstraints)
+	return coreac.PodTemplateSpec().WithLabels(podLabels).WithAnnotations(annotations).WithSpec(spec)
+}
+
+func processorContainer(in inputs, choice *v1alpha1.PodTemplate) *coreac.ContainerApplyConfiguration {
+	probe := func(path string) *coreac.ProbeApplyConfiguration {
+		return coreac.Probe().WithHTTPGet(coreac.HTTPGetAction().WithPath(path).WithPort(intstr.FromString("http")).WithScheme(corev1.URISchemeHTTP)).
+			WithTimeoutSeconds(2).WithSuccessThreshold(1)
+	}
+	c := coreac.Container().WithName(container).WithImage(in.image).
+		WithCommand("/processor").
+		WithArgs("--config", configPath+"/"+configKey).
+		WithPorts(coreac.ContainerPort().WithName("http").WithContainerPort(httpPort).WithProtocol(corev1.ProtocolTCP)).
+		WithVolumeMounts(coreac.VolumeMount().WithName("config").WithMountPath(configPath).WithReadOnly(true)).
+		WithSecurityContext(coreac.SecurityContext().WithAllowPrivilegeEscalation(false).WithReadOnlyRootFilesystem(true).
+			WithCapabilities(coreac.Capabilities().WithDrop("ALL"))).
+		WithLivenessProbe(probe("/healthz").WithPeriodSeconds(10).WithFailureThreshold(6)).
+		WithReadinessProbe(probe("/readyz").WithPeriodSeconds(2).WithFailureThreshold(2)).
+		// The end of the log is the termination message, so status can tell why a pod stopped.
+		WithTerminationMessagePolicy(corev1.TerminationMessageFallbackToLogsOnError).
+		WithResources(resources(choice.Resources))
+	if in.pullPolicy != "" {
+		c.WithImagePullPolicy(corev1.PullPolicy(in.pullPolicy))
+	}
+	fromSecret := func(name string, ref *v1alpha1.SecretKeyReference) {
+		if ref != nil {
+			c.WithEnv(coreac.EnvVar().WithName(name).WithValueFrom(coreac.EnvVarSource().
+				WithSecretKeyRef(coreac.SecretKeySelector().WithName(ref.Name).WithKey(ref.Key))))
+		}
+	}
+	fromSecret(config.EnvRedisURL, in.redis)
+	fromSecret(config.EnvSourceDatabaseURL, in.source)
+	fromSecret(config.EnvSinkDatabaseURL, in.sink)
+	for _, e := range choice.Env {
+		c.WithEnv(coreac.EnvVar().WithName(e.Name).WithValue(e.Value))
+	}
+	return c
+}
+
+// resources of the container: what spec says, or enough for a modest pipeline with a limit that a leak would meet.
+func resources(r *corev1.ResourceRequirements) *coreac.ResourceRequirementsApplyConfiguration {
+	if r == nil {
+		r = &corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("50m"), corev1.ResourceMemory: resource.MustParse("64Mi")},
+			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("512Mi")},
+		}
+	}
+	out := coreac.ResourceRequirements()
+	if len(r.Requests) > 0 {
+		out.WithRequests(r.Requests)
+	}
+	if len(r.Limits) > 0 {
+		out.WithLimits(r.Limits)
+	}
+	return out
+}
+
+func ownerReference(p *v1alpha1.Processor) *metaac.OwnerReferenceApplyConfiguration {
+	return metaac.OwnerReference().WithAPIVersion(v1alpha1.GroupVersion.String()).WithKind(Kind).WithName(p.Name).WithUID(p.UID).
+		WithController(true).WithBlockOwnerDeletion(true)
+}
+
+func hash(parts ...string) string {
+	sum := sha256.Sum256([]byte(strings.Join(parts, "\x00")))
+	return hex.EncodeToString(sum[:8])
+}
+
+func selector(p *v1alpha1.Processor) string {
+	return fmt.Sprintf("app.kubernetes.io/name=millrace-processor,%s=%s", v1alpha1.LabelProcessor, p.Name)
+}
