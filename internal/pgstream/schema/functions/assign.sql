@@ -62,18 +62,18 @@ end $$;
 comment on function millrace_engine.assign(integer, text, integer, timestamptz, bigint) is
     'Brings the lanes of an Ordered group nearer to a fair share for the calling member.';
 
--- millrace_engine.lane_progress(lane, out frontier, out horizon, out floor, out next_check, out claim, out idle)
+-- millrace_engine.lane_progress(lane, out frontier, out horizon, out floor, out stragglers, out next_check, out claim, out idle)
 -- The newest row of the lane's ledger, and whether none of its claims is open.
 create or replace function millrace_engine.lane_progress(p_lane bigint,
-    out frontier bigint, out horizon bigint, out floor bigint, out next_check timestamptz, out claim bigint, out idle boolean)
+    out frontier bigint, out horizon bigint, out floor bigint, out stragglers bigint[], out next_check timestamptz, out claim bigint, out idle boolean)
 language plpgsql volatile as $$
 begin
-    select c.frontier, c.horizon, c.floor, c.next_check, c.claim into frontier, horizon, floor, next_check, claim
+    select c.frontier, c.horizon, c.floor, c.stragglers, c.next_check, c.claim into frontier, horizon, floor, stragglers, next_check, claim
         from millrace_engine.claim c where c.lane_id = p_lane order by c.claim desc limit 1;
     if not found then
         raise exception 'broken invariant: lane % has no claim row', p_lane using errcode = 'MR009';
     end if;
-    idle := floor >= claim or not exists (select from millrace_engine.open_claims(p_lane, floor));
+    idle := (floor >= claim and stragglers is null) or not exists (select from millrace_engine.open_claims(p_lane, floor, stragglers));
 end $$;
 
 -- millrace_engine.open_lane(group, slots, position, member) returns bigint

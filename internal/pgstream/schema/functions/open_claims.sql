@@ -1,18 +1,21 @@
--- millrace_engine.open_claims(lane, floor) returns setof millrace_engine.claim
--- The claims above floor that nothing has settled, as they stand now: expires_at after every extension, settled with everything settled
+-- millrace_engine.open_claims(lane, floor, stragglers) returns setof millrace_engine.claim
+-- The claims above floor, and the stragglers below it, that nothing has settled, as they stand now: expires_at after every extension, settled with everything settled
 -- since, attempt as the number that the next delivery would have less one. A claim that was carried over to a newer ring appears once.
--- Cost: claims between the floor and now, which is what is in flight plus at most 32.
-create or replace function millrace_engine.open_claims(p_lane bigint, p_floor bigint) returns setof millrace_engine.claim
+-- Cost: claims between the floor and now: about a hundred, however long a slow member takes.
+create or replace function millrace_engine.open_claims(p_lane bigint, p_floor bigint, p_stragglers bigint[]) returns setof millrace_engine.claim
 language plpgsql volatile as $$
 begin
     -- Not in language sql, which would plan again at every call.
     return query select c.lane_id, c.claim, c.low, c.high, c.frontier, c.horizon, c.floor,
            case when last_end.kind = 'R' then 0 else c.nonce end,   -- given back: the old token must not fit a copy
            coalesce(last_end.expires_at, c.expires_at), c.next_check, c.messages,
-           coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member,
+           coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member, c.stragglers,
            coalesce(c.settled, '{}'::int8multirange) + coalesce(progress.settled, '{}'::int8multirange)
-    from (select distinct on (d.claim) d.* from millrace_engine.claim d
-          where d.lane_id = p_lane and d.claim > p_floor order by d.claim, d.copy desc) c
+    from (select distinct on (d.claim) d.* from (
+              select x.* from millrace_engine.claim x where x.lane_id = p_lane and x.claim > p_floor
+              union all
+              select x.* from millrace_engine.claim x where x.lane_id = p_lane and x.claim = any (p_stragglers) and x.claim <= p_floor) d
+          order by d.claim, d.copy desc) c
     left join lateral (select e.expires_at, e.next_attempt, e.kind from millrace_engine.settlement e
           where e.lane_id = c.lane_id and e.claim = c.claim and e.kind in ('E', 'R') order by e.at desc limit 1) last_end on true
     left join lateral (select range_agg(p.settled) as settled from millrace_engine.settlement p
@@ -21,4 +24,12 @@ begin
           where s.lane_id = c.lane_id and s.claim = c.claim and s.kind in ('A', 'T'))
     order by c.claim;
 end $$;
-comment on function millrace_engine.open_claims(bigint, bigint) is 'Claims of a lane that are neither acked nor taken over, with their present end.';
+comment on function millrace_engine.open_claims(bigint, bigint, bigint[]) is 'Claims of a lane that are neither acked nor taken over, with their present end.';
+
+-- millrace_engine.open_claim(lane, claim) returns setof millrace_engine.claim
+-- One claim, if it is open.
+create or replace function millrace_engine.open_claim(p_lane bigint, p_claim bigint) returns setof millrace_engine.claim
+language sql volatile
+begin atomic
+    select * from millrace_engine.open_claims(p_lane, 9223372036854775807, array[p_claim]);
+end;

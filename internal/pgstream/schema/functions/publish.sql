@@ -44,6 +44,9 @@ declare
     largest integer;
     bad jsonb;
 begin
+    if cardinality(p_payloads) = 0 then
+        return;
+    end if;
     perform millrace_engine.check_batch(cardinality(p_payloads), cardinality(p_keys), cardinality(p_headers));
     select max(pg_column_size(x)) into largest from unnest(p_payloads) x;
     select x into bad from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1;

@@ -7,6 +7,9 @@ declare
     largest integer;
     bad jsonb;
 begin
+    if cardinality(p_payloads) = 0 then
+        return;
+    end if;
     perform millrace_engine.check_batch(cardinality(p_payloads), cardinality(p_keys), cardinality(p_headers));
     select max(octet_length(x)) into largest from unnest(p_payloads) x;
     select x into bad from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1;

@@ -118,7 +118,7 @@ begin
         blocked := false;
         if now_ >= last.next_check or now_ >= lane.recheck_at or (g.mode = 'Ordered' and last.floor < last.claim) then
             next_ := 'infinity';
-            for o in select * from millrace_engine.open_claims(lane.id, last.floor) loop
+            for o in select * from millrace_engine.open_claims(lane.id, last.floor, last.stragglers) loop
                 if o.expires_at > now_ then
                     next_ := least(next_, o.expires_at);
                     blocked := true;
@@ -130,7 +130,7 @@ begin
                     blocked := true;
                     continue;
                 end if;
-                select x.* into again from millrace_engine.open_claims(lane.id, o.claim - 1) x where x.claim = o.claim;
+                select x.* into again from millrace_engine.open_claim(lane.id, o.claim) x;
                 if not found then
                     continue;
                 elsif again.expires_at > now_ then
@@ -255,16 +255,18 @@ begin
             -- Ordered: the lane has read past other lanes' messages, or past a dead letter. An empty claim keeps that progress.
         end if;
 
+        if g.mode = 'Ordered' then
+            last.floor := last.claim + (n = 0)::integer;   -- one open claim at most, and this is it
+        elsif (last.claim + 1) % 32 = 0 then
+            select f.floor, f.stragglers into last.floor, last.stragglers from millrace_engine.raise_floor(last) f;
+        end if;
         insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt,
-                ring, member, settled)
+                ring, member, stragglers, settled)
             select lane.id, last.claim + 1, low_, high_,
                 case when g.mode = 'Shared' then greatest(last.frontier, edge) else edge end,
                 greatest(last.horizon, safe),
-                case when g.mode = 'Ordered' then last.claim + (n = 0)::integer
-                     when (last.claim + 1) % 32 = 0 then
-                         coalesce((select min(x.claim) - 1 from millrace_engine.open_claims(lane.id, last.floor) x), last.claim)
-                     else last.floor end,
-                nonce_, ends, least(next_, ends), n, try, g.ring, p_member,
+                last.floor,
+                nonce_, ends, least(next_, ends), n, try, g.ring, p_member, last.stragglers,
                 case when not isempty(skip) then nullif(skip * int8multirange(int8range(low_, null)), '{}') end
             from millrace_engine.stream s where s.id = c_stream and s.first_position <= low_ + 1;
         if not found then

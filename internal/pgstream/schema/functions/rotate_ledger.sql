@@ -37,27 +37,26 @@ declare
     l record;
     last millrace_engine.claim;
     o millrace_engine.claim;
-    first_open bigint;
 begin
     perform pg_advisory_xact_lock(536870912 + p_group, 0);
     select x.ring into cur from millrace_engine.ledger x where x.id = 1;
     for l in select x.id from millrace_engine.lane x where x.group_id = p_group order by x.id loop
         select c.* into strict last from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1;
-        first_open := null;
-        for o in select * from millrace_engine.open_claims(l.id, last.floor) loop
-            first_open := coalesce(first_open, o.claim);
+        for o in select * from millrace_engine.open_claims(l.id, last.floor, last.stragglers) loop
             continue when o.ring = cur;
             if not pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
                 return false;
             end if;
             insert into millrace_engine.claim select (x).* from (
                 select jsonb_populate_record(y, jsonb_build_object('ring', cur, 'copy', y.copy + 1)) as x
-                from millrace_engine.open_claims(l.id, o.claim - 1) y where y.claim = o.claim) z;
+                from millrace_engine.open_claim(l.id, o.claim) y) z;
         end loop;
         if last.ring <> cur then
-            insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring, settled)
-                values (l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, coalesce(first_open - 1, last.claim + 1),
-                    0, 'infinity', last.next_check, 0, 0, cur, last.settled);
+            insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring,
+                    stragglers, settled)
+                select l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, f.floor, 0, 'infinity', last.next_check,
+                    0, 0, cur, f.stragglers, last.settled
+                from millrace_engine.raise_floor(last) f;
             insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                 values (l.id, last.claim + 1, millrace_engine.clock(), cur, 'A');
         end if;
@@ -87,7 +86,7 @@ begin
     select exists (
         select from millrace_engine.lane l, lateral millrace_engine.lane_progress(l.id) f
         where (select c.ring from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1) = old
-           or exists (select from millrace_engine.open_claims(l.id, f.floor) o where o.ring = old
+           or exists (select from millrace_engine.open_claims(l.id, f.floor, f.stragglers) o where o.ring = old
                 and not exists (select from millrace_engine.claim d where d.lane_id = o.lane_id and d.claim = o.claim and d.ring <> old))
     ) into needed;
     if needed then

@@ -108,7 +108,7 @@ create table millrace_engine.claim (
     high       bigint not null,           -- inclusive
     frontier   bigint not null,           -- everything up to it has been claimed at least once
     horizon    bigint not null,           -- the highest horizon handed out so far: a cache, and never goes back
-    floor      bigint not null,           -- every claim up to this number is settled; lags behind the truth, never ahead
+    floor      bigint not null,           -- every claim up to this number is settled, but for the stragglers; lags behind the truth, never ahead
     nonce      bigint not null,           -- random: claim numbers can be reused after a crash, nonces are not
     expires_at timestamptz not null,
     next_check timestamptz not null,      -- no open claim expires before it
@@ -117,6 +117,7 @@ create table millrace_engine.claim (
     ring       smallint not null,
     copy       smallint not null default 0,  -- how often it was carried over to a newer ring; the newest copy counts
     member     text,
+    stragglers bigint[],                  -- claims up to floor that are still open: at most 64, so that one slow member keeps no scan long
     settled    int8multirange             -- settled before this claim was made (a reclaimed or carried-over range)
 ) partition by list (ring);
 create table millrace_engine.settlement (
