@@ -48,7 +48,7 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrNotFound, text)
 	case codeRefused:
 		return fmt.Errorf("%w: %s", ErrRefused, text)
-	case "23514", "22P02", "22023": // a value that a constraint or a type refuses
+	case "23502", "23514", "22P02", "22023": // a value that a constraint or a type refuses
 		return fmt.Errorf("%w: %s", ErrRefused, text)
 	}
 	return err
