@@ -1,0 +1,107 @@
+// Command processor runs one pipeline: it reads entries of Redis streams or messages of a consumer group and writes them
+// into a table of PostgreSQL.
+//
+//	processor --config /etc/millrace/processor.yaml
+//	processor validate -f processor.yaml
+//
+// Connection strings come from the environment: MILLRACE_REDIS_URL, MILLRACE_SOURCE_DATABASE_URL,
+// MILLRACE_SINK_DATABASE_URL and MILLRACE_SOURCE_LISTEN_URL.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pipeline"
+)
+
+// Exit codes.
+const (
+	exitOK     = 0
+	exitFailed = 1 // it could not start, broke, or did not drain in time
+	exitUsage  = 2 // the command line or the configuration is wrong
+)
+
+func main() { os.Exit(run(os.Args[1:])) }
+
+func run(args []string) int {
+	if len(args) > 0 && args[0] == "validate" {
+		return validate(args[1:])
+	}
+	o, err := parseOptions(args)
+	if err != nil {
+		return exitUsage
+	}
+	log := o.logger()
+	c, err := readConfig(o.config)
+	if err != nil {
+		log.Error("the configuration is not valid", "file", o.config, "error", err)
+		return exitUsage
+	}
+	log = log.With("processor", c.Name)
+	defer func() {
+		// A panic outside the pipeline's stages, which have their own guard: say where, and do not exit as if all were well.
+		if r := recover(); r != nil {
+			log.Error("the processor panicked", "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+			os.Exit(exitFailed)
+		}
+	}()
+	log.Info("processor starting", "version", version(), "member", o.member)
+
+	// The drain's own limits end it; this is for what they do not reach.
+	backstop := time.Duration(c.Drain.Timeout) + 10*time.Second
+	ctx, stop := untilSignal(log, backstop)
+	defer stop()
+	p := &process{options: o, config: c, log: log, health: pipeline.NewHealth(), metrics: pipeline.NewMetrics()}
+	err = p.run(ctx)
+	switch {
+	case err == nil, errors.Is(err, context.Canceled) && ctx.Err() != nil:
+		log.Info("processor stopped")
+		return exitOK
+	default:
+		log.Error("processor failed", "error", err)
+		return exitFailed
+	}
+}
+
+// untilSignal returns a context that the first SIGTERM or SIGINT ends. A second signal exits at once, and so does the
+// first one's deadline.
+func untilSignal(log *slog.Logger, deadline time.Duration) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		s := <-signals
+		log.Info("stopping", "signal", s.String())
+		cancel()
+		select {
+		case s = <-signals:
+			log.Warn("exiting at once", "signal", s.String())
+		case <-time.After(deadline):
+			log.Error("exiting because stopping took too long", "after", deadline.String())
+		}
+		os.Exit(exitFailed)
+	}()
+	return ctx, cancel
+}
+
+// version is the module's version or commit, as far as the build knows it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return s.Value[:12]
+		}
+	}
+	return info.Main.Version
+}

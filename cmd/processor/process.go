@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/redis/rueidis"
+
+	"github.com/millrace-dev/millrace/internal/pipeline"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
+)
+
+// connectTimeout bounds one attempt to reach a server at the start.
+const connectTimeout = 5 * time.Second
+
+// process is one running processor.
+type process struct {
+	options options
+	config  *config.Config
+	log     *slog.Logger
+	health  *pipeline.Health
+	metrics *pipeline.Metrics
+
+	sinkPool, sourcePool *pgxpool.Pool
+	redis                rueidis.Client
+}
+
+// run starts everything in order, works until ctx ends, and stops everything. The order is: database, migrations, Redis,
+// state, sink, source, pipeline. A server that is down is waited for; what only a person can repair ends the process.
+func (p *process) run(ctx context.Context) error {
+	p.metrics.Register(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	server, err := p.serve()
+	if err != nil {
+		return err
+	}
+	defer server.stop()
+	defer p.close()
+
+	if err := p.connectPostgres(ctx); err != nil {
+		return err
+	}
+	if err := p.migrate(ctx); err != nil {
+		return err
+	}
+	if err := p.connectRedis(ctx); err != nil {
+		return err
+	}
+	state := pipeline.NewState(p.config)
+	sink, err := p.newSink(ctx)
+	if err != nil {
+		return err
+	}
+	source, err := p.newSource(ctx, sink)
+	if err != nil {
+		return err
+	}
+	line, err := pipeline.New(pipeline.Options{
+		Config: p.config, Source: source, Sink: sink, State: state,
+		Metrics: p.metrics, Health: p.health, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.health.Clear("start")
+	p.log.Info("processor ready")
+	return line.Run(ctx)
+}
+
+func (p *process) connectPostgres(ctx context.Context) error {
+	variable, dsn := config.EnvSinkDatabaseURL, os.Getenv(config.EnvSinkDatabaseURL)
+	source := os.Getenv(config.EnvSourceDatabaseURL)
+	if p.config.Source.ConsumerGroup != nil && dsn == "" {
+		variable, dsn = config.EnvSourceDatabaseURL, source
+	}
+	var err error
+	if p.sinkPool, err = p.pool(ctx, variable, dsn); err != nil {
+		return err
+	}
+	if p.config.Source.ConsumerGroup != nil {
+		if p.sourcePool = p.sinkPool; source != dsn {
+			if p.sourcePool, err = p.pool(ctx, config.EnvSourceDatabaseURL, source); err != nil {
+				return err
+			}
+		}
+	}
+	p.log.Info("Postgres connected")
+	return nil
+}
+
+// pool opens a pool and waits until it reaches its server.
+func (p *process) pool(ctx context.Context, variable, dsn string) (*pgxpool.Pool, error) {
+	// One connection per writer, and some for reading, settling, and what goes on beside.
+	pool, err := pipeline.OpenPool(ctx, variable, dsn, p.config.Name, p.config.Batch.Writers+4)
+	if err != nil {
+		return nil, err
+	}
+	err = p.patiently(ctx, "Postgres", func(ctx context.Context) error { return pool.Ping(ctx) })
+	if err != nil {
+		pool.Close()
+		return nil, err
+	}
+	return pool, nil
+}
+
+func (p *process) migrate(ctx context.Context) error {
+	err := p.patiently(ctx, "migrations", func(ctx context.Context) error {
+		return pipeline.Migrate(ctx, p.sinkPool, p.config)
+	})
+	if err == nil {
+		p.log.Info("migrations applied")
+	}
+	return err
+}
+
+func (p *process) connectRedis(ctx context.Context) error {
+	if p.config.Source.Redis == nil {
+		return nil
+	}
+	url := os.Getenv(config.EnvRedisURL)
+	if url == "" {
+		return fmt.Errorf("%s is not set; write redis://user:password@host:6379/0", config.EnvRedisURL)
+	}
+	err := p.patiently(ctx, "Redis", func(ctx context.Context) error {
+		client, _, err := redisstream.Connect(ctx, url, "millrace/"+p.config.Name)
+		p.redis = client
+		return err
+	})
+	if err == nil {
+		p.log.Info("Redis connected")
+	}
+	return err
+}
+
+func (p *process) newSink(ctx context.Context) (sink *pipeline.TableSink, err error) {
+	err = p.patiently(ctx, "sink", func(ctx context.Context) error {
+		sink, err = pipeline.NewTableSink(ctx, p.sinkPool, p.config)
+		return err
+	})
+	return sink, err
+}
+
+func (p *process) newSource(ctx context.Context, sink *pipeline.TableSink) (source pipeline.Source, err error) {
+	err = p.patiently(ctx, "source", func(ctx context.Context) error {
+		if p.config.Source.Redis != nil {
+			letters := pipeline.NewDeadLetters(p.sinkPool, p.config)
+			redis := pipeline.NewRedisSource(p.redis, p.options.member, p.config, letters, p.metrics, p.log)
+			source = redis
+			return redis.Join(ctx)
+		}
+		source, err = p.newStreamSource(ctx, sink)
+		return err
+	})
+	return source, err
+}
+
+func (p *process) newStreamSource(ctx context.Context, sink *pipeline.TableSink) (pipeline.Source, error) {
+	listen := p.sourcePool.Config().ConnConfig
+	if url := os.Getenv(config.EnvSourceListenURL); url != "" {
+		var err error
+		if listen, err = pgx.ParseConfig(url); err != nil {
+			// The parser's error can repeat the string, password included.
+			return nil, fmt.Errorf("%s cannot be read; write postgres://user:password@host:5432/database", config.EnvSourceListenURL)
+		}
+	}
+	source, err := pipeline.NewStreamSource(ctx, p.sourcePool, listen, p.options.member, p.config, p.metrics, p.log)
+	if err != nil {
+		return nil, err
+	}
+	same, err := pipeline.SameDatabase(ctx, p.sourcePool, p.sinkPool)
+	if err != nil {
+		return nil, err
+	}
+	if same {
+		sink.SettleWith(source)
+	} else if len(p.config.Sink.Table.Key) == 0 {
+		return nil, errors.New("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
+	}
+	p.log.Info("delivery", "exactly_once", same)
+	return source, nil
+}
+
+// patiently does one step of the start again and again until it succeeds, fails for good, or ctx ends.
+func (p *process) patiently(ctx context.Context, what string, step func(context.Context) error) error {
+	for attempt := 1; ; attempt++ {
+		err := p.once(ctx, step)
+		if err == nil {
+			p.health.Set("start", "starting")
+			return nil
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if pipeline.Classify(err) == pipeline.ClassConfiguration || redisstream.IsUnusable(err) {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		p.health.Set("start", fmt.Sprintf("waiting for %s: %v", what, err))
+		p.log.Warn("waiting for "+what, "attempt", attempt, "error", err)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(min(time.Duration(attempt)*200*time.Millisecond, connectTimeout)):
+		}
+	}
+}
+
+func (p *process) once(ctx context.Context, step func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	return step(ctx)
+}
+
+// close closes what was opened, in reverse.
+func (p *process) close() {
+	if p.redis != nil {
+		p.redis.Close()
+	}
+	if p.sourcePool != nil && p.sourcePool != p.sinkPool {
+		p.sourcePool.Close()
+	}
+	if p.sinkPool != nil {
+		p.sinkPool.Close()
+	}
+}

@@ -1,0 +1,129 @@
+package pipeline
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Metrics of one pipeline. No label depends on a message or a key, so their number is fixed by the configuration.
+type Metrics struct {
+	registry *prometheus.Registry
+
+	entries      *prometheus.CounterVec // by result
+	read         prometheus.Counter
+	undecodable  prometheus.Counter
+	deadLetters  prometheus.Counter
+	batchRows    prometheus.Histogram
+	writeSeconds prometheus.Histogram
+	endToEnd     prometheus.Histogram
+	bisects      prometheus.Counter
+	sinkErrors   *prometheus.CounterVec // by class
+	sourceErrors prometheus.Counter
+	settleErrors prometheus.Counter
+	unsettled    prometheus.Gauge // items written and not yet settled
+	reclaimed    *prometheus.GaugeVec
+	trimmed      *prometheus.GaugeVec
+	stolen       *prometheus.GaugeVec
+	lag          *prometheus.GaugeVec
+	pending      *prometheus.GaugeVec
+	oldest       *prometheus.GaugeVec
+	released     prometheus.Counter
+}
+
+// NewMetrics returns metrics in a registry of their own.
+func NewMetrics() *Metrics {
+	m := &Metrics{registry: prometheus.NewRegistry()}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "millrace", Subsystem: "processor", Name: name, Help: help})
+		m.registry.MustRegister(c)
+		return c
+	}
+	counters := func(name, help, label string) *prometheus.CounterVec {
+		c := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "millrace", Subsystem: "processor", Name: name, Help: help}, []string{label})
+		m.registry.MustRegister(c)
+		return c
+	}
+	gauges := func(name, help string) *prometheus.GaugeVec {
+		g := prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "millrace", Subsystem: "processor", Name: name, Help: help}, []string{"stream"})
+		m.registry.MustRegister(g)
+		return g
+	}
+	histogram := func(name, help string, buckets []float64) prometheus.Histogram {
+		h := prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "millrace", Subsystem: "processor", Name: name, Help: help, Buckets: buckets})
+		m.registry.MustRegister(h)
+		return h
+	}
+	seconds := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+	m.entries = counters("entries_total", "Entries by what became of them: written, duplicate, rejected, retry or fenced.", "result")
+	for r := Written; r <= Fenced; r++ {
+		m.entries.WithLabelValues(r.String())
+	}
+	m.read = counter("entries_read_total", "Entries that the source handed out, redeliveries included.")
+	m.undecodable = counter("undecodable_total", "Entries that could not be decoded, redeliveries included.")
+	m.deadLetters = counter("dead_letters_total", "Entries set aside as dead letters.")
+	m.batchRows = histogram("batch_rows", "Rows per write.", []float64{1, 5, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10000})
+	m.writeSeconds = histogram("write_seconds", "Time of one successful write.", seconds)
+	m.endToEnd = histogram("end_to_end_seconds", "Age of an entry, by its source's clock, when its row was durable.", seconds)
+	m.bisects = counter("bisects_total", "Batches that were halved to find a row that cannot be written.")
+	m.sinkErrors = counters("sink_errors_total", "Failed writes by class of error.", "class")
+	for c := ClassTransient; c <= ClassFenced; c++ {
+		m.sinkErrors.WithLabelValues(c.String())
+	}
+	m.sourceErrors = counter("source_errors_total", "Failed reads.")
+	m.settleErrors = counter("settle_errors_total", "Failed attempts to settle, each tried again.")
+	m.unsettled = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "millrace", Subsystem: "processor", Name: "ack_backlog_entries",
+		Help: "Entries with an outcome that the source does not know yet."})
+	m.registry.MustRegister(m.unsettled)
+	m.reclaimed = gauges("reclaimed_entries", "Entries taken over from members that stopped refreshing them, since the start.")
+	m.trimmed = gauges("trimmed_entries", "Pending entries that Redis had deleted before they were settled, since the start.")
+	m.stolen = gauges("stolen_entries", "Held entries that another member took over, since the start.")
+	m.lag = gauges("lag_entries", "Entries not yet delivered to the group; -1 when the source cannot tell.")
+	m.pending = gauges("pending_entries", "Entries delivered to any member of the group and not settled.")
+	m.oldest = gauges("oldest_pending_seconds", "Age of the oldest pending entry.")
+	m.released = counter("released_entries_total", "Entries given back on drain.")
+	return m
+}
+
+// Gatherer returns what the metrics endpoint serves.
+func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
+
+// Register adds collectors of the process that is around the pipeline.
+func (m *Metrics) Register(c ...prometheus.Collector) { m.registry.MustRegister(c...) }
+
+// observe adds gauges that are read when they are asked for.
+func (m *Metrics) observe(p *Pipeline) {
+	gauge := func(name, help string, read func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Namespace: "millrace", Subsystem: "processor", Name: name, Help: help}, read))
+	}
+	gauge("in_flight_entries", "Entries read or about to be read, and not settled.", func() float64 {
+		n, _ := p.permits.inFlight()
+		return float64(n)
+	})
+	gauge("in_flight_bytes", "Bytes of entries read and not settled.", func() float64 {
+		_, n := p.permits.inFlight()
+		return float64(n)
+	})
+	gauge("breaker_open", "1 while writing is stopped because too many rows fail.", func() float64 { return number(p.breaker.isOpen()) })
+	gauge("ready", "1 while the processor is ready.", func() float64 {
+		ready, _ := p.health.Ready()
+		return number(ready)
+	})
+	if p.state == nil {
+		return
+	}
+	gauge("state_keys", "Keys whose latest record is remembered.", func() float64 {
+		n, _ := p.state.Size()
+		return float64(n)
+	})
+	gauge("state_evicted_keys", "Keys forgotten because there were too many, since the start.", func() float64 {
+		_, n := p.state.Size()
+		return float64(n)
+	})
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}

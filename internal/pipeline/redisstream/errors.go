@@ -1,0 +1,40 @@
+package redisstream
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/redis/rueidis"
+)
+
+// IsConfiguration says whether an error is an answer of Redis that will not go away by itself: a person has to change the
+// password, the permissions or the key's type.
+func IsConfiguration(err error) bool {
+	var re *rueidis.RedisError
+	if !errors.As(err, &re) {
+		return false
+	}
+	for _, code := range []string{"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "ERR unknown command", "ERR AUTH"} {
+		if hasPrefix(re.Error(), code) {
+			return true
+		}
+	}
+	return false
+}
+
+func hasPrefix(text, prefix string) bool { return strings.HasPrefix(text, prefix) }
+
+var errURL = errors.New("the Redis URL cannot be read; write redis://user:password@host:6379/0, or rediss:// for TLS")
+
+// tooOldError says that the server lacks what a Member needs.
+type tooOldError struct{ version Version }
+
+func (e *tooOldError) Error() string {
+	return "Redis " + e.version.String() + " is too old; use " + minVersion.String() + " or later"
+}
+
+// IsUnusable says whether an error of Connect will not go away by trying again.
+func IsUnusable(err error) bool {
+	var old *tooOldError
+	return errors.Is(err, errURL) || errors.As(err, &old) || IsConfiguration(err)
+}

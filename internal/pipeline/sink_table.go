@@ -1,0 +1,335 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
+
+// writeTimeout bounds one write. It is longer than any sane write and shorter than a person's patience: after it the
+// connection is given up, and the batch is written again.
+const writeTimeout = 30 * time.Second
+
+// tableStatement is the name of the prepared INSERT on each connection.
+const tableStatement = "millrace_table"
+
+// TableSink writes batches into one table with one INSERT … SELECT FROM unnest(arrays) each.
+//
+// Rows are sorted by key, so that concurrent writers, in this process or another, wait for each other and never
+// deadlock. Rows of one batch with the same key are reduced to one: the first, or with Update the last. Which rows were
+// duplicates is the difference between the keys sent and the keys returned; for skipped rows RETURNING returns nothing.
+type TableSink struct {
+	pool     *pgxpool.Pool
+	columns  []config.Column
+	key      []int // columns of the key
+	update   bool
+	insert   string
+	unnamed  bool // send the statement with every write, for poolers that lose prepared statements
+	settleTx func(context.Context, pgx.Tx, *Batch, []Outcome) error
+	work     sync.Pool
+}
+
+// tableWork is the memory of one write, used again by the next.
+type tableWork struct {
+	rank    []int // for each item of the batch, its row in unique
+	order   []int // items of the batch sorted by key, then by arrival
+	unique  []*Item
+	written []bool
+	arrays  [][]byte
+}
+
+// NewTableSink checks the table against the mapping and returns a sink. Migrate comes before it. Its errors are of class ClassConfiguration when a person has to act.
+func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*TableSink, error) {
+	t := c.Sink.Table
+	s := &TableSink{
+		pool:    pool,
+		columns: c.Mapping.Columns,
+		update:  t.Conflict.Action == config.ConflictUpdate,
+		unnamed: !usesPreparedStatements(pool),
+	}
+	for _, name := range t.Key {
+		s.key = append(s.key, slices.IndexFunc(s.columns, func(c config.Column) bool { return c.Name == name }))
+	}
+	actual, err := checkTable(ctx, pool, c)
+	if err != nil {
+		return nil, err
+	}
+	s.insert = s.statement(t, actual)
+	s.work.New = func() any { return &tableWork{arrays: make([][]byte, len(s.columns))} }
+	return s, s.probe(ctx, t)
+}
+
+// SettleWith makes the sink settle each batch in the transaction that writes it.
+func (s *TableSink) SettleWith(source TxSource) { s.settleTx = source.SettleTx }
+
+// usesPreparedStatements is false when the connection string asks for a mode that works through a pooler.
+func usesPreparedStatements(pool *pgxpool.Pool) bool {
+	switch pool.Config().ConnConfig.DefaultQueryExecMode {
+	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec:
+		return true
+	}
+	return false
+}
+
+// statement builds the INSERT. actual holds the table's type per column.
+func (s *TableSink) statement(t *config.TableSink, actual map[string]string) string {
+	var names, values, params, aliases, key, set []string
+	for i, col := range s.columns {
+		name := pgx.Identifier{col.Name}.Sanitize()
+		alias := "c" + strconv.Itoa(i+1)
+		value := alias
+		if col.Type == config.TypeNumeric {
+			value += "::numeric"
+		}
+		if actual[col.Name] != string(col.Type) {
+			// Without a length, so that a text that is too long for a varchar(n) is an error and is not cut off.
+			value += "::" + actual[col.Name]
+		}
+		names = append(names, name)
+		values = append(values, value)
+		params = append(params, "$"+strconv.Itoa(i+1)+"::"+wireOf(col.Type).array)
+		aliases = append(aliases, alias)
+		if !slices.Contains(s.key, i) {
+			set = append(set, name+" = excluded."+name)
+		}
+	}
+	var returning []string
+	for _, i := range s.key {
+		name := pgx.Identifier{s.columns[i].Name}.Sanitize()
+		key = append(key, name)
+		// Back in the type it was sent in, so that the bytes can be compared.
+		as := string(s.columns[i].Type)
+		if as == string(config.TypeNumeric) {
+			as = "text"
+		}
+		if actual[s.columns[i].Name] == as {
+			returning = append(returning, name)
+		} else {
+			returning = append(returning, name+"::"+as)
+		}
+	}
+	sql := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM unnest(%s) AS t(%s)",
+		pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(names, ", "), strings.Join(values, ", "),
+		strings.Join(params, ", "), strings.Join(aliases, ", "))
+	if len(key) == 0 {
+		return sql
+	}
+	if s.update && len(set) > 0 {
+		sql += fmt.Sprintf(" ON CONFLICT (%s) DO UPDATE SET %s", strings.Join(key, ", "), strings.Join(set, ", "))
+	} else {
+		sql += fmt.Sprintf(" ON CONFLICT (%s) DO NOTHING", strings.Join(key, ", "))
+	}
+	return sql + " RETURNING " + strings.Join(returning, ", ")
+}
+
+// probe lets PostgreSQL check the statement: names, types, and that the key is a unique constraint.
+func (s *TableSink) probe(ctx context.Context, t *config.TableSink) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	_, err = conn.Conn().PgConn().Prepare(ctx, "", s.insert, nil)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "42P10" {
+		return configurationError("table %s.%s has no primary key or unique index over exactly (%s); add one, or write the columns of one as sink.table.key",
+			t.Schema, t.Name, strings.Join(t.Key, ", "))
+	}
+	if errors.As(err, &pg) {
+		return configurationError("table %s.%s does not take the mapped columns: %s", t.Schema, t.Name, reason(err))
+	}
+	return err
+}
+
+// Write implements Sink.
+func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	w := s.work.Get().(*tableWork)
+	defer s.recycle(w)
+	s.arrange(w, b.Items)
+
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Release()
+	if s.settleTx == nil {
+		if err := s.exec(ctx, conn.Conn(), w); err != nil {
+			return nil, s.forget(ctx, conn.Conn(), err)
+		}
+		return s.outcomes(w, b.Items), nil
+	}
+	var os []Outcome
+	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+		if err := s.exec(ctx, tx.Conn(), w); err != nil {
+			return err
+		}
+		os = s.outcomes(w, b.Items)
+		return s.settleTx(ctx, tx, b, os)
+	})
+	if err != nil {
+		return nil, s.forget(ctx, conn.Conn(), err)
+	}
+	b.Settled = true
+	return os, nil
+}
+
+// arrange sorts the rows by key and drops all but one of those with the same key. Without a key every row stays, as it came.
+func (s *TableSink) arrange(w *tableWork, items []*Item) {
+	w.order, w.unique = w.order[:0], w.unique[:0]
+	w.rank = slices.Grow(w.rank[:0], len(items))[:len(items)]
+	for i := range items {
+		w.order = append(w.order, i)
+	}
+	if len(s.key) > 0 {
+		slices.SortFunc(w.order, func(a, b int) int {
+			if c := s.compareKeys(items[a], items[b]); c != 0 {
+				return c
+			}
+			return a - b
+		})
+	}
+	for _, i := range w.order {
+		it := items[i]
+		if n := len(w.unique); n > 0 && len(s.key) > 0 && s.compareKeys(w.unique[n-1], it) == 0 {
+			if s.update {
+				w.unique[n-1] = it // the last one wins
+			}
+		} else {
+			w.unique = append(w.unique, it)
+		}
+		w.rank[i] = len(w.unique) - 1
+	}
+	w.written = slices.Grow(w.written[:0], len(w.unique))[:len(w.unique)]
+	clear(w.written)
+}
+
+func (s *TableSink) compareKeys(a, b *Item) int {
+	for _, k := range s.key {
+		if c := compareValues(a.Row[k], b.Row[k]); c != 0 {
+			return c
+		}
+	}
+	return 0
+}
+
+// exec sends the rows and marks those that were written.
+func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) error {
+	formats := binaryFormat
+	for i, col := range s.columns {
+		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.unique, i)
+	}
+	var rr *pgconn.ResultReader
+	if s.unnamed {
+		rr = conn.PgConn().ExecParams(ctx, s.insert, w.arrays, nil, formats, formats)
+	} else {
+		if _, err := conn.Prepare(ctx, tableStatement, s.insert); err != nil {
+			return err
+		}
+		rr = conn.PgConn().ExecPrepared(ctx, tableStatement, w.arrays, formats, formats)
+	}
+	next, matched, unknown := 0, 0, 0
+	for rr.NextRow() {
+		matched++
+		if unknown > maxUnknownKeys {
+			continue
+		}
+		if i := s.find(w.unique, next, rr.Values()); i >= 0 {
+			w.written[i] = true
+			next = i + 1
+		} else {
+			unknown++
+		}
+	}
+	tag, err := rr.Close()
+	if err != nil {
+		return err
+	}
+	if len(s.key) == 0 {
+		matched = int(tag.RowsAffected())
+	}
+	if matched == len(w.unique) {
+		for i := range w.written {
+			w.written[i] = true // also those whose key came back in another form, such as 1.50 for 1.5
+		}
+	}
+	return nil
+}
+
+// maxUnknownKeys bounds the search for keys that came back in another form than they were sent in. Their rows count as
+// duplicates, which changes a figure and nothing else: both are settled alike.
+const maxUnknownKeys = 16
+
+var binaryFormat = []int16{pgx.BinaryFormatCode}
+
+// find looks for the row with the returned key. Rows come back in the order they were sent, so it is nearly always the
+// next one or a few further; that nobody promises this order is why it starts over once.
+func (s *TableSink) find(rows []*Item, next int, key [][]byte) int {
+	for n := range rows {
+		i := next + n
+		if i >= len(rows) {
+			i -= len(rows)
+		}
+		if s.sameKey(rows[i], key) {
+			return i
+		}
+	}
+	return -1
+}
+
+func (s *TableSink) sameKey(it *Item, key [][]byte) bool {
+	for n, k := range s.key {
+		if !sameValue(s.columns[k].Type, it.Row[k], key[n]) {
+			return false
+		}
+	}
+	return true
+}
+
+// forget drops the prepared statement when the table has changed under it; the same batch then succeeds.
+func (s *TableSink) forget(ctx context.Context, conn *pgx.Conn, err error) error {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Code == "0A000" && !s.unnamed && conn.PgConn().TxStatus() == 'I' {
+		if derr := conn.Deallocate(ctx, tableStatement); derr == nil {
+			return fmt.Errorf("the table has changed: %s", pg.Message) // no longer a PgError: transient
+		}
+	}
+	return err
+}
+
+// outcomes gives each item of the batch its result. Of several items with one key, one can be the written one.
+func (s *TableSink) outcomes(w *tableWork, items []*Item) []Outcome {
+	os := make([]Outcome, len(items))
+	for i, it := range items {
+		row := w.rank[i]
+		if !w.written[row] || w.unique[row] != it {
+			os[i].Result = Duplicate
+		}
+	}
+	return os
+}
+
+// recycle keeps the memory of ordinary writes for the next one.
+func (s *TableSink) recycle(w *tableWork) {
+	const maxKept = 4 << 20
+	kept := 0
+	for _, a := range w.arrays {
+		kept += cap(a)
+	}
+	if kept <= maxKept {
+		clear(w.unique)
+		s.work.Put(w)
+	}
+}

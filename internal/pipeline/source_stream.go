@@ -1,0 +1,390 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
+
+// Timing of a StreamSource.
+const (
+	extendTick = 500 * time.Millisecond // how often claims are looked at; each is extended after a third of its lease
+	minLease   = time.Second
+)
+
+// StreamSource reads a Millrace stream as a member of a consumer group. It is a TxSource: a sink in the same database
+// commits its rows and the ack as one.
+//
+// A claim travels as one batch where it can, because settling it whole is one cheap row. In an Ordered group it always
+// does: when one of its messages fails, those after it are not written, and the group delivers them again in order.
+type StreamSource struct {
+	pool     *pgxpool.Pool
+	consumer *pgstream.Consumer
+	listener *pgstream.Listener
+	stream   string
+	group    string
+	ordered  bool
+	errors   config.Errors
+	max      int
+	failed   bool // the last Next returned an error; only Next uses it
+	metrics  *Metrics
+	log      *slog.Logger
+
+	mu    sync.Mutex
+	open  map[*claim]struct{}
+	skew  time.Duration // the database's clock minus ours
+	known bool          // skew has been measured
+}
+
+// claim is what the source remembers of one claim until all of it is settled.
+type claim struct {
+	token string
+	total int
+	lease time.Duration
+
+	left   int       // not yet settled; guarded by StreamSource.mu
+	due    time.Time // next extension; guarded by StreamSource.mu
+	fenced bool      // guarded by StreamSource.mu
+}
+
+// NewStreamSource joins the group as the given member. What an earlier process of that name held goes back to the group
+// at once. listenURL reaches the database directly, for notifications; empty means the pool's own address.
+func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnConfig, member string, c *config.Config, metrics *Metrics, log *slog.Logger) (*StreamSource, error) {
+	g := c.Source.ConsumerGroup
+	s := &StreamSource{
+		pool: pool, listener: pgstream.NewListener(listen), stream: g.Stream, group: g.Group,
+		ordered: g.Mode == config.ModeOrdered, errors: c.Errors, max: min(c.Batch.MaxRows, 10_000),
+		metrics: metrics, log: log, open: map[*claim]struct{}{},
+	}
+	var err error
+	s.consumer, err = pgstream.NewConsumer(ctx, pool, pgstream.ConsumerConfig{
+		Stream: g.Stream, Group: g.Group, Member: member, MaxMessages: s.max, Listener: s.listener,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.consumer.Leave(ctx); err != nil {
+		return nil, err
+	}
+	log.Info(fmt.Sprintf("consumer started on stream %s group %s consumer %s", g.Stream, g.Group, member))
+	return s, nil
+}
+
+// Readers implements Source.
+func (s *StreamSource) Readers() []Reader { return []Reader{s} }
+
+// Name implements Reader.
+func (s *StreamSource) Name() string { return s.stream }
+
+// Next implements Reader. It may return more than max: a claim is not divided. After an error it does not wait for
+// messages, so that the pipeline learns that the database is back even when there are none.
+func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
+	receive := s.consumer.Receive
+	if s.failed {
+		receive = s.consumer.TryReceive
+	}
+	received, err := receive(ctx)
+	s.failed = err != nil
+	if err != nil {
+		return nil, err
+	}
+	if received == nil {
+		return &Batch{}, nil
+	}
+	now := time.Now()
+	c := &claim{token: received.Token, total: len(received.Messages), left: len(received.Messages)}
+	s.hold(ctx, c, received.ExpiresAt, now)
+	slab := make([]Item, c.total)
+	b := &Batch{Items: make([]*Item, c.total), More: c.total == s.max, Together: true, InOrder: s.ordered}
+	for i := range received.Messages {
+		m, it := &received.Messages[i], &slab[i]
+		it.ID, it.Position, it.Key = strconv.FormatInt(m.Position, 10), m.Position, m.Key
+		it.Payload, it.Created, it.Deliveries = asString(m.Payload), m.CreatedAt, m.Attempt
+		it.Stream, it.Received, it.origin = s.stream, now, c
+		it.size = itemOverhead + len(m.Payload)
+		b.Items[i] = it
+	}
+	return b, nil
+}
+
+// hold starts keeping a claim. Its lease is in the database's time, so it is compared with the database's clock.
+func (s *StreamSource) hold(ctx context.Context, c *claim, ends, now time.Time) {
+	s.mu.Lock()
+	known, skew := s.known, s.skew
+	s.mu.Unlock()
+	if !known {
+		var there time.Time
+		if err := s.pool.QueryRow(ctx, "select clock_timestamp()").Scan(&there); err == nil {
+			known, skew = true, time.Until(there)
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.known, s.skew = known, skew
+	c.lease = max(ends.Sub(now.Add(skew)), minLease)
+	c.due = now.Add(c.lease / 3)
+	s.open[c] = struct{}{}
+}
+
+// Run implements Source: it listens for notifications and extends claims that take long.
+func (s *StreamSource) Run(ctx context.Context) error {
+	var listening sync.WaitGroup
+	listening.Go(func() { _ = s.listener.Run(ctx) })
+	defer listening.Wait()
+	extend := time.NewTicker(extendTick)
+	defer extend.Stop()
+	progress := time.NewTicker(progressInterval)
+	defer progress.Stop()
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-extend.C:
+			err = s.extend(ctx)
+		case <-progress.C:
+			err = s.observe(ctx)
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Debug("upkeep of the stream source failed; trying again", "error", reason(err))
+		}
+	}
+}
+
+// extend prolongs the claims that have used a third of their lease.
+func (s *StreamSource) extend(ctx context.Context) error {
+	now := time.Now()
+	var due []*claim
+	s.mu.Lock()
+	for c := range s.open {
+		if !c.fenced && now.After(c.due) {
+			due = append(due, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range due {
+		call, cancel := context.WithTimeout(ctx, c.lease)
+		_, err := s.consumer.Extend(call, c.token, c.lease)
+		cancel()
+		if errors.Is(err, pgstream.ErrFenced) {
+			s.mu.Lock()
+			c.fenced = true // its items find out when they are settled
+			s.mu.Unlock()
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		c.due = time.Now().Add(c.lease / 3)
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func (s *StreamSource) observe(ctx context.Context) error {
+	call, cancel := context.WithTimeout(ctx, progressInterval)
+	defer cancel()
+	all, err := pgstream.Stats(call, s.pool)
+	if err != nil {
+		return err
+	}
+	for _, g := range all {
+		if g.Stream == s.stream && g.Group == s.group {
+			s.metrics.lag.WithLabelValues(s.stream).Set(float64(g.Lag))
+			s.metrics.pending.WithLabelValues(s.stream).Set(float64(g.InFlight + g.Retrying))
+			s.metrics.oldest.WithLabelValues(s.stream).Set(g.OldestAge.Seconds())
+		}
+	}
+	return nil
+}
+
+// share is the part of a batch that belongs to one claim.
+type share struct {
+	claim    *claim
+	items    []*Item
+	done     []int64 // Written or Duplicate
+	retried  []int64
+	rejected []*Item
+	reasons  []string
+}
+
+// shares sorts a batch by claim. A batch holds few claims, so a list is enough.
+func shares(b *Batch, os []Outcome) []*share {
+	var all []*share
+	var last *share
+	for i, it := range b.Items {
+		c := it.origin.(*claim)
+		if last == nil || last.claim != c {
+			last = nil
+			for _, sh := range all {
+				if sh.claim == c {
+					last = sh
+				}
+			}
+			if last == nil {
+				last = &share{claim: c}
+				all = append(all, last)
+			}
+		}
+		last.items = append(last.items, it)
+		switch os[i].Result {
+		case Written, Duplicate:
+			last.done = append(last.done, it.Position)
+		case Retry:
+			last.retried = append(last.retried, it.Position)
+		case Rejected:
+			last.rejected = append(last.rejected, it)
+			last.reasons = append(last.reasons, os[i].Reason)
+		}
+	}
+	return all
+}
+
+// SettleTx implements TxSource.
+func (s *StreamSource) SettleTx(ctx context.Context, tx pgx.Tx, b *Batch, os []Outcome) error {
+	for _, sh := range shares(b, os) {
+		var err error
+		switch {
+		case len(sh.done) == 0:
+			continue
+		case len(sh.done) == sh.claim.total:
+			err = s.consumer.AckTx(ctx, tx, sh.claim.token)
+		default:
+			err = s.consumer.AckMessagesTx(ctx, tx, sh.claim.token, sh.done)
+		}
+		if errors.Is(err, pgstream.ErrFenced) {
+			s.fence(sh)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fence marks the items of a claim that has ended.
+func (s *StreamSource) fence(sh *share) {
+	s.mu.Lock()
+	sh.claim.fenced = true
+	s.mu.Unlock()
+	for _, it := range sh.items {
+		it.Fenced = true
+	}
+}
+
+// Settle implements Source. It keeps what it has done already in mind, so repeating it after an error is harmless.
+func (s *StreamSource) Settle(ctx context.Context, b *Batch, os []Outcome) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	for _, sh := range shares(b, os) {
+		err := s.settle(ctx, sh, b.Settled)
+		if errors.Is(err, pgstream.ErrFenced) {
+			// The claim has ended, so its messages will come again, to this member or another. Their rows are found by key.
+			err = nil
+		}
+		if err != nil {
+			return err
+		}
+		s.mu.Lock()
+		if sh.claim.left -= len(sh.items); sh.claim.left <= 0 {
+			delete(s.open, sh.claim)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func (s *StreamSource) settle(ctx context.Context, sh *share, acked bool) error {
+	token := sh.claim.token
+	if len(sh.done) > 0 && !acked {
+		var err error
+		if len(sh.done) == sh.claim.total {
+			err = s.consumer.Ack(ctx, token)
+		} else {
+			err = s.consumer.AckMessages(ctx, token, sh.done)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.reject(ctx, sh); err != nil {
+		return err
+	}
+	if len(sh.retried) == 0 {
+		return nil
+	}
+	if s.ordered || len(sh.retried) == sh.claim.total {
+		return s.consumer.Release(ctx, token) // counts no attempt
+	}
+	return s.consumer.Nack(ctx, token, sh.retried, -1, "given back by the processor")
+}
+
+// reject sets messages aside that have been delivered often enough, and gives the others back for the group's backoff.
+func (s *StreamSource) reject(ctx context.Context, sh *share) error {
+	for i, it := range sh.rejected {
+		at := []int64{it.Position}
+		if s.errors.Policy == config.PolicyDeadLetter && it.Deliveries >= s.errors.MaxDeliveries {
+			if err := s.consumer.DeadLetter(ctx, sh.claim.token, at, storable(sh.reasons[i])); err != nil {
+				return err
+			}
+			s.metrics.deadLetters.Inc()
+			s.log.Warn("message became a dead letter", "stream", s.stream, "position", it.Position, "deliveries", it.Deliveries, "reason", sh.reasons[i])
+			continue
+		}
+		if err := s.consumer.Nack(ctx, sh.claim.token, at, -1, storable(sh.reasons[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Release implements Source. Leaving gives back every claim, counted as no attempt.
+func (s *StreamSource) Release(ctx context.Context) error {
+	s.mu.Lock()
+	total := 0
+	for c := range s.open {
+		total += c.left
+	}
+	s.mu.Unlock()
+	s.metrics.released.Add(float64(total))
+	if total > 0 {
+		s.log.Info("messages given back", "n", total)
+	}
+	return s.consumer.Leave(ctx)
+}
+
+// SameDatabase says whether two pools reach the same database. Connection strings say too little: hosts have aliases, and
+// a pooler may stand in between. A lock taken through one is seen through the other, or it is not.
+func SameDatabase(ctx context.Context, a, b *pgxpool.Pool) (bool, error) {
+	if a == b {
+		return true, nil
+	}
+	same := false
+	err := pgx.BeginFunc(ctx, a, func(tx pgx.Tx) error {
+		var key int64
+		if err := tx.QueryRow(ctx, "select n from (select (random() * 9e18)::bigint as n) r, pg_advisory_xact_lock(n)").Scan(&key); err != nil {
+			return err
+		}
+		var free bool
+		if err := b.QueryRow(ctx, "select pg_try_advisory_xact_lock($1)", key).Scan(&free); err != nil {
+			return err
+		}
+		same = !free
+		return nil
+	})
+	if err != nil {
+		return false, fmt.Errorf("compare the databases of source and sink: %w", err)
+	}
+	return same, nil
+}

@@ -1,0 +1,142 @@
+package pipeline
+
+import (
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
+
+// State remembers the latest record of each key, bounded by a number of keys. It is updated before the write, so it shows
+// what has been seen, durable or not; an item that comes again changes nothing but its count.
+//
+// It lives in one process: when several processors share a Redis group, each sees only the entries that it read.
+type State struct {
+	keyColumn, timeColumn int
+	keyType               config.ColumnType
+	maxKeys               int
+
+	mu      sync.Mutex
+	records map[string]*record
+	newest  *record // most recently used; the list runs from here through older
+	oldest  *record
+	evicted int64
+}
+
+// Record is what State knows of one key.
+type Record struct {
+	Key string
+	// Last is the row with the greatest time; among rows of the same time, the one that came last.
+	Last []Value
+	// LastSeen is the greatest time seen, so that old records coming late do not set it back.
+	LastSeen time.Time
+	// Count of records since this process first saw the key, redeliveries included.
+	Count int64
+}
+
+type record struct {
+	Record
+	lastMicros   int64
+	newer, older *record
+}
+
+// NewState returns the state that the configuration asks for, or nil when it asks for none.
+func NewState(c *config.Config) *State {
+	if c.State == nil {
+		return nil
+	}
+	s := &State{maxKeys: c.State.MaxKeys, records: map[string]*record{}}
+	for i, col := range c.Mapping.Columns {
+		if col.Name == c.State.Key {
+			s.keyColumn, s.keyType = i, col.Type
+		}
+		if col.Name == c.State.Time {
+			s.timeColumn = i
+		}
+	}
+	return s
+}
+
+// Update takes in decoded items. Items without key or time are left out.
+func (s *State) Update(items []*Item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, it := range items {
+		key, at := it.Row[s.keyColumn], it.Row[s.timeColumn]
+		if !key.Valid || !at.Valid {
+			continue
+		}
+		s.update(s.keyText(key), at.N, it.Row)
+	}
+}
+
+func (s *State) keyText(v Value) string {
+	if isBytes(s.keyType) {
+		return v.S
+	}
+	return strconv.FormatInt(v.N, 10)
+}
+
+func (s *State) update(key string, at int64, row []Value) {
+	r, ok := s.records[key]
+	if !ok {
+		key = strings.Clone(key) // the key would otherwise keep its whole entry in memory
+		r = &record{Record: Record{Key: key}, lastMicros: at}
+		s.records[key] = r
+	} else {
+		s.unlink(r)
+	}
+	s.link(r)
+	r.Count++
+	if r.Last == nil || at >= r.lastMicros {
+		r.Last, r.lastMicros = row, at
+		r.LastSeen = time.UnixMicro(at).UTC()
+	}
+	if len(s.records) > s.maxKeys {
+		delete(s.records, s.oldest.Key)
+		s.unlink(s.oldest)
+		s.evicted++
+	}
+}
+
+func (s *State) link(r *record) {
+	r.newer, r.older = nil, s.newest
+	if s.newest != nil {
+		s.newest.newer = r
+	} else {
+		s.oldest = r
+	}
+	s.newest = r
+}
+
+func (s *State) unlink(r *record) {
+	if r.newer != nil {
+		r.newer.older = r.older
+	} else {
+		s.newest = r.older
+	}
+	if r.older != nil {
+		r.older.newer = r.newer
+	} else {
+		s.oldest = r.newer
+	}
+}
+
+// Get returns the record of a key. It does not count as use.
+func (s *State) Get(key string) (Record, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if r, ok := s.records[key]; ok {
+		return r.Record, true
+	}
+	return Record{}, false
+}
+
+// Size returns how many keys are remembered, and how many have been evicted.
+func (s *State) Size() (keys int, evicted int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.records), s.evicted
+}
