@@ -1,0 +1,152 @@
+// Command bench measures Millrace's engine beside plain PostgreSQL and other queues. See bench/README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/millrace-dev/millrace/bench/engine"
+	"github.com/millrace-dev/millrace/bench/report"
+	"github.com/millrace-dev/millrace/bench/system"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
+	o, err := parse(args, progress)
+	if err != nil {
+		return err
+	}
+	systems, err := system.Named(o.systems)
+	if err != nil {
+		return err
+	}
+	server, err := engine.Start(ctx, o.dsn)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := server.Stop(context.WithoutCancel(ctx)); err != nil {
+			fmt.Fprintln(progress, "stop the server:", err)
+		}
+	}()
+	settings, err := server.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	describeRun(settings, o)
+
+	start := time.Now()
+	samples, err := engine.Run(ctx, server, engine.Options{Works: o.works, Systems: systems, N: o.n, Runs: o.runs, Short: o.short,
+		Log: func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }})
+	if err != nil {
+		return fmt.Errorf("nothing is written: %w", err)
+	}
+	result := report.Report{Machine: report.Machine(), Date: report.Today(), Settings: settings, Rows: report.Rows(samples, engine.Rivals)}
+	fmt.Fprintln(progress)
+	if err := result.Table(out); err != nil {
+		return err
+	}
+	if err := result.Write(o.out); err != nil {
+		return err
+	}
+	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
+	return nil
+}
+
+type options struct {
+	works, systems []string
+	n, runs        int
+	dsn, out       string
+	short          bool
+}
+
+// The files of a whole run, and of one that measured only a part and must not replace it.
+var (
+	whole = filepath.Join("results", "engine.json")
+	part  = filepath.Join("results", "engine.local.json")
+)
+
+func parse(args []string, usage io.Writer) (options, error) {
+	var o options
+	var works, systems string
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(usage)
+	flags.StringVar(&works, "work", "", "only these `works`, with commas between")
+	flags.StringVar(&systems, "system", "", "only these `systems`, with commas between")
+	flags.IntVar(&o.n, "n", 0, "`messages` in a measurement; default: by work")
+	flags.IntVar(&o.runs, "runs", 0, "`repetitions`; default 5, or 3 with -short")
+	flags.StringVar(&o.dsn, "dsn", "", "use the server with this `URL` (its role creates databases) instead of a private one")
+	flags.BoolVar(&o.short, "short", false, "minutes instead of the better part of an hour")
+	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" when -work, -system or -n is given")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q; bench takes flags only", flags.Arg(0))
+	}
+	if o.n < 0 || o.runs < 0 {
+		return o, errors.New("-n and -runs cannot be negative")
+	}
+	if o.runs == 0 {
+		o.runs = 5
+		if o.short {
+			o.runs = 3
+		}
+	}
+	o.works, o.systems = list(works), list(systems)
+	if o.out == "" {
+		o.out = whole
+		if len(o.works) > 0 || len(o.systems) > 0 || o.n > 0 {
+			o.out = part
+		}
+	}
+	return o, nil
+}
+
+func list(names string) []string {
+	return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
+}
+
+// describeRun adds to the server's settings what the figures depend on besides.
+func describeRun(settings map[string]string, o options) {
+	settings["form"] = "full"
+	if o.short {
+		settings["form"] = "short"
+	}
+	if o.n > 0 {
+		settings["n"] = strconv.Itoa(o.n)
+	}
+	settings["seed"] = strconv.Itoa(engine.Seed)
+	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			if m.Path == "github.com/jackc/pgx/v5" {
+				settings["pgx"] = strings.TrimPrefix(m.Version, "v")
+			}
+		}
+	}
+}

@@ -1,0 +1,187 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/bench/report"
+)
+
+// Options choose what is measured.
+type Options struct {
+	Works   []string // names of works or of their rows; none: all
+	Systems []System
+	N       int // messages in a measurement; zero: what the work says
+	Runs    int // repetitions
+	Short   bool
+	Log     func(line string) // a line for each step
+}
+
+// Run measures every system at every work and returns the samples in the order of works and systems. It fails at the first measurement
+// that fails its check.
+func Run(ctx context.Context, s *Server, o Options) ([]report.Samples, error) {
+	works, err := selected(o.Works)
+	if err != nil {
+		return nil, err
+	}
+	var all []report.Samples
+	for _, w := range works {
+		samples, err := repeat(ctx, s, o, w)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, samples...)
+	}
+	return all, nil
+}
+
+// Rivals names the systems that a row is compared with: only the product's rows are, whose names begin with its own.
+func Rivals(row, system string) []string {
+	if !strings.HasPrefix(system, "millrace") {
+		return nil
+	}
+	for _, w := range Works() {
+		if w.named(row) {
+			return w.Versus
+		}
+	}
+	return nil
+}
+
+func selected(names []string) ([]Work, error) {
+	works := Works()
+	if len(names) == 0 {
+		return works, nil
+	}
+	var known []string
+	for _, w := range works {
+		known = append(known, w.Name)
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(works, func(w Work) bool { return w.named(name) }) {
+			return nil, fmt.Errorf("there is no work %q; choose from %s", name, strings.Join(known, ", "))
+		}
+	}
+	return slices.DeleteFunc(works, func(w Work) bool { return !slices.ContainsFunc(names, w.named) }), nil
+}
+
+// repeat measures all systems at one work, interleaved, and begins each repetition with another system.
+func repeat(ctx context.Context, s *Server, o Options, w Work) ([]report.Samples, error) {
+	runs := o.Runs
+	if o.Short && w.Once {
+		runs = 1
+	}
+	n := w.N
+	if o.Short {
+		n = w.ShortN
+	}
+	if o.N > 0 {
+		n = o.N
+	}
+	notes := map[string]string{}
+	var able []System
+	for _, system := range o.Systems {
+		if why := system.Cannot(w.Name); why != "" {
+			notes[system.Name()] = why
+			o.Log(fmt.Sprintf("%-18s  %-17s  %-7s  %s", w.Name, system.Name(), "–", why))
+			continue
+		}
+		able = append(able, system)
+	}
+	values := map[string]map[string][]float64{} // by row and system
+	for _, y := range w.Yield {
+		values[y.Name] = map[string][]float64{}
+	}
+	for run := range runs {
+		for i := range able {
+			system := able[(i+run)%len(able)]
+			got, err := measure(ctx, s, system, w, n, o.Short)
+			if err != nil {
+				return nil, fmt.Errorf("%s, %s, run %d: %w", w.Name, system.Name(), run+1, err)
+			}
+			var words []string
+			for _, y := range w.Yield {
+				if v, ok := got[y.Name]; ok {
+					values[y.Name][system.Name()] = append(values[y.Name][system.Name()], v)
+					words = append(words, report.Number(v)+" "+y.Unit)
+				}
+			}
+			o.Log(fmt.Sprintf("%-18s  %-17s  run %d/%d  %s", w.Name, system.Name(), run+1, runs, strings.Join(words, ", ")))
+		}
+	}
+	var samples []report.Samples
+	for _, y := range w.Yield {
+		for _, system := range o.Systems {
+			sample := report.Samples{Work: y.Name, System: system.Name(), Unit: y.Unit, Values: values[y.Name][system.Name()], Note: notes[system.Name()]}
+			if len(sample.Values) == 0 && sample.Note == "" {
+				sample.Note = "cannot be seen from outside this server"
+			}
+			samples = append(samples, sample)
+		}
+	}
+	return samples, nil
+}
+
+// bed is where one measurement of one system takes place.
+type bed struct {
+	dsn        string
+	pool       *pgxpool.Pool
+	queue      Queue
+	staff      []Consumer
+	n          int
+	short      bool
+	postmaster int
+	left       bool
+}
+
+// connections is enough for all producers and consumers of a work and a few more; the same for every system.
+const connections = singleProducers + 2*consumers + 4
+
+func measure(ctx context.Context, s *Server, system System, w Work, n int, short bool) (got map[string]float64, err error) {
+	dsn, drop, err := s.database(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, drop()) }()
+	config, err := pgxpool.ParseConfig(dsn)
+	if err != nil {
+		return nil, err
+	}
+	// Statements are prepared once for each connection and then executed in one round trip: pgx's default, for all systems.
+	config.MaxConns = connections
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, err
+	}
+	b := &bed{dsn: dsn, pool: pool, n: n, short: short, postmaster: s.postmaster}
+	defer func() { err = errors.Join(err, b.leave()) }()
+	if b.queue, err = system.Open(ctx, pool); err != nil {
+		return nil, fmt.Errorf("set up: %w", err)
+	}
+	return w.run(ctx, b)
+}
+
+// leave closes everything of the bed. Repeating it does nothing.
+func (b *bed) leave() error {
+	if b.left {
+		return nil
+	}
+	b.left = true
+	defer b.pool.Close()
+	if b.queue == nil {
+		return nil
+	}
+	return b.queue.Close()
+}
+
+func (b *bed) analyze(ctx context.Context) error {
+	if _, err := b.pool.Exec(ctx, "analyze"); err != nil {
+		return fmt.Errorf("analyze: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,18 @@
+module github.com/millrace-dev/millrace/bench
+
+go 1.26.0
+
+replace github.com/millrace-dev/millrace => ../
+
+require (
+	github.com/jackc/pgx/v5 v5.12.0
+	github.com/millrace-dev/millrace v0.0.0-00010101000000-000000000000
+	golang.org/x/sync v0.23.0
+)
+
+require (
+	github.com/jackc/pgpassfile v1.0.0 // indirect
+	github.com/jackc/pgservicefile v0.0.0-20240606120523-5a60cdf6a761 // indirect
+	github.com/jackc/puddle/v2 v2.2.3 // indirect
+	golang.org/x/text v0.42.0 // indirect
+)

@@ -1,0 +1,112 @@
+package system
+
+import (
+	"context"
+	"sync/atomic"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/bench/engine"
+)
+
+// limit is no queue: a plain table with an index on a sequence, the least that anything durable in PostgreSQL costs. It is read by ranges
+// of positions; nothing is claimed or settled, and transactions that commit out of order would be missed.
+type limit struct {
+	name   string
+	copies bool // publishes batches by COPY
+	cannot map[string]string
+}
+
+const (
+	readsNothing   = "only publishes"
+	publishNothing = "only reads"
+)
+
+var (
+	limitInsert = limit{name: "limit-insert", cannot: map[string]string{
+		"consume-batch-1": readsNothing, "consume-batch-10": readsNothing, "consume-batch-100": readsNothing, "consume-batch-1000": readsNothing,
+		"latency-500": readsNothing, "held-xmin": readsNothing}}
+	limitCopy = limit{name: "limit-copy", copies: true, cannot: map[string]string{
+		"publish-single": "COPY of one row is no limit of anything", "footprint": "COPY of one row is no limit of anything",
+		"consume-batch-1": readsNothing, "consume-batch-10": readsNothing, "consume-batch-100": readsNothing, "consume-batch-1000": readsNothing,
+		"latency-500": readsNothing, "held-xmin": readsNothing}}
+	limitRead = limit{name: "limit-read", copies: true, cannot: map[string]string{
+		"publish-single": publishNothing, "publish-batch-1000": publishNothing, "footprint": publishNothing, "footprint-batch": publishNothing,
+		"held-xmin": "would miss messages: several producers commit out of order"}}
+)
+
+func (l limit) Name() string { return l.name }
+
+func (l limit) Cannot(work string) string { return l.cannot[work] }
+
+func (l limit) Open(ctx context.Context, pool *pgxpool.Pool) (engine.Queue, error) {
+	// The columns of a stream that hold something.
+	_, err := pool.Exec(ctx, `create table log (
+			position   bigint generated always as identity,
+			created_at timestamptz not null default now(),
+			key        text,
+			headers    jsonb,
+			payload    jsonb not null
+		) with (autovacuum_vacuum_insert_threshold = -1);
+		create index log_position_idx on log (position)`)
+	return &limitQueue{limit: l, pool: pool}, err
+}
+
+type limitQueue struct {
+	limit
+	pool   *pgxpool.Pool
+	cursor atomic.Int64 // read by somebody so far
+}
+
+func (q *limitQueue) Publish(ctx context.Context, m engine.Message) error {
+	_, err := q.pool.Exec(ctx, "insert into log (key, payload) values ($1, $2)", m.Key, m.Payload)
+	return err
+}
+
+func (q *limitQueue) PublishBatch(ctx context.Context, ms []engine.Message) error {
+	if !q.copies {
+		return publishArrays(ctx, q.pool, "insert into log (key, payload) select * from unnest($1::text[], $2::jsonb[])", ms)
+	}
+	_, err := q.pool.CopyFrom(ctx, pgx.Identifier{"log"}, []string{"key", "payload"},
+		pgx.CopyFromSlice(len(ms), func(i int) ([]any, error) { return []any{ms[i].Key, ms[i].Payload}, nil }))
+	return err
+}
+
+func (q *limitQueue) Consumer(_ context.Context, batch int) (engine.Consumer, error) {
+	return &limitConsumer{queue: q, batch: batch}, nil
+}
+
+func (q *limitQueue) Close() error { return nil }
+
+// limitConsumer reads the next range that no other consumer has. A range is read again until it is full, so that nothing is missed at
+// the end of the log, where messages still come.
+type limitConsumer struct {
+	queue    *limitQueue
+	batch    int
+	position int64 // read up to here
+	end      int64 // of the present range
+}
+
+func (c *limitConsumer) Next(ctx context.Context, wait bool) ([][]byte, error) {
+	for {
+		if c.position == c.end {
+			c.end = c.queue.cursor.Add(int64(c.batch))
+			c.position = c.end - int64(c.batch)
+		}
+		rows, err := c.queue.pool.Query(ctx, `select position, key, headers, payload, created_at from log
+			where position > $1 and position <= $2 order by position`, c.position, c.end)
+		if err != nil {
+			return nil, err
+		}
+		payloads, err := readRecords(rows, func(r record) { c.position = r.id })
+		if err != nil || len(payloads) > 0 || !wait {
+			return payloads, err
+		}
+		if err := pause(ctx, poll); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func (c *limitConsumer) Settle(context.Context) error { return nil }
