@@ -63,7 +63,8 @@ begin
     end if;
 
     now_ := millrace_engine.clock();
-    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, s.partitions, s.first_position, r.ring, l.id as lane_id
+    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, s.partitions, s.first_position, r.ring, l.id as lane_id, l.recheck_at,
+            x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g
         from millrace_engine.consumer_group x
         join millrace_engine.stream s on s.id = c_stream
@@ -89,7 +90,7 @@ begin
 
     if g.mode = 'Shared' then
         lanes := array[g.lane_id];
-        if exists (select from millrace_engine.delivery d where d.group_id = g.id and d.visible_at <= now_) then
+        if g.due then
             return query select * from millrace_engine.receive_deliveries(g.id, p_member, p_max, now_, ends, nonce_);
             if found then
                 return;
@@ -105,7 +106,14 @@ begin
     end if;
 
     foreach lane_id in array lanes loop
-        select x.* into strict lane from millrace_engine.lane x where x.id = lane_id;
+        if g.mode = 'Ordered' then
+            select x.* into strict lane from millrace_engine.lane x where x.id = lane_id;
+        else
+            lane.id := g.lane_id;
+            lane.slot_low := 0;
+            lane.slot_high := 1024;
+            lane.recheck_at := g.recheck_at;
+        end if;
         select x.* into last from millrace_engine.claim x where x.lane_id = lane.id order by x.claim desc limit 1;
         if not found then
             raise exception 'broken invariant: lane % has no claim row', lane.id using errcode = 'MR009';
