@@ -40,7 +40,7 @@ cluster-down: ## Stop it and remove what it made.
 ##@ Test
 
 # The packages that need no node. test/e2e, test/demo and bench need one, or much time.
-UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/demo)
+UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/demo -e /test/env/cluster)
 
 .PHONY: test
 test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
@@ -52,7 +52,7 @@ test-race: deps assets ## The same with the race detector.
 
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.
-	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/e2e/...
+	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
 
 .PHONY: bench
 bench: deps ## The benchmarks; see bench/README.md.

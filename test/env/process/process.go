@@ -2,7 +2,8 @@
 //
 // Invariants:
 //
-//	I1  A process started here gets its death signal when the starting process ends, also by SIGKILL (Linux).
+//	I1  A process started here gets its death signal when the starting process ends, also by SIGKILL (Linux), unless
+//	    it was started to outlive it.
 //	I2  When Stop or Kill returns, the process and everything in its process group has ended.
 package process
 
@@ -35,8 +36,12 @@ type Command struct {
 	User *User
 	// DeathSignal is what the process gets when its starter ends; zero is SIGKILL.
 	DeathSignal syscall.Signal
-	// Nice lowers the priority by this many steps.
-	Nice int
+	// Files are open files that the process inherits, from descriptor 3 on.
+	Files []*os.File
+	// Outlive lets the process go on when its starter ends: it gets a session of its own and no death signal.
+	Outlive bool
+	// Attributes, when set, changes how the process is made, for example its namespaces.
+	Attributes func(*syscall.SysProcAttr)
 }
 
 // User is an account of this machine.
@@ -78,16 +83,22 @@ func Start(c Command) (*Process, error) {
 	cmd := exec.Command(c.Path, c.Args...)
 	cmd.Dir = c.Dir
 	cmd.Env = append(os.Environ(), c.Env...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.ExtraFiles = c.Files
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: !c.Outlive, Setsid: c.Outlive}
 	if c.User != nil {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(c.User.UID), Gid: uint32(c.User.GID)}
 		cmd.Env = append(cmd.Env, "HOME=/", "USER="+c.User.Name)
 	}
-	death := c.DeathSignal
-	if death == 0 {
-		death = syscall.SIGKILL
+	switch {
+	case c.Outlive:
+	case c.DeathSignal == 0:
+		setDeathSignal(cmd.SysProcAttr, syscall.SIGKILL)
+	default:
+		setDeathSignal(cmd.SysProcAttr, c.DeathSignal)
 	}
-	setDeathSignal(cmd.SysProcAttr, death)
+	if c.Attributes != nil {
+		c.Attributes(cmd.SysProcAttr)
+	}
 
 	if c.Log != "" {
 		log, err := os.OpenFile(c.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -99,10 +110,6 @@ func Start(c Command) (*Process, error) {
 	}
 	if err := startOnKeptThread(cmd); err != nil {
 		return nil, fmt.Errorf("start %s: %w", filepath.Base(c.Path), err)
-	}
-	if c.Nice != 0 {
-		// Best effort: a test on a busy machine is slow, not wrong.
-		_ = syscall.Setpriority(syscall.PRIO_PROCESS, cmd.Process.Pid, c.Nice)
 	}
 	p := &Process{command: c, cmd: cmd, done: make(chan struct{})}
 	go func() {
