@@ -1,0 +1,154 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"strconv"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/postgres"
+	"github.com/millrace-dev/millrace/test/env/redis"
+)
+
+// Options says how to start.
+type Options struct {
+	// Out gets a line for each step; default standard error.
+	Out io.Writer
+}
+
+// Scenario is Millrace in a cluster, with PostgreSQL and Redis on this machine.
+type Scenario struct {
+	Cluster  *cluster.Cluster
+	Postgres *postgres.Server
+	Redis    *redis.Server
+
+	out        io.Writer
+	installed  bool
+	namespaces []*Namespace
+}
+
+// Start brings up the servers where the cluster's pods reach them, and installs Millrace. When it fails, it leaves nothing.
+func Start(ctx context.Context, c *cluster.Cluster, o Options) (_ *Scenario, err error) {
+	s := &Scenario{Cluster: c, out: o.Out}
+	if s.out == nil {
+		s.out = os.Stderr
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("start the scenario: %w", err), s.Stop(context.WithoutCancel(ctx)))
+		}
+	}()
+	err = s.step("PostgreSQL and Redis", func() error {
+		if s.Postgres, err = postgres.Start(ctx, postgres.Options{Listen: c.HostIP()}); err != nil {
+			return err
+		}
+		s.Redis, err = redis.Start(ctx, redis.Options{Listen: c.HostIP(), Password: "scenario", Persist: true})
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := s.step("images", func() error { return s.loadImages(ctx) }); err != nil {
+		return nil, err
+	}
+	if err := s.step("helm install millrace", func() error { return s.Install(ctx) }); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Stop removes everything that Start and Namespace made, and stops the servers. Repeating it does nothing.
+func (s *Scenario) Stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
+	defer cancel()
+	var errs []error
+	for _, ns := range s.namespaces {
+		errs = append(errs, ns.remove(ctx))
+	}
+	s.namespaces = nil
+	if s.installed {
+		errs = append(errs, s.Uninstall(ctx), s.removeInstallation(ctx))
+	}
+	if s.Redis != nil {
+		errs = append(errs, s.Redis.Stop(ctx))
+		s.Redis = nil
+	}
+	if s.Postgres != nil {
+		errs = append(errs, s.Postgres.Stop(ctx))
+		s.Postgres = nil
+	}
+	return errors.Join(errs...)
+}
+
+// step says what is being done and how long it took.
+func (s *Scenario) step(what string, do func() error) error {
+	began := time.Now()
+	if err := do(); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	fmt.Fprintf(s.out, "%-28s %5.1fs\n", what, time.Since(began).Seconds())
+	return nil
+}
+
+// Namespace is a namespace of the cluster with a database and a Redis of its own, and the Secrets that config/samples names:
+// app-db with key dsn, telemetry-redis with key url.
+type Namespace struct {
+	Name string
+	// DSN of the database, and RedisURL of the Redis database. Both hold passwords.
+	DSN, RedisURL string
+
+	scenario *Scenario
+	database string
+}
+
+// redisDatabases is how many logical databases a Redis server has unless it is told otherwise.
+const redisDatabases = 16
+
+// Namespace makes a namespace. Stop removes it.
+func (s *Scenario) Namespace(ctx context.Context, name string) (*Namespace, error) {
+	ns := &Namespace{Name: name, scenario: s, database: name}
+	number := len(s.namespaces)
+	if number == redisDatabases {
+		return nil, fmt.Errorf("make namespace %s: Redis has %d databases, and all are taken", name, redisDatabases)
+	}
+	s.namespaces = append(s.namespaces, ns)
+	ns.DSN = s.Postgres.DSN(ns.database)
+	u, err := url.Parse(s.Redis.URL())
+	if err != nil {
+		return nil, errors.New("the URL of Redis cannot be read") // its own error would repeat the password
+	}
+	u.Path = "/" + strconv.Itoa(number)
+	ns.RedisURL = u.String()
+
+	if err := s.administer(ctx, "create database "+pgx.Identifier{ns.database}.Sanitize()); err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	manifest := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + "}\n---\n" +
+		secret(name, "app-db", "dsn", ns.DSN) + "---\n" + secret(name, "telemetry-redis", "url", ns.RedisURL)
+	if err := s.Cluster.Apply(ctx, manifest); err != nil {
+		return nil, fmt.Errorf("make namespace %s: %w", name, err)
+	}
+	return ns, nil
+}
+
+func (s *Scenario) administer(ctx context.Context, sql string) error {
+	conn, err := pgx.Connect(ctx, s.Postgres.DSN("postgres"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	_, err = conn.Exec(ctx, sql)
+	return err
+}
+
+// secret is the manifest of a Secret with one key.
+func secret(namespace, name, key, value string) string {
+	return fmt.Sprintf("apiVersion: v1\nkind: Secret\nmetadata: {name: %s, namespace: %s}\nstringData: {%s: %q}\n", name, namespace, key, value)
+}
