@@ -70,7 +70,7 @@ type ConsumerGroupSpec struct {
 
 	// start is where the group begins when it is created. It cannot change.
 	//
-	// +kubebuilder:default={}
+	// +kubebuilder:default={from: "Earliest"}
 	// +optional
 	Start Start `json:"start,omitempty"`
 
@@ -93,7 +93,7 @@ type ConsumerGroupSpec struct {
 
 	// backoff is the wait before a message is delivered again.
 	//
-	// +kubebuilder:default={}
+	// +kubebuilder:default={initial: "1s", max: "5m"}
 	// +optional
 	Backoff Backoff `json:"backoff,omitempty"`
 

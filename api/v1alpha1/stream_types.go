@@ -64,8 +64,8 @@ const (
 // StreamSpec is the desired state of a stream.
 //
 // +kubebuilder:validation:XValidation:rule="self.payloadType == oldSelf.payloadType",messageExpression="'payloadType cannot change from ' + oldSelf.payloadType + ' to ' + self.payloadType + ': the column keeps its type; create another Stream and publish there'"
-// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",messageExpression="'partitions only grow: ' + string(oldSelf.partitions) + ' cannot become ' + string(self.partitions) + ', because the order of keys in flight would be lost; keep ' + string(oldSelf.partitions) + ' or more, or create another Stream'"
-// +kubebuilder:validation:XValidation:rule="self.retention.segments >= oldSelf.retention.segments",messageExpression="'retention.segments only grow: ' + string(oldSelf.retention.segments) + ' cannot become ' + string(self.retention.segments) + '; keep ' + string(oldSelf.retention.segments) + ' or more'"
+// +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partitions only grow, because the order of keys in flight would be lost: write the present number or more; for fewer, create another Stream and move its consumers"
+// +kubebuilder:validation:XValidation:rule="self.retention.segments >= oldSelf.retention.segments",message="retention.segments only grows: write the present number or more"
 type StreamSpec struct {
 	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
 	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
@@ -159,7 +159,7 @@ type Retention struct {
 
 	// maxBytes of the stream on disk, for example 20Gi. Unset: no limit.
 	//
-	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).sign() > 0",message="write a size above zero, for example 20Gi, or leave maxBytes out for no limit"
+	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('0'))",message="write a size above zero, for example 20Gi, or leave maxBytes out for no limit"
 	// +optional
 	MaxBytes *resource.Quantity `json:"maxBytes,omitempty"`
 
