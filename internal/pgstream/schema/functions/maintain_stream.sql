@@ -3,7 +3,7 @@
 -- Raises: 55P03 when readers keep a segment busy; call it again later.
 create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
 language plpgsql volatile
-set lock_timeout = '200ms' as $$
+set lock_timeout = '50ms' as $$
 declare
     s millrace_engine.stream;
     current_ smallint;
@@ -39,7 +39,7 @@ begin
 
     -- What every group has settled. Groups hold messages back under Interest and WorkQueue only.
     if s.retention_policy <> 'Limits' then
-        select min(t.ack_floor) into keep_from from millrace.stats() t where t.stream = s.name;
+        select min(t.ack_floor) into keep_from from millrace.stats(s.name) t;
         if keep_from is null and s.retention_policy = 'WorkQueue' then
             keep_from := 0;   -- nobody has worked on the queue yet
         end if;

@@ -70,7 +70,7 @@ comment on function millrace_engine.carry_over(integer) is 'Copies the open clai
 -- Raises: 55P03 when readers keep it busy; call it again later.
 create or replace function millrace_engine.truncate_ledger() returns boolean
 language plpgsql volatile
-set lock_timeout = '200ms' as $$
+set lock_timeout = '50ms' as $$
 declare
     cur smallint;
     old smallint;

@@ -1,7 +1,7 @@
--- millrace.stats() returns one row per consumer group of the database
+-- millrace.stats(stream) returns one row per consumer group of the stream; null: of every stream
 -- Progress of every group in one call; its cost does not depend on the backlog: positions are subtracted, not rows counted, so lag is an
 -- upper bound where transactions rolled back.
-create or replace function millrace.stats()
+create or replace function millrace.stats(p_stream text default null)
 returns table (stream text, "group" text, mode text, lag bigint, in_flight bigint, retrying bigint, dead_letters bigint,
     oldest_age interval, ack_floor bigint, members jsonb)
 language plpgsql volatile as $$
@@ -15,7 +15,8 @@ declare
     open_count bigint;
     oldest timestamptz;
 begin
-    for s in select x.id, x.name, x.partitions, x.first_position from millrace_engine.stream x order by x.name loop
+    for s in select x.id, x.name, x.partitions, x.first_position from millrace_engine.stream x
+             where p_stream is null or x.name = p_stream order by x.name loop
         h := coalesce(pg_sequence_last_value(('millrace_engine.position_' || s.id)::regclass), 0);
         for g in select x.id, x.name, x.mode from millrace_engine.consumer_group x where x.stream_id = s.id order by x.name loop
             stream := s.name;
@@ -50,4 +51,4 @@ begin
         end loop;
     end loop;
 end $$;
-comment on function millrace.stats() is 'Lag, messages in flight, retries, dead letters and members of every consumer group.';
+comment on function millrace.stats(text) is 'Lag, messages in flight, retries, dead letters and members of every consumer group.';
