@@ -46,6 +46,23 @@ type Options struct {
 	LDFlags string
 }
 
+// Programs are the programs that Millrace consists of. The image of one is docker.io/millrace/<program>:<tag>.
+var Programs = []string{"manager", "processor"}
+
+// BuildAll builds the images of all Programs as <dir>/<program>.tar and returns the archives' paths.
+func BuildAll(ctx context.Context, tag, dir string) ([]string, error) {
+	var archives []string
+	for _, program := range Programs {
+		archive := filepath.Join(dir, program+".tar")
+		o := Options{Name: "docker.io/millrace/" + program + ":" + tag, Main: "./cmd/" + program, Out: archive}
+		if _, err := Build(ctx, o); err != nil {
+			return nil, err
+		}
+		archives = append(archives, archive)
+	}
+	return archives, nil
+}
+
 // user is "nonroot" in the distroless images, the number that charts and policies know.
 const user = "65532:65532"
 

@@ -196,8 +196,7 @@ func TestStopLeavesNothing(t *testing.T) {
 
 func TestAGivenDirectoryKeepsTheData(t *testing.T) {
 	t.Parallel()
-	// Not t.TempDir: the user that the server runs as cannot enter it.
-	dir, err := os.MkdirTemp("", "millrace-kept-*")
+	dir, err := os.MkdirTemp("", "millrace-kept-*") //nolint:usetesting // the user that the server runs as cannot enter t.TempDir
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -105,16 +105,11 @@ func images(ctx context.Context, args []string) error {
 	if len(args) != 1 {
 		return fmt.Errorf("images takes one argument, the tag; such as: testenv images dev")
 	}
-	for _, program := range []string{"manager", "processor"} {
-		out := filepath.Join("bin", "images", program+".tar")
-		name := "docker.io/millrace/" + program + ":" + args[0]
-		digest, err := image.Build(ctx, image.Options{Name: name, Main: "./cmd/" + program, Out: out})
-		if err != nil {
-			return err
-		}
-		fmt.Println(out, name, digest)
+	archives, err := image.BuildAll(ctx, args[0], filepath.Join("bin", "images"))
+	for _, archive := range archives {
+		fmt.Println(archive)
 	}
-	return nil
+	return err
 }
 
 func cleanCache(context.Context, []string) error {
