@@ -20,6 +20,8 @@ import (
 const (
 	extendTick = 500 * time.Millisecond // how often claims are looked at; each is extended after a third of its lease
 	minLease   = time.Second
+	// orderedPoll is how often a member with open claims looks for messages of its other partitions.
+	orderedPoll = 50 * time.Millisecond
 )
 
 // StreamSource reads a Millrace stream as a member of a consumer group. It is a TxSource: a sink in the same database
@@ -39,6 +41,7 @@ type StreamSource struct {
 	failed   bool // the last Next returned an error; only Next uses it
 	metrics  *Metrics
 	log      *slog.Logger
+	settled  chan struct{} // holds a value when a claim was settled since Next last looked
 
 	mu    sync.Mutex
 	open  map[*claim]struct{}
@@ -64,7 +67,7 @@ func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnCo
 	s := &StreamSource{
 		pool: pool, listener: pgstream.NewListener(listen), stream: g.Stream, group: g.Group,
 		ordered: g.Mode == config.ModeOrdered, errors: c.Errors, max: min(c.Batch.MaxRows, 10_000),
-		metrics: metrics, log: log, open: map[*claim]struct{}{},
+		metrics: metrics, log: log, open: map[*claim]struct{}{}, settled: make(chan struct{}, 1),
 	}
 	var err error
 	s.consumer, err = pgstream.NewConsumer(ctx, pool, pgstream.ConsumerConfig{
@@ -89,11 +92,7 @@ func (s *StreamSource) Name() string { return s.stream }
 // Next implements Reader. It may return more than max: a claim is not divided. After an error it does not wait for
 // messages, so that the pipeline learns that the database is back even when there are none.
 func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
-	receive := s.consumer.Receive
-	if s.failed {
-		receive = s.consumer.TryReceive
-	}
-	received, err := receive(ctx)
+	received, err := s.receive(ctx)
 	s.failed = err != nil
 	if err != nil {
 		return nil, err
@@ -115,6 +114,37 @@ func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
 		b.Items[i] = it
 	}
 	return b, nil
+}
+
+// receive gets the next claim. In an Ordered group a partition hands out nothing while a claim of it is open, and no
+// notification tells that our own settling has opened it again; so while this member has open claims, it looks again
+// whenever it has settled one.
+func (s *StreamSource) receive(ctx context.Context) (*pgstream.Claim, error) {
+	if s.failed {
+		return s.consumer.TryReceive(ctx)
+	}
+	if !s.ordered || s.openClaims() == 0 {
+		return s.consumer.Receive(ctx)
+	}
+	received, err := s.consumer.TryReceive(ctx)
+	if err != nil || received != nil {
+		return received, err
+	}
+	look := time.NewTimer(orderedPoll)
+	defer look.Stop()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-s.settled:
+	case <-look.C: // messages for the partitions that have no open claim
+	}
+	return nil, nil
+}
+
+func (s *StreamSource) openClaims() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
 }
 
 // hold starts keeping a claim. Its lease is in the database's time, so it is compared with the database's clock.
@@ -299,6 +329,10 @@ func (s *StreamSource) Settle(ctx context.Context, b *Batch, os []Outcome) error
 		s.mu.Lock()
 		if sh.claim.left -= len(sh.items); sh.claim.left <= 0 {
 			delete(s.open, sh.claim)
+			select {
+			case s.settled <- struct{}{}:
+			default:
+			}
 		}
 		s.mu.Unlock()
 	}
