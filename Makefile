@@ -27,7 +27,7 @@ help: ## Show this list.
 
 .PHONY: demo
 demo: deps ## From nothing to rows: PostgreSQL, Redis, Kubernetes, Millrace, for a minute.
-	@go run ./test/demo
+	@go build -o bin/demo ./test/demo && exec bin/demo
 
 .PHONY: cluster-up
 cluster-up: deps ## Start a Kubernetes with one real node; prints its kubeconfig.
@@ -39,24 +39,26 @@ cluster-down: ## Stop it and remove what it made.
 
 ##@ Test
 
-# The packages that need no node. test/e2e, test/demo and bench need one, or much time.
-UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/demo -e /test/env/cluster)
+# The packages that need no node.
+UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/env/cluster)
+GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test $(if $(RUN),-run '$(RUN)')
 
 .PHONY: test
 test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
-	@KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test $(if $(RUN),-run '$(RUN)') $(UNIT)
+	@$(GOTEST) $(UNIT)
+	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd bench && go test ./...)
 
 .PHONY: test-race
 test-race: deps assets ## The same with the race detector.
-	@KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test -race $(if $(RUN),-run '$(RUN)') $(UNIT)
+	@$(GOTEST) -race $(UNIT)
 
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.
 	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
 
 .PHONY: bench
-bench: deps ## The benchmarks; see bench/README.md.
-	@go run ./bench
+bench: deps ## The benchmarks in their short form; see bench/README.md.
+	@cd bench && go run ./cmd/bench -short
 
 ##@ Develop
 
@@ -71,6 +73,7 @@ manifests: generate ## The same as generate.
 .PHONY: lint
 lint: ## Run the linters.
 	@$(TOOL) golangci-lint run
+	@cd bench && go tool -modfile=../tools/dev/go.mod golangci-lint run
 
 .PHONY: fmt
 fmt: ## Format the Go code.

@@ -24,6 +24,7 @@ go mod tidy -diff >/dev/null || { echo "go.mod or go.sum is not tidy; run: go mo
 
 step "vet"
 go vet ./...
+(cd bench && go vet ./...)
 
 step "lint and format"
-go tool -modfile=tools/dev/go.mod golangci-lint run
+make --no-print-directory lint
