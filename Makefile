@@ -42,15 +42,17 @@ cluster-down: ## Stop it and remove what it made.
 # The packages that need no node.
 UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/env/cluster)
 GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test $(if $(RUN),-run '$(RUN)')
+# Packages without tests, or without one that RUN names, have nothing to say.
+QUIET = | sed -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
 
 .PHONY: test
 test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
-	@$(GOTEST) $(UNIT)
-	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd bench && go test ./...)
+	@$(GOTEST) $(UNIT) $(QUIET)
+	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd bench && go test ./... $(QUIET))
 
 .PHONY: test-race
 test-race: deps assets ## The same with the race detector.
-	@$(GOTEST) -race $(UNIT)
+	@$(GOTEST) -race $(UNIT) $(QUIET)
 
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.

@@ -18,7 +18,8 @@ has_postgres() {
 PATH="$PATH:/usr/sbin:/sbin"
 has_postgres || need postgresql
 has redis-server || has valkey-server || need redis-server
-if [ "$(uname -s)" = Linux ] && [ "${CLUSTER:-}" != current ]; then
+# A node of our own needs root anyway; others use CLUSTER=current.
+if [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] && [ "${CLUSTER:-}" != current ]; then
   has runc || need runc
   [ -x /usr/lib/cni/bridge ] || need containernetworking-plugins
   has iptables || need iptables
