@@ -1,6 +1,6 @@
 -- millrace.ack(claim) returns void
 -- Settles every message of the claim. In the caller's transaction: effect and ack commit together, which makes the effect exactly once.
--- Raises: MR001 the claim has ended; nothing is settled then, and the caller must undo what it did for these messages.
+-- Raises: MR001 the claim has ended; nothing is settled then, and the caller must undo what it did for these messages; MR003 isolation level.
 create or replace function millrace.ack(p_claim text) returns void
 language plpgsql volatile as $$
 declare
@@ -9,6 +9,9 @@ begin
     if t[2] = 0 then
         delete from millrace_engine.delivery d where d.group_id = t[1] and d.nonce = t[4];
     else
+        if current_setting('transaction_isolation') <> 'read committed' then
+            perform millrace_engine.refuse_isolation();
+        end if;
         -- As hold_claim, with the settlement in the same statement: this is the hot path.
         perform pg_advisory_xact_lock_shared((1073741824 + t[2])::integer, (t[3] & 2147483647)::integer);
         insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
