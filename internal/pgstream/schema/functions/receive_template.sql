@@ -63,12 +63,11 @@ begin
     end if;
 
     now_ := millrace_engine.clock();
-    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, s.partitions, s.first_position, r.ring, l.id as lane_id, l.recheck_at,
+    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, s.partitions, s.first_position, l.id as lane_id, l.recheck_at,
             x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g
         from millrace_engine.consumer_group x
         join millrace_engine.stream s on s.id = c_stream
-        join millrace_engine.ledger r on r.id = 1
         left join millrace_engine.lane l on l.group_id = x.id and x.mode = 'Shared'
         where x.stream_id = c_stream and x.name = p_group;
     if not found then
@@ -146,7 +145,9 @@ begin
                     blocked := true;
                     continue;
                 end if;
-                insert into millrace_engine.settlement (lane_id, claim, at, ring, kind) values (lane.id, again.claim, now_, g.ring, 'T');
+                -- The ring is read here, under the lock: one from before it may be emptied while the claim lives on in a newer one.
+                insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
+                    select lane.id, again.claim, now_, r.ring, 'T' from millrace_engine.ledger r where r.id = 1;
                 if g.mode = 'Shared' and (again.attempt >= 2 or again.messages > p_max) then
                     -- A second expiry: some message may be killing its consumers. From here each is handed out alone, and the expiries
                     -- of the claim do not count against the innocent ones.
@@ -274,9 +275,9 @@ begin
                 case when g.mode = 'Shared' then greatest(last.frontier, edge) else edge end,
                 greatest(last.horizon, safe),
                 last.floor,
-                nonce_, ends, least(next_, ends), n, try, g.ring, p_member, last.stragglers,
+                nonce_, ends, least(next_, ends), n, try, r.ring, p_member, last.stragglers,
                 case when not isempty(skip) then nullif(skip * int8multirange(int8range(low_, null)), '{}') end
-            from millrace_engine.stream s where s.id = c_stream and s.first_position <= low_ + 1;
+            from millrace_engine.stream s, millrace_engine.ledger r where s.id = c_stream and s.first_position <= low_ + 1 and r.id = 1;
         if not found then
             raise exception 'messages were removed by retention while they were read' using errcode = '40001', hint = 'Call receive again.';
         end if;
