@@ -1,6 +1,6 @@
 -- millrace_engine.open_claims(lane, floor, stragglers) returns setof millrace_engine.claim
 -- The claims above floor, and the stragglers below it, that nothing has settled, as they stand now: expires_at after every extension, settled with everything settled
--- since, attempt as the number that the next delivery would have less one. A claim that was carried over to a newer ring appears once.
+-- since, messages as the number of those left, attempt as the number that the next delivery would have less one. A claim that was carried over to a newer ring appears once.
 -- Cost: claims between the floor and now: about a hundred, however long a slow member takes.
 create or replace function millrace_engine.open_claims(p_lane bigint, p_floor bigint, p_stragglers bigint[]) returns setof millrace_engine.claim
 language plpgsql volatile as $$
@@ -8,7 +8,8 @@ begin
     -- Not in language sql, which would plan again at every call.
     return query select c.lane_id, c.claim, c.low, c.high, c.frontier, c.horizon, c.floor,
            case when last_end.kind = 'R' then 0 else c.nonce end,   -- given back: the old token must not fit a copy
-           coalesce(last_end.expires_at, c.expires_at), c.next_check, c.messages,
+           coalesce(last_end.expires_at, c.expires_at), c.next_check,
+           c.messages - (select coalesce(sum(upper(r) - lower(r)), 0)::integer from unnest(progress.settled - coalesce(c.settled, '{}')) r),
            coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member, c.stragglers,
            coalesce(c.settled, '{}'::int8multirange) + coalesce(progress.settled, '{}'::int8multirange)
     from (select distinct on (d.claim) d.* from (
@@ -17,7 +18,8 @@ begin
               select x.* from millrace_engine.claim x where x.lane_id = p_lane and x.claim = any (p_stragglers) and x.claim <= p_floor) d
           order by d.claim, d.copy desc) c
     left join lateral (select e.expires_at, e.next_attempt, e.kind from millrace_engine.settlement e
-          where e.lane_id = c.lane_id and e.claim = c.claim and e.kind in ('E', 'R') order by e.at desc limit 1) last_end on true
+          where e.lane_id = c.lane_id and e.claim = c.claim and e.kind in ('E', 'R')
+          order by e.kind desc, e.at desc limit 1) last_end on true
     left join lateral (select range_agg(p.settled) as settled from millrace_engine.settlement p
           where p.lane_id = c.lane_id and p.claim = c.claim and p.kind = 'P') progress on true
     where not exists (select from millrace_engine.settlement s

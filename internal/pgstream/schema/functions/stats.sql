@@ -27,9 +27,7 @@ begin
             ack_floor := null;
             for l in select x.slot_low, x.slot_high, x.id, f.frontier, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f
                      where x.group_id = g.id loop
-                select min(o.low), coalesce(sum(o.messages - (select coalesce(sum(upper(r) - lower(r)), 0)
-                        from unnest(o.settled * int8multirange(int8range(o.low, o.high, '(]'))) r)), 0)
-                    into open_low, open_count from millrace_engine.open_claims(l.id, l.floor, l.stragglers) o;
+                select min(o.low), coalesce(sum(o.messages), 0) into open_low, open_count from millrace_engine.open_claims(l.id, l.floor, l.stragglers) o;
                 lag := lag + ceil(greatest(h - greatest(l.frontier, s.first_position - 1), 0) * (l.slot_high - l.slot_low) / 1024.0)::bigint;
                 in_flight := in_flight + greatest(open_count, 0);
                 ack_floor := least(ack_floor, coalesce(open_low, l.frontier));
