@@ -6,7 +6,7 @@
 create or replace function millrace_engine.parse_token(p_token text) returns bigint[]
 language plpgsql immutable as $$
 begin
-    if p_token is null or p_token !~ '^[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,18}\.[0-9]{1,18}$' then
+    if p_token is null or p_token !~ '^[0-9]{1,10}\.[0-9]{1,10}\.[0-9]{1,18}\.[1-9][0-9]{0,17}$' then
         raise exception 'not a claim token' using errcode = 'MR004', hint = 'Pass the value of the column "claim" that receive returned.';
     end if;
     return string_to_array(p_token, '.')::bigint[];

@@ -15,7 +15,7 @@ begin
     end if;
     perform pg_advisory_xact_lock(536870912 + g.id, 0);
     for l in select x.id, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and not f.idle loop
-        for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x where x.member = p_member loop
+        for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x where x.member = p_member and x.nonce <> 0 loop  -- 0: given back already
             if pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
                 begin
                     perform millrace.release(g.id || '.' || l.id || '.' || o.claim || '.' || o.nonce);
