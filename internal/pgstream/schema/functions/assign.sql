@@ -21,7 +21,9 @@ begin
         where m.group_id = p_group and m.name = p_member and m.expires_at < p_now + make_interval(secs => p_lease_ms / 2000.0);
     insert into millrace_engine.member (group_id, name, expires_at)
         values (p_group, p_member, p_now + make_interval(secs => p_lease_ms / 1000.0)) on conflict do nothing;
-    delete from millrace_engine.member m where m.group_id = p_group and m.expires_at <= p_now;
+    -- A member that is being extended just now holds its row, and is alive.
+    delete from millrace_engine.member m where m.group_id = p_group and m.name in (
+        select x.name from millrace_engine.member x where x.group_id = p_group and x.expires_at <= p_now for update skip locked);
 
     select count(*), count(*) filter (where m.joined < me.joined) into members, rank
         from millrace_engine.member m, (select x.joined from millrace_engine.member x where x.group_id = p_group and x.name = p_member) me
@@ -30,13 +32,13 @@ begin
     mine_high := ((rank + 1) * p_partitions / members) * 1024 / p_partitions;
 
     for l in
-        select x.*, f.frontier, f.floor, f.idle, x.member is not distinct from p_member as mine,
+        select x.*, f.frontier, f.settled, f.idle, x.member is not distinct from p_member as mine,
                x.member is null or not exists (select from millrace_engine.member m where m.group_id = p_group and m.name = x.member) as free
         from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f
         where x.group_id = p_group order by x.slot_low
     loop
         if l.idle and (l.mine or l.free) and mine_low < mine_high and ((l.slot_low < mine_low and mine_low < l.slot_high) or (l.slot_low < mine_high and mine_high < l.slot_high)) then
-            perform millrace_engine.split_lane(l.id, l.frontier, array[l.slot_low, mine_low, mine_high, l.slot_high], p_member, mine_low, mine_high);
+            perform millrace_engine.split_lane(l.id, l.frontier, l.settled, array[l.slot_low, mine_low, mine_high, l.slot_high], p_member, mine_low, mine_high);
             left_id := null;
         elsif l.mine and l.idle and (l.slot_high <= mine_low or l.slot_low >= mine_high) then
             update millrace_engine.lane x set member = null where x.id = l.id;
@@ -44,12 +46,12 @@ begin
         elsif l.free and l.slot_low < mine_high and l.slot_high > mine_low then
             update millrace_engine.lane x set member = p_member, epoch = x.epoch + 1 where x.id = l.id;
             left_id := null;
-        elsif l.mine and l.idle and left_id is not null and left_high = l.slot_low and left_frontier = l.frontier then
+        elsif l.mine and l.idle and left_id is not null and left_high = l.slot_low and left_frontier = l.frontier and l.settled is null then
             -- Two idle neighbours of one member at one place: read them as one.
             delete from millrace_engine.lane x where x.id in (left_id, l.id);
             perform millrace_engine.open_lane(p_group, left_low, l.slot_high, l.frontier, p_member);
             left_id := null;
-        elsif l.mine and l.idle then
+        elsif l.mine and l.idle and l.settled is null then
             left_id := l.id;
             left_low := l.slot_low;
             left_high := l.slot_high;
@@ -62,13 +64,15 @@ end $$;
 comment on function millrace_engine.assign(integer, text, integer, timestamptz, bigint) is
     'Brings the lanes of an Ordered group nearer to a fair share for the calling member.';
 
--- millrace_engine.lane_progress(lane, out frontier, out horizon, out floor, out stragglers, out next_check, out claim, out idle)
+-- millrace_engine.lane_progress(lane, out frontier, out horizon, out floor, out stragglers, out next_check, out claim, out settled, out idle)
 -- The newest row of the lane's ledger, and whether none of its claims is open.
 create or replace function millrace_engine.lane_progress(p_lane bigint,
-    out frontier bigint, out horizon bigint, out floor bigint, out stragglers bigint[], out next_check timestamptz, out claim bigint, out idle boolean)
+    out frontier bigint, out horizon bigint, out floor bigint, out stragglers bigint[], out next_check timestamptz, out claim bigint,
+    out settled int8multirange, out idle boolean)
 language plpgsql volatile as $$
 begin
-    select c.frontier, c.horizon, c.floor, c.stragglers, c.next_check, c.claim into frontier, horizon, floor, stragglers, next_check, claim
+    select c.frontier, c.horizon, c.floor, c.stragglers, c.next_check, c.claim, nullif(c.settled * int8multirange(int8range(c.frontier, null, '()')), '{}')
+        into frontier, horizon, floor, stragglers, next_check, claim, settled
         from millrace_engine.claim c where c.lane_id = p_lane order by c.claim desc limit 1;
     if not found then
         raise exception 'broken invariant: lane % has no claim row', p_lane using errcode = 'MR009';
@@ -76,24 +80,26 @@ begin
     idle := (floor >= claim and stragglers is null) or not exists (select from millrace_engine.open_claims(p_lane, floor, stragglers));
 end $$;
 
--- millrace_engine.open_lane(group, slots, position, member) returns bigint
+-- millrace_engine.open_lane(group, slots, position, member, settled beyond it) returns bigint
 -- A new lane with its first ledger row: a lane without a row would look like one that has delivered nothing.
-create or replace function millrace_engine.open_lane(p_group integer, p_low integer, p_high integer, p_frontier bigint, p_member text) returns bigint
+create or replace function millrace_engine.open_lane(p_group integer, p_low integer, p_high integer, p_frontier bigint, p_member text,
+    p_settled int8multirange default null) returns bigint
 language plpgsql volatile as $$
 declare
     result bigint;
 begin
     insert into millrace_engine.lane (group_id, slot_low, slot_high, member, epoch)
         values (p_group, p_low, p_high, p_member, (p_member is not null)::integer) returning id into result;
-    insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring)
-        select result, 0, p_frontier, p_frontier, p_frontier, p_frontier, 0, 0, 'infinity', 'infinity', 0, 0, x.ring
+    insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring, settled)
+        select result, 0, p_frontier, p_frontier, p_frontier, p_frontier, 0, 0, 'infinity', 'infinity', 0, 0, x.ring, p_settled
         from millrace_engine.ledger x where x.id = 1;
     return result;
 end $$;
 
--- millrace_engine.split_lane(lane, frontier, cuts, member, low, high) returns void
+-- millrace_engine.split_lane(lane, frontier, settled, cuts, member, low, high) returns void
 -- Replaces an idle lane by its parts between the cuts. Parts within [low, high) belong to member, the others to nobody.
-create or replace function millrace_engine.split_lane(p_lane bigint, p_frontier bigint, p_cuts integer[], p_member text, p_low integer, p_high integer)
+create or replace function millrace_engine.split_lane(p_lane bigint, p_frontier bigint, p_settled int8multirange, p_cuts integer[], p_member text, p_low integer,
+    p_high integer)
 returns void
 language plpgsql volatile as $$
 declare
@@ -104,6 +110,6 @@ begin
     select array_agg(distinct c order by c) into cuts from unnest(p_cuts) c where c between old.slot_low and old.slot_high;
     for i in 1 .. cardinality(cuts) - 1 loop
         perform millrace_engine.open_lane(old.group_id, cuts[i], cuts[i + 1], p_frontier,
-            case when cuts[i] >= p_low and cuts[i + 1] <= p_high then p_member end);
+            case when cuts[i] >= p_low and cuts[i + 1] <= p_high then p_member end, p_settled);
     end loop;
 end $$;

@@ -44,7 +44,9 @@ begin
     insert into millrace_engine.settlement (lane_id, claim, at, expires_at, next_attempt, ring, kind)
         select p_claim.lane_id, p_claim.claim, millrace_engine.clock(), due, p_next_attempt, l.ring, 'R'
         from millrace_engine.ledger l where l.id = 1;
-    update millrace_engine.lane l set recheck_at = least(l.recheck_at, due) where l.id = p_claim.lane_id;
+    -- Ordered groups look at their one open claim anyway, and would wait here for a caller whose transaction stays open.
+    update millrace_engine.lane l set recheck_at = least(l.recheck_at, due) from millrace_engine.consumer_group g
+        where l.id = p_claim.lane_id and g.id = l.group_id and g.mode = 'Shared';
     if p_delay <= interval '0' then
         perform pg_notify('millrace', p_stream::text);
     end if;
