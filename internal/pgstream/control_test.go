@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -241,4 +242,9 @@ func (e *engine) extendDeadline(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d+2*time.Minute)
 	e.t.Cleanup(cancel)
 	e.ctx = ctx
+}
+
+func sorted(all []int64) []int64 {
+	slices.Sort(all)
+	return all
 }
