@@ -133,23 +133,32 @@ func (s *TableSink) statement(t *config.TableSink, actual map[string]string) str
 	return sql + " RETURNING " + strings.Join(returning, ", ")
 }
 
-// probe lets PostgreSQL check the statement: names, types, and that the key is a unique constraint.
+// probe writes no rows, so that PostgreSQL checks the statement: names, types, privileges, and that the key is a unique
+// constraint, which it only looks for when it plans.
 func (s *TableSink) probe(ctx context.Context, t *config.TableSink) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	_, err = conn.Conn().PgConn().Prepare(ctx, "", s.insert, nil)
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = tx.Rollback(ctx) }()
+	w := &tableWork{arrays: make([][]byte, len(s.columns))}
+	err = s.exec(ctx, conn.Conn(), w)
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "42P10" {
+	switch {
+	case err == nil:
+		return nil
+	case !errors.As(err, &pg), Classify(err) == ClassTransient:
+		return err
+	case pg.Code == "42P10":
 		return configurationError("table %s.%s has no primary key or unique index over exactly (%s); add one, or write the columns of one as sink.table.key",
 			t.Schema, t.Name, strings.Join(t.Key, ", "))
 	}
-	if errors.As(err, &pg) {
-		return configurationError("table %s.%s does not take the mapped columns: %s", t.Schema, t.Name, reason(err))
-	}
-	return err
+	return configurationError("table %s.%s does not take the mapped columns: %s", t.Schema, t.Name, reason(err))
 }
 
 // Write implements Sink.
