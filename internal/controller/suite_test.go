@@ -523,3 +523,16 @@ func (w *world) wantNoLeak(secrets ...string) {
 		}
 	}
 }
+
+// cleanupContext is for cleanups, which run when the test's own context has ended. Its deadline is that of the test binary.
+func cleanupContext() context.Context { return context.Background() }
+
+// postgresCleanup connects for a cleanup.
+func postgresCleanup(t testing.TB, dsn string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(cleanupContext(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}

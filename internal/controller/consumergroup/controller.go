@@ -54,7 +54,7 @@ type Reconciler struct {
 // only writer of status, events and the next wake-up.
 func (r *Reconciler) Reconcile(ctx context.Context, g *v1alpha1.ConsumerGroup) (ctrl.Result, error) {
 	sc := &scope{group: g, before: g.DeepCopy()}
-	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.apply, r.observe}
+	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.apply}
 	switch {
 	case !g.DeletionTimestamp.IsZero():
 		phases = []phase.Func[*scope]{r.remove}
@@ -62,7 +62,7 @@ func (r *Reconciler) Reconcile(ctx context.Context, g *v1alpha1.ConsumerGroup) (
 		phases = nil
 	case !r.Schedule.Due(g.UID, g.Generation):
 		sc.figuresOnly = true
-		phases = []phase.Func[*scope]{r.observe}
+		phases = nil
 	}
 	return r.report(ctx, sc, phase.Run(ctx, sc, phases))
 }

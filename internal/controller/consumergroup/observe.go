@@ -1,8 +1,6 @@
 package consumergroup
 
 import (
-	"context"
-
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
@@ -11,13 +9,8 @@ import (
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 )
 
-// observe puts the poller's figures into status. It asks no database (G2).
-func (r *Reconciler) observe(_ context.Context, sc *scope) error {
-	show(sc.group, r.Poller.Figures(r.follower(sc.group)))
-	return nil
-}
-
-// show writes figures into status. Those that are not a measurement leave status as it is (G3).
+// show writes figures into status, whatever became of the phases: a database that is lost has no figures either. Those that
+// are not a measurement leave status as it is (G3).
 func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	status := &g.Status
 	if !f.Known {

@@ -25,6 +25,9 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 		after, _ := phase.Requeue(outcome, 0)
 		return ctrl.Result{RequeueAfter: after}, nil
 	}
+	if g.DeletionTimestamp.IsZero() && !g.Spec.Suspend {
+		show(g, r.Poller.Figures(r.follower(g)))
+	}
 	if sc.figuresOnly {
 		return ctrl.Result{RequeueAfter: r.Schedule.Until(g.UID)}, phase.WriteStatus(ctx, r.Client, sc.before, g)
 	}

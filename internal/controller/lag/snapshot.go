@@ -3,6 +3,7 @@ package lag
 import (
 	"time"
 
+	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
@@ -39,8 +40,9 @@ func figuresOf(s pgstream.GroupStats, at time.Time, before Figures) Figures {
 	return f
 }
 
-// equal says whether two readings look the same to a person.
+// equal says whether two readings look the same to a person. Of errors the reason counts: the wording may hold a number that
+// changes each time.
 func (f Figures) equal(o Figures) bool {
-	return f.Known == o.Known && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
+	return f.Known == o.Known && phase.Reason(f.Err, "") == phase.Reason(o.Err, "") && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
 		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Oldest.Equal(o.Oldest)
 }
