@@ -28,6 +28,11 @@ func (ns *Namespace) Apply(ctx context.Context, manifest string) error {
 	return ns.scenario.Cluster.Apply(ctx, manifest, "--namespace", ns.Name)
 }
 
+// Secret makes a Secret with one key.
+func (ns *Namespace) Secret(ctx context.Context, name, key, value string) error {
+	return ns.scenario.Cluster.Apply(ctx, secret(ns.Name, name, key, value))
+}
+
 // Kubectl runs kubectl in this namespace.
 func (ns *Namespace) Kubectl(ctx context.Context, args ...string) (string, error) {
 	return ns.scenario.Cluster.Kubectl(ctx, append([]string{"--namespace", ns.Name}, args...)...)
