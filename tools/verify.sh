@@ -18,6 +18,11 @@ if [ "$before" != "$after" ]; then
   exit 1
 fi
 
+step "chart"
+helm=$(go run ./test/env/cmd/testenv program helm)
+"$helm" lint --quiet --strict charts/millrace
+"$helm" template millrace charts/millrace --namespace millrace-system >/dev/null
+
 step "modules"
 go mod verify >/dev/null
 go mod tidy -diff >/dev/null || { echo "go.mod or go.sum is not tidy; run: go mod tidy" >&2; exit 1; }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -25,6 +26,7 @@ type command struct {
 var commands = []command{
 	{"assets", "", "print the directory of kube-apiserver, etcd and kubectl, after building them if needed", assets},
 	{"tools", "", "print the directory of every program of the test cluster, after building them if needed", allTools},
+	{"program", "<name>", "print the path of one of them, such as helm, after building it if needed", program},
 	{"up", "", "start a cluster that goes on after this command", up},
 	{"down", "", "end it, and remove what crashed clusters left", down},
 	{"load", "<archive>...", "load image archives into it", load},
@@ -56,6 +58,14 @@ func assets(ctx context.Context, _ []string) error { return show(cluster.Assets(
 
 func allTools(ctx context.Context, _ []string) error {
 	return show(tools.Ensure(ctx, os.Stderr, tools.All()...))
+}
+
+func program(ctx context.Context, args []string) error {
+	if len(args) != 1 || !slices.Contains(tools.All(), args[0]) {
+		return fmt.Errorf("which program? One of: %s", strings.Join(tools.All(), " "))
+	}
+	dir, err := tools.Ensure(ctx, os.Stderr, args[0])
+	return show(filepath.Join(dir, args[0]), err)
 }
 
 func show(dir string, err error) error {
