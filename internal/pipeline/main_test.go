@@ -42,7 +42,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	processorBinary = filepath.Join(dir, "processor")
-	build := exec.Command("go", "build", "-o", processorBinary, "../../cmd/processor")
+	build := exec.Command("go", append(append([]string{"build"}, raceFlags...), "-o", processorBinary, "../../cmd/processor")...)
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "build the processor: %v\n%s", err, out)
 		return 1
@@ -383,4 +383,42 @@ func (w *world) connect() *pgx.Conn {
 	}
 	w.t.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn
+}
+
+// do runs a command of Redis that must succeed.
+func (w *world) do(cmd rueidis.Completed) {
+	w.t.Helper()
+	if err := w.redis.Do(w.ctx, cmd).Error(); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// deliveries is how often a pending entry has been delivered.
+func (w *world) deliveries(id string) int {
+	w.t.Helper()
+	n, err := redisstream.NewMember(w.redis, redisstream.Config{Stream: w.stream, Group: "positions"}).Deliveries(w.ctx, []string{id})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return n[0]
+}
+
+// consumers are the names of the group's consumers.
+func (w *world) consumers() map[string]bool {
+	w.t.Helper()
+	list, err := w.redis.Do(w.ctx, w.redis.B().XinfoConsumers().Key(w.stream).Group("positions").Build()).ToArray()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	names := map[string]bool{}
+	for _, c := range list {
+		info, err := c.AsMap()
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		v := info["name"]
+		name, _ := v.ToString()
+		names[name] = true
+	}
+	return names
 }
