@@ -46,6 +46,14 @@ func (b *bed) watchCPU(ctx context.Context, part time.Duration, parts int) func(
 	}
 }
 
+// ticks is the processor time that the server has used so far, zero when its processes are not visible from here.
+func (b *bed) ticks() (int64, error) {
+	if b.postmaster == 0 {
+		return 0, nil
+	}
+	return serverTicks(b.postmaster)
+}
+
 // serverTicks is the processor time of the postmaster, of its children, and of those children that have ended.
 func serverTicks(postmaster int) (int64, error) {
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")

@@ -8,8 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// footprint measures what a message costs besides time, published in batches and consumed by 100: bytes of write-ahead log, and
-// row versions that are left dead for vacuum.
+// footprint measures what a message costs besides time, published in batches and consumed by 100: bytes of write-ahead log, row
+// versions that are left dead for vacuum, and the server's work, which depends less on a busy disk than time does.
 func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string) (map[string]float64, error) {
 	if err := b.hire(ctx, consumers, 100); err != nil {
 		return nil, err
@@ -34,7 +34,12 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	if err := conn.QueryRow(ctx, "select pg_current_wal_insert_lsn()::text").Scan(&from); err != nil {
 		return nil, err
 	}
-	if err := b.produce(ctx, messages(0, b.n), producers, batch); err != nil {
+	ms := messages(0, b.n)
+	ticks, err := b.ticks()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.produce(ctx, ms, producers, batch); err != nil {
 		return nil, err
 	}
 	if _, err := b.consume(ctx, 0, b.n, 100); err != nil {
@@ -42,6 +47,10 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	}
 	var wal float64
 	if err := conn.QueryRow(ctx, "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1::text::pg_lsn)::float8", from).Scan(&wal); err != nil {
+		return nil, err
+	}
+	used, err := b.ticks()
+	if err != nil {
 		return nil, err
 	}
 	// Servers count row versions when a connection ends, at the latest.
@@ -55,10 +64,14 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	if err != nil {
 		return nil, err
 	}
-	return map[string]float64{
+	got := map[string]float64{
 		"wal-per-message" + suffix:         wal / float64(b.n),
 		"dead-tuples-per-message" + suffix: float64(after-before) / float64(b.n),
-	}, nil
+	}
+	if b.postmaster != 0 {
+		got["cpu-per-message"+suffix] = float64(used-ticks) / ticksPerSecond * 1e6 / float64(b.n)
+	}
+	return got, nil
 }
 
 // tuples is how many row versions of the database's tables have died so far, whether vacuum has found them or not.

@@ -54,12 +54,13 @@ func Works() []Work {
 		{Name: "latency-500", Yield: []Yield{{"latency-500-p50", "ms"}, {"latency-500-p99", "ms"}}, N: 10_000, ShortN: 1_500,
 			Versus: []string{"skip-locked", "limit-read"},
 			run:    func(ctx context.Context, b *bed) (map[string]float64, error) { return b.latency(ctx) }},
-		{Name: "footprint", Yield: []Yield{{"wal-per-message", "bytes"}, {"dead-tuples-per-message", "rows"}}, N: 50_000, ShortN: 5_000,
+		{Name: "footprint", Yield: []Yield{{"wal-per-message", "bytes"}, {"dead-tuples-per-message", "rows"}, {"cpu-per-message", "µs"}}, N: 50_000, ShortN: 5_000,
 			Versus: []string{"limit-insert", "skip-locked"},
 			run: func(ctx context.Context, b *bed) (map[string]float64, error) {
 				return b.footprint(ctx, singleProducers, 1, "")
 			}},
-		{Name: "footprint-batch", Yield: []Yield{{"wal-per-message-batch-1000", "bytes"}, {"dead-tuples-per-message-batch-1000", "rows"}},
+		{Name: "footprint-batch", Yield: []Yield{{"wal-per-message-batch-1000", "bytes"}, {"dead-tuples-per-message-batch-1000", "rows"},
+			{"cpu-per-message-batch-1000", "µs"}},
 			N: 200_000, ShortN: 50_000, Versus: []string{"limit-copy", "skip-locked"},
 			run: func(ctx context.Context, b *bed) (map[string]float64, error) {
 				return b.footprint(ctx, batchProducers, publishBatch, "-batch-1000")

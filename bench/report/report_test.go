@@ -118,7 +118,7 @@ drain (msg/s)
 }
 
 func TestNumbersKeepTheDigitsThatMatter(t *testing.T) {
-	for want, v := range map[string]float64{"0": 0, "0.372": 0.3719, "4.20": 4.2, "56.3": 56.26, "123": 123.4, "1,234,567": 1234567, "-1,000": -1000} {
+	for want, v := range map[string]float64{"0": 0, "6e-05": 0.00006, "0.372": 0.3719, "4.20": 4.2, "56.3": 56.26, "123": 123.4, "1,234,567": 1234567, "-1,000": -1000} {
 		if got := Number(v); got != want {
 			t.Errorf("Number(%v) = %s, want %s", v, got, want)
 		}

@@ -47,6 +47,9 @@ func (r Report) Table(w io.Writer) error {
 
 // Number writes a figure with the digits that matter and with thousands apart.
 func Number(v float64) string {
+	if v != 0 && math.Abs(v) < 0.001 {
+		return strconv.FormatFloat(v, 'g', 2, 64)
+	}
 	decimals := 0
 	switch size := math.Abs(v); {
 	case v == 0:
