@@ -16,13 +16,19 @@ import (
 func twoMembers(t *testing.T, mode pgstream.Mode) (e *engine, old, new *pgstream.Consumer) {
 	t.Helper()
 	e = newEngine(t)
-	e.stopClock()
-	e.stream("orders")
-	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: time.Second})
-	e.publish("orders", 10)
-	old = e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "old"})
-	new = e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "new"})
+	old, new = e.twoMembers("orders", mode)
 	return e, old, new
+}
+
+func (e *engine) twoMembers(stream string, mode pgstream.Mode) (old, new *pgstream.Consumer) {
+	e.t.Helper()
+	e.stopClock()
+	e.stream(stream)
+	e.group(pgstream.GroupSpec{Stream: stream, Name: "g", Mode: mode, AckWait: time.Second})
+	e.publish(stream, 10)
+	old = e.consumer(pgstream.ConsumerConfig{Stream: stream, Group: "g", Member: "old"})
+	new = e.consumer(pgstream.ConsumerConfig{Stream: stream, Group: "g", Member: "new"})
+	return old, new
 }
 
 func inBothModes(t *testing.T, f func(t *testing.T, mode pgstream.Mode)) {
@@ -136,8 +142,9 @@ func TestAckAndTakeoverExcludeEachOther(t *testing.T) {
 		for _, v := range verbs[:4] {
 			t.Run(v.name+" is open when another member receives", func(t *testing.T) {
 				t.Parallel()
+				e := newEngine(t)
 				for _, end := range []string{"commit", "rollback"} {
-					e, old, new := twoMembers(t, mode)
+					old, new := e.twoMembers("with_"+end, mode)
 					claim := mustReceive(e, old)
 					tx := e.begin()
 					must(t, v.use(e, tx, claim.Token))
@@ -203,10 +210,11 @@ func TestATransactionalAckSeesATakeoverThatItsSnapshotDoesNot(t *testing.T) {
 		for _, level := range []pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable} {
 			t.Run(string(level), func(t *testing.T) {
 				t.Parallel()
+				e := newEngine(t)
+				e.run("create table public.sink (token text)")
 				for _, v := range verbs {
-					e, old, new := twoMembers(t, mode)
+					old, new := e.twoMembers(v.name, mode)
 					claim := mustReceive(e, old)
-					e.run("create table public.sink (token text)")
 					tx := e.beginAs(pgx.TxOptions{IsoLevel: level})
 					exec(e, tx, "insert into public.sink values ($1)", claim.Token)
 					e.jump(2 * time.Second)

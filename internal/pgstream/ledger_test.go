@@ -79,8 +79,9 @@ func TestEndedClaimsStayEndedWhenTheLedgerTurns(t *testing.T) {
 		} {
 			t.Run(end.name, func(t *testing.T) {
 				t.Parallel()
+				e := newEngine(t)
 				for turnsBefore := range 3 {
-					e, old, new := twoMembers(t, mode)
+					old, new := e.twoMembers(fmt.Sprintf("turned_%d", turnsBefore), mode)
 					claim := mustReceive(e, old)
 					for range turnsBefore {
 						e.turnLedger() // the claim is a copy by now
