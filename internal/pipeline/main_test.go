@@ -3,6 +3,7 @@ package pipeline_test
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -103,7 +104,7 @@ func newWorldAt(t testing.TB, dsn, redisURL string) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
-	w := &world{t: t, ctx: ctx, dsn: dsn, redisURL: redisURL, stream: "telemetry:" + strings.ReplaceAll(t.Name(), "/", ":")}
+	w := &world{t: t, ctx: ctx, dsn: dsn, redisURL: redisURL, stream: "telemetry:" + strings.ReplaceAll(t.Name(), "/", ":") + ":" + rand.Text()[:8]}
 	var err error
 	if w.db, err = pgxpool.New(ctx, dsn); err != nil {
 		t.Fatal(err)

@@ -20,22 +20,23 @@ func (m *Member) Join(ctx context.Context) error {
 // somebody destroyed the group. A group that began at the end of the stream goes on after the last entry this member
 // has read, unless ids have started over, in which case everything in the stream is new.
 func (m *Member) rejoin(ctx context.Context) error {
-	start := earliest
-	m.mu.Lock()
-	last := m.lastRead
-	m.mu.Unlock()
-	if m.cfg.FromLatest && last != "" {
-		top, err := m.lastGenerated(ctx)
-		if err != nil {
-			return err
-		}
-		if compareIDs(top, last) >= 0 {
-			start = last
-		}
-	} else if m.cfg.FromLatest {
-		start = latest
+	if !m.cfg.FromLatest {
+		return m.create(ctx, earliest)
 	}
-	return m.create(ctx, start)
+	m.mu.Lock()
+	last, read := m.lastRead, m.readNewCount
+	m.mu.Unlock()
+	if last == "" {
+		return m.create(ctx, latest)
+	}
+	top, added, err := m.extent(ctx)
+	if err != nil {
+		return err
+	}
+	if compareIDs(top, last) < 0 || added >= 0 && added < read {
+		return m.create(ctx, earliest)
+	}
+	return m.create(ctx, last)
 }
 
 func (m *Member) create(ctx context.Context, start string) error {
@@ -51,17 +52,25 @@ func (m *Member) create(ctx context.Context, start string) error {
 	return nil
 }
 
-// lastGenerated returns the greatest id that the stream ever had, or 0-0 when there is no stream.
-func (m *Member) lastGenerated(ctx context.Context) (string, error) {
+// extent returns the greatest id that the stream ever had, or 0-0 when there is no stream, and how many entries were
+// ever added to it, or -1 when Redis does not count them.
+func (m *Member) extent(ctx context.Context) (top string, added int64, err error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	info, err := m.client.Do(ctx, m.client.B().XinfoStream().Key(m.cfg.Stream).Build()).AsMap()
 	if re, ok := rueidis.IsRedisErr(err); ok && hasPrefix(re.Error(), "ERR no such key") {
-		return "0-0", nil
+		return "0-0", 0, nil
 	}
 	if err != nil {
-		return "", fmt.Errorf("read the last id of stream %q: %w", m.cfg.Stream, err)
+		return "", 0, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
+	}
+	added = -1
+	if count, ok := info["entries-added"]; ok {
+		if added, err = count.ToInt64(); err != nil {
+			return "", 0, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
+		}
 	}
 	last := info["last-generated-id"]
-	return last.ToString()
+	top, err = last.ToString()
+	return top, added, err
 }

@@ -68,7 +68,9 @@ type Member struct {
 	mu       sync.Mutex
 	held     map[string]time.Time // entry to the time of its last sign of life
 	lastRead string               // greatest id read with >
-	counters Counters
+	// readNewCount is how many entries were read with >. A stream to which fewer were added is another stream.
+	readNewCount int64
+	counters     Counters
 }
 
 // NewMember returns a member. Call Join before the first Read.

@@ -72,6 +72,7 @@ func (m *Member) readNew(ctx context.Context, count int, block time.Duration) ([
 	entries, _ := split(raw, 1)
 	m.mu.Lock()
 	m.lastRead = raw[len(raw)-1].ID
+	m.readNewCount += int64(len(raw))
 	m.mu.Unlock()
 	return m.hold(entries), len(raw) == count, nil
 }

@@ -2,6 +2,7 @@ package redisstream
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -42,7 +43,7 @@ func fixtureAt(t *testing.T, url string) *fixture {
 	}
 	t.Logf("Redis %s", version)
 	t.Cleanup(client.Close)
-	return &fixture{t: t, ctx: ctx, client: client, stream: "s:" + t.Name()}
+	return &fixture{t: t, ctx: ctx, client: client, stream: "s:" + t.Name() + ":" + rand.Text()}
 }
 
 func (f *fixture) member(consumer string, change ...func(*Config)) *Member {
@@ -363,36 +364,46 @@ func TestTrimmedPendingEntriesAreCounted(t *testing.T) {
 
 // R6: the group is made again, and nothing that this member has not seen is skipped.
 func TestReadMakesAVanishedGroupAgain(t *testing.T) {
+	destroy := func(f *fixture) rueidis.Completed {
+		return f.client.B().XgroupDestroy().Key(f.stream).Group("g").Build()
+	}
+	remove := func(f *fixture) rueidis.Completed { return f.client.B().Del().Key(f.stream).Build() }
 	for name, tc := range map[string]struct {
 		fromLatest bool
 		vanish     func(*fixture) rueidis.Completed
-		want       int // entries delivered afterwards
+		after      []string // ids added afterwards
+		want       int      // entries delivered afterwards
 	}{
-		"from the first entry": {false, func(f *fixture) rueidis.Completed {
-			return f.client.B().XgroupDestroy().Key(f.stream).Group("g").Build()
-		}, 5},
-		"from the last entry read": {true, func(f *fixture) rueidis.Completed {
-			return f.client.B().XgroupDestroy().Key(f.stream).Group("g").Build()
-		}, 2},
-		"from the first entry of a stream that began anew": {true, func(f *fixture) rueidis.Completed {
-			return f.client.B().Del().Key(f.stream).Build()
-		}, 2},
+		"from the first entry":                             {false, destroy, []string{"7-0", "7-1"}, 5},
+		"from the last entry read":                         {true, destroy, []string{"7-0", "7-1"}, 2},
+		"from the first entry of a stream that began anew": {true, remove, []string{"1-0", "1-1"}, 2},
+		// The ids alone do not tell: the new stream reaches as far as the old one.
+		"from the first entry of a stream with the same ids": {true, remove, []string{"6-0", "6-1"}, 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)
 			m := f.member("a", func(c *Config) { c.FromLatest = tc.fromLatest })
 			f.nothing(m, time.Millisecond)
-			f.add(3)
+			f.addIDs("5-0", "6-0", "6-1")
 			if err := m.Ack(f.ctx, ids(f.read(m, 3))); err != nil {
 				t.Fatal(err)
 			}
 			if err := f.client.Do(f.ctx, tc.vanish(f)).Error(); err != nil {
 				t.Fatal(err)
 			}
-			f.add(2)
+			f.addIDs(tc.after...)
 			f.read(m, tc.want)
 			f.nothing(m, 30*time.Millisecond)
 		})
+	}
+}
+
+func (f *fixture) addIDs(ids ...string) {
+	f.t.Helper()
+	for _, id := range ids {
+		if err := f.client.Do(f.ctx, f.client.B().Xadd().Key(f.stream).Id(id).FieldValue().FieldValue("n", id).Build()).Error(); err != nil {
+			f.t.Fatal(err)
+		}
 	}
 }
 
