@@ -22,6 +22,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,6 +32,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/yaml"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
@@ -55,8 +57,8 @@ var suite struct {
 	kubectl interface {
 		Run(args ...string) (stdout, stderr io.Reader, err error)
 	}
-	writes  *writes
-	log     *safeBuffer
+	writes *writes
+	log    *safeBuffer
 }
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -97,7 +99,11 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 
-	stopped, err := startManager(ctx, cfg)
+	limited, err := managerUser(ctx, env)
+	if err != nil {
+		return fail(err)
+	}
+	stopped, err := startManager(ctx, limited)
 	if err != nil {
 		return fail(err)
 	}
@@ -110,6 +116,34 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, suite.log.String())
 	}
 	return code
+}
+
+// managerUser makes a user who may do what config/rbac/role.yaml says and nothing else, so that every test is a test of the
+// role as well.
+func managerUser(ctx context.Context, env *envtest.Environment) (*rest.Config, error) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "config", "rbac", "role.yaml"))
+	if err != nil {
+		return nil, err
+	}
+	var role rbacv1.ClusterRole
+	if err := yaml.UnmarshalStrict(text, &role); err != nil {
+		return nil, err
+	}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "manager"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: "manager"}},
+	}
+	for _, o := range []client.Object{&role, binding} {
+		if err := suite.client.Create(ctx, o); err != nil {
+			return nil, err
+		}
+	}
+	user, err := env.AddUser(envtest.User{Name: "manager"}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return user.Config(), nil
 }
 
 func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {

@@ -1,0 +1,70 @@
+package controller_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/yaml"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/test/env/postgres"
+)
+
+var samples = filepath.Join("..", "..", "config", "samples")
+
+// kubectl apply -f config/samples, with Secrets that lead somewhere, gives Ready resources.
+func TestSamplesBecomeReady(t *testing.T) {
+	w := newWorld(t)
+	w.secret("app-db", "dsn", postgres.NewDatabase(t))
+	w.secret("telemetry-redis", "url", redisURL)
+	w.readyDeployments()
+	t.Log(w.kubectl("apply", "-f", samples))
+	at := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: w.namespace, Name: name} }
+	for _, o := range []object{
+		&v1alpha1.Stream{ObjectMeta: at("orders")}, &v1alpha1.ConsumerGroup{ObjectMeta: at("orders-sink")},
+		&v1alpha1.Processor{ObjectMeta: at("orders-sink")}, &v1alpha1.Processor{ObjectMeta: at("telemetry")},
+	} {
+		w.wantReady(o)
+	}
+	t.Log(w.kubectl("get", "millrace"))
+	t.Log(w.kubectl("get", "millrace", "-o", "wide"))
+	if out := w.kubectl("apply", "-f", samples); strings.Contains(out, "configured") || strings.Contains(out, "created") {
+		t.Errorf("applying the samples again changes something:\n%s", out)
+	}
+}
+
+// The placeholders in the sample Secrets have the keys that the samples name, and are well formed.
+func TestSampleSecretsFitTheSamples(t *testing.T) {
+	w := newWorld(t)
+	w.kubectl("apply", "-f", filepath.Join(samples, "secrets"))
+	for name, key := range map[string]string{"app-db": "dsn", "telemetry-redis": "url"} {
+		var s corev1.Secret
+		if err := suite.client.Get(t.Context(), clientKey(w, name), &s); err != nil {
+			t.Fatal(err)
+		}
+		if len(s.Data[key]) == 0 {
+			t.Errorf("Secret %s has no key %s", name, key)
+		}
+	}
+	files, err := filepath.Glob(filepath.Join(samples, "*.yaml"))
+	if err != nil || len(files) < 4 {
+		t.Fatalf("found %v, %v", files, err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.HasPrefix(string(text), "# ") {
+			t.Errorf("%s does not begin by saying what it shows", f)
+		}
+		var meta metav1.TypeMeta
+		if err := yaml.Unmarshal(text, &meta); err != nil || meta.APIVersion != v1alpha1.GroupVersion.String() {
+			t.Errorf("%s holds a %s of %s (%v)", f, meta.Kind, meta.APIVersion, err)
+		}
+	}
+}

@@ -1,0 +1,129 @@
+package controller_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+)
+
+func clientKey(w *world, name string) client.ObjectKey {
+	return types.NamespacedName{Namespace: w.namespace, Name: name}
+}
+
+// manifest creates a resource from a manifest, as a user would write it.
+func (w *world) manifest(text string) (*unstructured.Unstructured, error) {
+	o := &unstructured.Unstructured{}
+	if err := yaml.Unmarshal([]byte(text), &o.Object); err != nil {
+		w.Fatal(err)
+	}
+	o.SetAPIVersion("millrace.dev/v1alpha1")
+	o.SetNamespace(w.namespace)
+	return o, suite.client.Create(w.Context(), o)
+}
+
+// What the API server refuses, it refuses with words that say what to write instead.
+func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
+	const mapping = `codec: {type: JSON}, mapping: {columns: [{name: a, path: a, type: text}]}`
+	const redis = `redis: {urlSecretRef: {name: r, key: url}, streams: [s]}`
+	for _, c := range []struct{ name, manifest, want string }{
+		{"a table cannot have this name", `{kind: Stream, metadata: {name: 1st}, spec: {}}`, "set spec.name to lower-case letters"},
+		{"nor this one", `{kind: Stream, metadata: {name: a}, spec: {name: Orders}}`, "for example orders_eu"},
+		{"an age in days", `{kind: Stream, metadata: {name: a}, spec: {retention: {maxAge: 7d}}}`, "days are written in hours"},
+		{"no bytes", `{kind: Stream, metadata: {name: a}, spec: {retention: {maxBytes: "0"}}}`, "leave maxBytes out for no limit"},
+		{"messages too large", `{kind: Stream, metadata: {name: a}, spec: {maxMessageBytes: 1Gi}}`, "write a size from 1 to 64Mi"},
+		{"no partition", `{kind: Stream, metadata: {name: a}, spec: {partitions: 0}}`, "greater than or equal to 1"},
+		{"a policy that does not exist", `{kind: Stream, metadata: {name: a}, spec: {deletionPolicy: Drop}}`, `"Retain", "Delete", "DeleteIfEmpty"`},
+		{"a position without from", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, start: {position: 5}}}`, "position and from: Position belong together"},
+		{"from Time without time", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, start: {from: Time}}}`, "time and from: Time belong together"},
+		{"a failure policy of a shared group", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, failurePolicy: Skip}}`, "failurePolicy belongs to mode: Ordered"},
+		{"Skip that never skips", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, failurePolicy: Skip, maxAttempts: 0}}`, "maxAttempts of 1 or more"},
+		{"a backoff that shrinks", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, backoff: {initial: 10m}}}`, "raise max or lower initial"},
+		{"two sources", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `, consumerGroup: {name: g}}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
+		{"no source", `{kind: Processor, metadata: {name: a}, spec: {source: {}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
+		{"Redis without a key", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t}}}}`, "sink.table.key is needed"},
+		{"no sink", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {}}}`, "write a sink"},
+		{"a column twice", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, mapping: {columns: [{name: a, path: a, type: text}, {name: a, path: b, type: text}]}, sink: {table: {name: t, key: [a]}}}}`, "Duplicate value"},
+		{"a reserved variable", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}, pod: {env: [{name: MILLRACE_REDIS_URL, value: x}]}}}`, "MILLRACE_ are reserved"},
+		{"an endless drain", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}, drain: {timeout: 1h}}}`, "from 1s to 10m"},
+		{"a field of a codec without", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, codec: {type: Fields, field: p}, mapping: {columns: [{name: a, path: a, type: text}]}, sink: {table: {name: t, key: [a]}}}}`, "codec.field belongs to type: JSON"},
+		{"a name too long for pods", `{kind: Processor, metadata: {name: ` + strings.Repeat("a", 53) + `}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "at most 52"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			_, err := w.manifest(c.manifest)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("the API server says: %v", err)
+			}
+		})
+	}
+}
+
+// What cannot change is refused with the way to do it. A rule that removing an optional field would bypass is tried that way too.
+func TestWhatCannotChangeIsRefused(t *testing.T) {
+	const stream = `{kind: Stream, metadata: {name: a-b}, spec: {name: a_b, partitions: 8, retention: {segments: 6}}}`
+	const group = `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, start: {from: Position, position: 5}}}`
+	for _, c := range []struct{ name, manifest, change, want string }{
+		{"the name", stream, `{spec: {name: other}}`, "create another Stream with the new name"},
+		{"the payload type", stream, `{spec: {payloadType: Bytes}}`, "payloadType cannot change from JSON to Bytes"},
+		{"fewer partitions", stream, `{spec: {partitions: 7}}`, "partitions only grow"},
+		{"the default number of segments, by removing them", stream, `{spec: {retention: null}}`, "retention.segments only grows"},
+		{"the stream of a group", group, `{spec: {streamRef: {name: t}}}`, "create another ConsumerGroup for t"},
+		{"the mode", group, `{spec: {mode: Shared}}`, "mode cannot change from Ordered to Shared"},
+		{"the default mode, by removing it", group, `{spec: {mode: null}}`, "mode cannot change"},
+		{"the start, by removing it", group, `{spec: {start: null}}`, "start cannot change"},
+		{"the name of a group", group, `{spec: {name: b}}`, "create another ConsumerGroup with the new name"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t)
+			o, err := w.manifest(c.manifest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			patch, err := yaml.YAMLToJSON([]byte(c.change))
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = suite.client.Patch(t.Context(), o, client.RawPatch(types.MergePatchType, patch))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("the API server says: %v", err)
+			}
+		})
+	}
+}
+
+func TestWhatCanChangeIsAccepted(t *testing.T) {
+	w := newWorld(t)
+	o, err := w.manifest(`{kind: Stream, metadata: {name: a-b}, spec: {name: a_b}}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The name that was there by default all along.
+	for i, change := range []string{`{"spec":{"name":null}}`, `{"spec":{"partitions":16}}`, `{"spec":{"retention":{"segments":8,"maxAge":"168h"}}}`, `{"spec":{"databaseSecretRef":{"name":"x","key":"y"}}}`} {
+		if err := suite.client.Patch(t.Context(), o, client.RawPatch(types.MergePatchType, []byte(change))); err != nil {
+			t.Errorf("change %d: %v", i, err)
+		}
+	}
+}
+
+// The API server and every client carry each CRD around; etcd and last-applied annotations have limits.
+func TestCRDsAreSmall(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join("..", "..", "config", "crd", "bases", "*.yaml"))
+	if err != nil || len(files) != 3 {
+		t.Fatalf("found %v, %v", files, err)
+	}
+	for _, f := range files {
+		info, err := os.Stat(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() >= 256<<10 {
+			t.Errorf("%s has %d bytes", f, info.Size())
+		}
+	}
+}
