@@ -1,6 +1,6 @@
 -- millrace.stats(stream) returns one row per consumer group of the stream; null: of every stream
 -- Progress of every group in one call; its cost does not depend on the backlog: positions are subtracted, not rows counted, so lag is an
--- upper bound where transactions rolled back.
+-- upper bound where transactions rolled back; it is zero when no message is left.
 create or replace function millrace.stats(p_stream text default null)
 returns table (stream text, "group" text, mode text, lag bigint, in_flight bigint, retrying bigint, dead_letters bigint,
     oldest_age interval, ack_floor bigint, members jsonb)
@@ -14,6 +14,7 @@ declare
     open_low bigint;
     open_count bigint;
     oldest timestamptz;
+    left_ timestamptz;
 begin
     for s in select x.id, x.name, x.partitions, x.first_position from millrace_engine.stream x
              where p_stream is null or x.name = p_stream order by x.name loop
@@ -36,8 +37,12 @@ begin
             select count(*) into dead_letters from millrace_engine.dead_letter d where d.group_id = g.id;
             oldest_age := null;
             if lag + in_flight > 0 then
-                execute format('select least($2, (select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1))', s.name)
-                    into oldest using ack_floor, oldest;
+                execute format('select (select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1)', s.name)
+                    into left_ using ack_floor;
+                oldest := least(oldest, left_);
+                if left_ is null then
+                    lag := 0; -- those positions rolled back, and nothing may come for a long time to move the frontier past them
+                end if;
             end if;
             oldest_age := greatest(millrace_engine.clock() - oldest, interval '0');
             select coalesce(jsonb_agg(jsonb_build_object('name', m.name, 'expires_at', m.expires_at, 'partitions',
