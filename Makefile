@@ -19,7 +19,7 @@ TOOL = go tool -modfile=tools/dev/go.mod
 .PHONY: help
 help: ## Show this list.
 	@echo "Millrace"; echo
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2} /^##@ / {printf "\n%s\n", substr($$0, 5)}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2} /^##@ / {printf "\n%s\n", substr($$0, 5)}' $(MAKEFILE_LIST)
 	@echo; echo "RUN=<regexp> picks tests, PKG=<packages> picks packages, PG=<15|16|17|18> picks the PostgreSQL of the tests,"
 	@echo "CLUSTER=current uses your kubeconfig's current context in e2e and demo, DEMO_SECONDS and DEMO_HOLD=1 shape the demo."
 
@@ -41,7 +41,7 @@ cluster-down: ## Stop it and remove what it made.
 
 # The packages that need no node.
 UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/env/cluster)
-GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test $(if $(RUN),-run '$(RUN)')
+GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test -timeout 20m $(if $(RUN),-run '$(RUN)')
 # Packages without tests, or without one that RUN names, have nothing to say.
 QUIET = | sed -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
 
@@ -88,6 +88,10 @@ verify: ## What CI checks besides tests: format, vet, lint, generated files.
 .PHONY: images
 images: ## Build the images as OCI archives in bin/images.
 	@$(TESTENV) images $(VERSION)
+
+.PHONY: install-yaml
+install-yaml: ## Write bin/install.yaml: Millrace without Helm, from config/default.
+	@mkdir -p bin && "$$($(TESTENV) program kubectl)" kustomize config/default >bin/install.yaml && echo bin/install.yaml
 
 ##@ Set up
 

@@ -18,7 +18,8 @@ if [ "$before" != "$after" ]; then
   exit 1
 fi
 
-step "chart"
+step "chart and kustomize"
+make --no-print-directory install-yaml >/dev/null
 helm=$(go run ./test/env/cmd/testenv program helm)
 "$helm" lint --quiet --strict charts/millrace
 "$helm" template millrace charts/millrace --namespace millrace-system >/dev/null

@@ -24,9 +24,10 @@ type reading struct {
 	positions, orders flow
 }
 
-// flow is one way: rows in the table, and what the source still holds for it.
+// flow is one way: rows in the table, what no member has been given yet (lag), and what members have and did not settle
+// yet (pending), which for Redis includes the undecodable entries that still wait for their last delivery.
 type flow struct {
-	rows, lag int64
+	rows, lag, pending int64
 }
 
 func openMeters(ctx context.Context, ns *scenario.Namespace) (*meters, error) {
@@ -57,40 +58,40 @@ func (m *meters) read(ctx context.Context) (reading, error) {
 	err := errors.Join(
 		m.conn.QueryRow(ctx, "select count(*) from "+m.positions.Table).Scan(&r.positions.rows),
 		m.conn.QueryRow(ctx, "select count(*) from "+m.orders.Table).Scan(&r.orders.rows),
-		m.conn.QueryRow(ctx, `select coalesce(sum(lag + in_flight), 0)::bigint from millrace.stats() where stream = $1 and "group" = $2`,
-			m.orders.Stream, m.orders.Group).Scan(&r.orders.lag),
+		m.conn.QueryRow(ctx, `select coalesce(sum(lag), 0)::bigint, coalesce(sum(in_flight + retrying), 0)::bigint from millrace.stats() where stream = $1 and "group" = $2`,
+			m.orders.Stream, m.orders.Group).Scan(&r.orders.lag, &r.orders.pending),
 	)
 	if err != nil {
 		return r, err
 	}
-	r.positions.lag, err = m.redisLag(ctx)
+	r.positions.lag, r.positions.pending, err = m.redisGroup(ctx)
 	return r, err
 }
 
-// redisLag is what the group has not been given yet and what it has not acknowledged.
-func (m *meters) redisLag(ctx context.Context) (int64, error) {
+// redisGroup reads lag and pending of the group; zero while there is no such stream or group.
+func (m *meters) redisGroup(ctx context.Context) (lag, pending int64, err error) {
 	groups, err := m.redis.Do(ctx, m.redis.B().XinfoGroups().Key(m.positions.RedisStream).Build()).ToArray()
 	if redisErr, ok := rueidis.IsRedisErr(err); ok && strings.Contains(redisErr.Error(), "no such key") {
-		return 0, nil
+		return 0, 0, nil
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	for _, group := range groups {
 		info, err := group.AsMap()
 		if err != nil {
-			return 0, err
+			return 0, 0, err
 		}
-		name, lag, pending := info["name"], info["lag"], info["pending"]
+		name, waiting, unsettled := info["name"], info["lag"], info["pending"]
 		if text, err := name.ToString(); err != nil || text != m.positions.RedisGroup {
 			continue
 		}
-		waiting, err := lag.AsInt64()
+		lag, err := waiting.AsInt64()
 		if err != nil && !rueidis.IsRedisNil(err) { // nil: Redis has lost count, after entries were deleted
-			return 0, err
+			return 0, 0, err
 		}
-		unsettled, err := pending.AsInt64()
-		return waiting + unsettled, err
+		pending, err := unsettled.AsInt64()
+		return lag, pending, err
 	}
-	return 0, nil
+	return 0, 0, nil
 }

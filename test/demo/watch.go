@@ -82,9 +82,11 @@ func showLine(f frame) {
 			ready++
 		}
 	}
-	fmt.Printf("%s  positions %8s rows %6s/s lag %-6s  orders %8s rows %6s/s lag %-6s  %d of %d resources Ready, %d pods\n",
-		clock(f.at), thousands(f.positions.rows), thousands(f.positionRate), thousands(f.positions.lag),
-		thousands(f.orders.rows), thousands(f.orderRate), thousands(f.orders.lag), ready, len(f.seen.resources), len(f.seen.pods))
+	line := func(what string, f flow, rate int64) string {
+		return fmt.Sprintf("%s %7s rows %6s/s lag %4s pending %4s", what, thousands(f.rows), thousands(rate), thousands(f.lag), thousands(f.pending))
+	}
+	fmt.Printf("%s  %s   %s   %d of %d Ready, %d pods\n", clock(f.at),
+		line("positions", f.positions, f.positionRate), line("orders", f.orders, f.orderRate), ready, len(f.seen.resources), len(f.seen.pods))
 }
 
 // text is the form for terminals.
@@ -95,12 +97,13 @@ func (f frame) text() string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "Millrace  %s %s\n\n", clock(f.at), until)
-	const row = "%-36s %12s %12s %10s %10s\n"
-	fmt.Fprintf(&b, row, "FROM -> TO", "PRODUCED", "ROWS", "ROWS/S", "LAG")
-	fmt.Fprintf(&b, row, "Redis telemetry:t -> table positions", thousands(int64(f.produced.positions.Entries())),
-		thousands(f.positions.rows), thousands(f.positionRate), thousands(f.positions.lag))
-	fmt.Fprintf(&b, row, "Stream orders -> table orders", thousands(int64(f.produced.orders.Rows())),
-		thousands(f.orders.rows), thousands(f.orderRate), thousands(f.orders.lag))
+	const row = "%-36s %10s %10s %8s %8s %8s\n"
+	line := func(what string, produced int, f flow, rate int64) {
+		fmt.Fprintf(&b, row, what, thousands(int64(produced)), thousands(f.rows), thousands(rate), thousands(f.lag), thousands(f.pending))
+	}
+	fmt.Fprintf(&b, row, "FROM -> TO", "PRODUCED", "ROWS", "ROWS/S", "LAG", "PENDING")
+	line("Redis telemetry:t -> table positions", f.produced.positions.Entries(), f.positions, f.positionRate)
+	line("Stream orders -> table orders", f.produced.orders.Rows(), f.orders, f.orderRate)
 	fmt.Fprintf(&b, "\n%s\n%s", f.seen.resourceTable(), f.seen.podTable())
 	return b.String()
 }
