@@ -40,9 +40,9 @@ func TestBrokenResourcesSayWhatToDo(t *testing.T) {
 		},
 		{
 			name: "the mapping is bad", kind: "processor", object: "bad-mapping", reason: "InvalidConfiguration",
-			manifest: strings.NewReplacer("name: telemetry}", "name: bad-mapping}", "type: double precision", "type: varchar", "key: [device_id, ts]", "key: [device_id, when]").
+			manifest: strings.NewReplacer("name: telemetry}", "name: bad-mapping}", "type: double precision", "type: money", "key: [device_id, ts]", "key: [device_id, when]").
 				Replace(manifest(t, "positions")),
-			says: []string{"spec.mapping.columns[2].type", "varchar", "write", "spec.sink.table.key[1]", "when"},
+			says: []string{"spec.mapping.columns[2].type", "money", "write", "spec.sink.table.key[1]", "when"},
 		},
 		{
 			name: "the pods cannot log in", kind: "processor", object: "locked-out", reason: "PodsFailing",

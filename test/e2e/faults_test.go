@@ -22,16 +22,17 @@ func TestFaultsUnderLoad(t *testing.T) {
 	f := &faults{ns: ns, positions: scenario.NewProduced(), orders: scenario.NewProduced()}
 
 	t.Run("PostgreSQL is killed twice and comes back", func(t *testing.T) {
-		wait := f.load(ctx, t)
-		for _, at := range []int{perLoad / 4, perLoad / 2} {
-			f.during(ctx, t, at)
+		stop := f.load(ctx, t)
+		for range 2 {
+			f.produce(ctx, t, 8000)
 			must(t, world.Postgres.Kill())
 			// Down long enough that positions pile up.
-			f.during(ctx, t, at+perLoad/8)
+			f.produce(ctx, t, 8000)
 			must(t, world.Postgres.Restart(ctx))
 			t.Log("PostgreSQL was killed and is back")
 		}
-		wait()
+		f.produce(ctx, t, 8000)
+		stop()
 		f.settle(ctx, t)
 		must(t, ns.WaitReady(ctx, time.Minute))
 	})
@@ -39,29 +40,26 @@ func TestFaultsUnderLoad(t *testing.T) {
 		return
 	}
 	t.Run("replicas follow kubectl scale and spec", func(t *testing.T) {
-		wait := f.load(ctx, t)
-		f.during(ctx, t, perLoad/8)
+		stop := f.load(ctx, t)
+		f.produce(ctx, t, 4000)
 		_, err := ns.Kubectl(ctx, "scale", "processor/telemetry", "processor/orders-sink", "--replicas=3")
 		must(t, err)
 		f.available(ctx, t, 3)
 		_, err = ns.Kubectl(ctx, "patch", "processor/telemetry", "processor/orders-sink", "--type=merge", "-p", `{"spec":{"replicas":1}}`)
 		must(t, err)
 		f.available(ctx, t, 1)
-		if f.progress() >= perLoad {
-			t.Error("the load was over before scaling was")
-		}
 		_, err = ns.Kubectl(ctx, "scale", "processor/telemetry", "processor/orders-sink", "--replicas=2")
 		must(t, err)
-		wait()
-		f.settle(ctx, t)
 		f.available(ctx, t, 2)
+		stop()
+		f.settle(ctx, t)
 	})
 	if t.Failed() {
 		return
 	}
 	t.Run("Millrace is uninstalled and installed again", func(t *testing.T) {
-		wait := f.load(ctx, t)
-		f.during(ctx, t, perLoad/8)
+		stop := f.load(ctx, t)
+		f.produce(ctx, t, 4000)
 		must(t, world.Uninstall(ctx))
 		// Pods do not need the manager.
 		before, err := rows(ctx, ns.DSN, "positions")
@@ -73,7 +71,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 			return nil
 		})
 		must(t, world.Install(ctx))
-		wait()
+		f.produce(ctx, t, 4000)
+		stop()
 		f.settle(ctx, t)
 		must(t, ns.WaitReady(ctx, time.Minute))
 	})
@@ -81,8 +80,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 		return
 	}
 	t.Run("resources are deleted and applied again with the data retained", func(t *testing.T) {
-		wait := f.load(ctx, t)
-		f.during(ctx, t, perLoad/4)
+		stop := f.load(ctx, t)
+		f.produce(ctx, t, 8000)
 		_, err := ns.Kubectl(ctx, "delete", "processors,consumergroups,streams", "--all", "--timeout=1m")
 		must(t, err)
 		eventually(ctx, t, time.Minute, "the pods end", func(ctx context.Context) error {
@@ -93,7 +92,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 			return err
 		})
 		// Applications go on publishing: the stream is still there.
-		wait()
+		f.produce(ctx, t, 8000)
+		stop()
 		l, err := ns.OrdersSink().Ledger(ctx, f.orders)
 		must(t, err)
 		if len(l.Missing) == 0 {
@@ -105,37 +105,42 @@ func TestFaultsUnderLoad(t *testing.T) {
 	})
 }
 
-// faults is the load of one part, and what all parts have produced so far.
+// faults is the load, and what all parts have produced so far.
 type faults struct {
 	ns                *scenario.Namespace
 	positions, orders *scenario.Produced
-	begun             int // entries at the begin of this part
 }
 
-// perLoad is the number of positions, and of orders, in one part; perSecond makes it last.
-const (
-	perLoad   = 48_000
-	perSecond = 3000
-)
-
-func (f *faults) load(ctx context.Context, t *testing.T) (wait func()) {
+// load produces positions, and half as many orders, until stop is called.
+func (f *faults) load(ctx context.Context, t *testing.T) (stop func()) {
 	t.Helper()
 	seed := newSeed(t)
-	f.begun = f.positions.Entries()
-	first := load(ctx, t, func(ctx context.Context) error {
-		return scenario.Positions{Count: perLoad, Seed: seed, Duplicates: 0.05, Undecodable: 0.002, PerSecond: perSecond}.Produce(ctx, f.ns.RedisURL, f.positions)
+	const perSecond, forever = 3000, 1 << 30
+	ctx, cancel := context.WithCancel(ctx)
+	positions := load(ctx, t, func(ctx context.Context) error {
+		return scenario.Positions{Count: forever, Seed: seed, Duplicates: 0.05, Undecodable: 0.002, PerSecond: perSecond}.Produce(ctx, f.ns.RedisURL, f.positions)
 	})
-	second := load(ctx, t, func(ctx context.Context) error {
-		return scenario.Orders{Count: perLoad / 2, Seed: seed, PerSecond: perSecond / 2}.Publish(ctx, f.ns.DSN, f.orders)
+	orders := load(ctx, t, func(ctx context.Context) error {
+		return scenario.Orders{Count: forever, Seed: seed, PerSecond: perSecond / 2}.Publish(ctx, f.ns.DSN, f.orders)
 	})
-	return func() { t.Helper(); first(); second() }
+	return func() {
+		t.Helper()
+		cancel()
+		positions()
+		orders()
+	}
 }
 
-func (f *faults) progress() int { return f.positions.Entries() - f.begun }
-
-func (f *faults) during(ctx context.Context, t *testing.T, from int) {
+// produce waits until so many more positions were produced.
+func (f *faults) produce(ctx context.Context, t *testing.T, more int) {
 	t.Helper()
-	during(ctx, t, f.positions, f.begun+from, f.begun+perLoad)
+	until := f.positions.Entries() + more
+	eventually(ctx, t, time.Minute, fmt.Sprintf("%d more positions", more), func(context.Context) error {
+		if n := f.positions.Entries(); n < until {
+			return fmt.Errorf("%d are to come", until-n)
+		}
+		return nil
+	})
 }
 
 func (f *faults) settle(ctx context.Context, t *testing.T) {

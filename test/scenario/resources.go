@@ -11,13 +11,26 @@ import (
 	"github.com/millrace-dev/millrace/test/env/source"
 )
 
-// ApplySamples applies config/samples, as the README says.
+// ApplySamples applies config/samples, but for the Secrets: those of this namespace lead somewhere.
 func (ns *Namespace) ApplySamples(ctx context.Context) error {
 	root, err := source.Root()
 	if err != nil {
 		return err
 	}
-	if _, err := ns.Kubectl(ctx, "apply", "-f", filepath.Join(root, "config", "samples")); err != nil {
+	samples, err := filepath.Glob(filepath.Join(root, "config", "samples", "*.yaml"))
+	if err != nil {
+		return err
+	}
+	args := []string{"apply"}
+	for _, sample := range samples {
+		if filepath.Base(sample) != "00_secrets.yaml" && filepath.Base(sample) != "kustomization.yaml" {
+			args = append(args, "-f", sample)
+		}
+	}
+	if len(args) == 1 {
+		return errors.New("apply the samples: there are none in config/samples")
+	}
+	if _, err := ns.Kubectl(ctx, args...); err != nil {
 		return fmt.Errorf("apply the samples: %w", err)
 	}
 	return nil
