@@ -175,8 +175,12 @@ begin
             high_ := taken.high;
             skip := taken.settled;
             try := taken.attempt + 1;
-            -- An Ordered claim that keeps expiring is cut down to one message, to find the one that kills its consumers.
-            most := case when g.mode = 'Ordered' and try > 2 then 1 else p_max end;
+            most := p_max;
+            if g.mode = 'Ordered' and try > 2 then
+                -- It keeps expiring: from here one message at a time, to find the one that kills its consumers.
+                most := 1;
+                last.careful_to := greatest(last.careful_to, taken.high);
+            end if;
             if g.mode = 'Ordered' and g.failure_policy = 'Skip' and g.max_attempts > 0 and taken.attempt >= g.max_attempts and taken.messages = 1 then
                 perform millrace_engine.set_aside(taken, null, true, taken.attempt, null, 'the claim expired', false);
                 edge := taken.high;
@@ -209,6 +213,7 @@ begin
             end if;
             edge := greatest(edge, g.first_position - 1);
             low_ := edge;
+            most := case when g.mode = 'Ordered' and edge < last.careful_to then 1 else p_max end;
             fresh := false;
             loop
                 if safe <= edge then
@@ -237,20 +242,20 @@ begin
                         return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                             from millrace.stream_template m
                             where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
-                            order by m."position" limit p_max;
+                            order by m."position" limit most;
                     else
                         return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                             from millrace.stream_template m
                             where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                               and not skip @> m."position"
-                            order by m."position" limit p_max;
+                            order by m."position" limit most;
                     end if;
                     get diagnostics n = row_count;
-                    if n = p_max then
+                    if n = most then
                         select max(x."position") into high_ from (select m."position" from millrace.stream_template m
                             where m."position" > edge and m."position" <= safe and millrace_engine.slot(m.key, m."position") between lane.slot_low and lane.slot_high - 1
                               and (skip is null or not skip @> m."position")
-                            order by m."position" limit p_max) x;
+                            order by m."position" limit most) x;
                     end if;
                     low_ := edge;
                     edge := high_;
@@ -270,12 +275,12 @@ begin
             select f.floor, f.stragglers into last.floor, last.stragglers from millrace_engine.raise_floor(last) f;
         end if;
         insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt,
-                ring, member, stragglers, settled)
+                ring, member, stragglers, careful_to, settled)
             select lane.id, last.claim + 1, low_, high_,
                 case when g.mode = 'Shared' then greatest(last.frontier, edge) else edge end,
                 greatest(last.horizon, safe),
                 last.floor,
-                nonce_, ends, least(next_, ends), n, try, r.ring, p_member, last.stragglers,
+                nonce_, ends, least(next_, ends), n, try, r.ring, p_member, last.stragglers, last.careful_to,
                 case when not isempty(skip) then nullif(skip * int8multirange(int8range(low_, null)), '{}') end
             from millrace_engine.stream s, millrace_engine.ledger r where s.id = c_stream and s.first_position <= low_ + 1 and r.id = 1;
         if not found then

@@ -53,9 +53,9 @@ begin
         end loop;
         if last.ring <> cur then
             insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring,
-                    stragglers, settled)
+                    stragglers, careful_to, settled)
                 select l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, f.floor, 0, 'infinity', last.next_check,
-                    0, 0, cur, f.stragglers, last.settled
+                    0, 0, cur, f.stragglers, last.careful_to, last.settled
                 from millrace_engine.raise_floor(last) f;
             insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                 values (l.id, last.claim + 1, millrace_engine.clock(), cur, 'A');

@@ -118,6 +118,7 @@ create table millrace_engine.claim (
     copy       smallint not null default 0,  -- how often it was carried over to a newer ring; the newest copy counts
     member     text,
     stragglers bigint[],                  -- claims up to floor that are still open: at most 64, so that one slow member keeps no scan long
+    careful_to bigint not null default 0, -- Ordered: messages up to it are handed out one at a time, because a claim with them expired twice
     settled    int8multirange             -- settled before this claim was made (a reclaimed or carried-over range)
 ) partition by list (ring);
 create table millrace_engine.settlement (
