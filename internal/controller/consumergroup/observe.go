@@ -23,7 +23,11 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	}
 	status.Lag, status.InFlight = ptr.To(f.Lag), ptr.To(f.InFlight)
 	status.Retrying, status.DeadLetters = ptr.To(f.Retrying), ptr.To(f.DeadLetters)
-	status.Members = ptr.To(f.Members)
+	// Members of a Shared group come and go without joining: nothing knows their number.
+	status.Members = nil
+	if g.Spec.Mode == v1alpha1.ModeOrdered {
+		status.Members = ptr.To(f.Members)
+	}
 	status.OldestMessageTime = nil
 	if !f.Oldest.IsZero() {
 		status.OldestMessageTime = ptr.To(metav1.NewTime(f.Oldest))

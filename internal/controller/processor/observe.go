@@ -2,6 +2,7 @@ package processor
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -123,7 +124,8 @@ func containerTrouble(c corev1.ContainerStatus, now time.Time) string {
 // saidMax bounds the last words of a pod in a condition.
 const saidMax = 400
 
-// said is the last line of a container's termination message, which is the end of its log.
+// said is what the last line of a container's termination message says, which is the end of its log. Of a line in JSON, as
+// processors write it, message and error are enough: the time in it would make each crash a new condition.
 func said(t *corev1.ContainerStateTerminated) string {
 	if t == nil {
 		return ""
@@ -131,6 +133,16 @@ func said(t *corev1.ContainerStateTerminated) string {
 	text := strings.TrimSpace(t.Message)
 	if i := strings.LastIndexByte(text, '\n'); i >= 0 {
 		text = text[i+1:]
+	}
+	var line struct {
+		Msg   string `json:"msg"`
+		Error string `json:"error"`
+	}
+	if json.Unmarshal([]byte(text), &line) == nil && line.Msg != "" {
+		text = line.Msg
+		if line.Error != "" {
+			text += ": " + line.Error
+		}
 	}
 	if len(text) > saidMax {
 		text = strings.ToValidUTF8(text[:saidMax], "") + "…"
