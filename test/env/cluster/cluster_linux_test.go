@@ -20,9 +20,12 @@ import (
 	"github.com/millrace-dev/millrace/test/env/image"
 )
 
-// TestMain lets the test binary be the process that brings a cluster up and is killed: with MILLRACE_TEST_UP it prints
-// the kubeconfig of a new cluster and waits.
+// TestMain lets the test binary be the process that is killed: with MILLRACE_TEST_UP it prints the kubeconfig of a new
+// cluster and waits, and with MILLRACE_TEST_ETCD it starts a server as envtest does.
 func TestMain(m *testing.M) {
+	if os.Getenv("MILLRACE_TEST_ETCD") != "" {
+		startEtcd()
+	}
 	if os.Getenv("MILLRACE_TEST_UP") != "" {
 		c, err := cluster.Up(context.Background(), cluster.Options{})
 		if err != nil {
