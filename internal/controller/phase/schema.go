@@ -35,7 +35,8 @@ func Schema(conditions *[]metav1.Condition, generation int64, f SchemaFacts) {
 			set(v1alpha1.ConditionDrifted, metav1.ConditionFalse, v1alpha1.ReasonInSync, "")
 		}
 	case f.Planned && f.Outcome != nil:
-		set(v1alpha1.ConditionSchemaApplied, metav1.ConditionFalse, Reason(f.Outcome, v1alpha1.ReasonFailed), f.Outcome.Error())
+		// Ready and Stalled have the message; a third copy would only make describe longer.
+		set(v1alpha1.ConditionSchemaApplied, metav1.ConditionFalse, Reason(f.Outcome, v1alpha1.ReasonFailed), "")
 		if f.Drift {
 			set(v1alpha1.ConditionDrifted, metav1.ConditionTrue, v1alpha1.ReasonDriftFound, "to repair: "+steps)
 		}

@@ -3,29 +3,53 @@ package processor
 import (
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-func TestLastWordsOfAPod(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct{ name, log, want string }{
-		{
-			"a line in JSON is reduced to what a person reads",
-			`{"time":"2026-11-20T13:38:20Z","level":"INFO","msg":"processor starting","processor":"p"}` + "\n" +
-				`{"time":"2026-11-20T13:38:21Z","level":"ERROR","msg":"processor failed","processor":"p","error":"Postgres: no route to host"}` + "\n",
-			"processor failed: Postgres: no route to host",
-		},
-		{"a message without an error stands alone", `{"msg":"processor stopped"}`, "processor stopped"},
-		{"other text stays as it is", "panic: I7\nexit status 2", "exit status 2"},
-		{"JSON of another kind stays as it is", `{"a":1}`, `{"a":1}`},
-		{"a long line is cut", strings.Repeat("x", 2*saidMax), strings.Repeat("x", saidMax) + "…"},
-		{"silence is nothing", "", ""},
+func TestDiagnose(t *testing.T) {
+	now := time.Unix(1000, 0)
+	running := func(since time.Duration, ready bool) corev1.ContainerStatus {
+		return corev1.ContainerStatus{Ready: ready, State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(now.Add(-since))}}}
+	}
+	waiting := func(reason, message string) corev1.ContainerStatus {
+		return corev1.ContainerStatus{State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: reason, Message: message}}}
+	}
+	died := func(c corev1.ContainerStatus, code int32, message string) corev1.ContainerStatus {
+		c.LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: code, Message: message}
+		return c
+	}
+	pod := func(c ...corev1.ContainerStatus) corev1.Pod {
+		return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Status: corev1.PodStatus{ContainerStatuses: c}}
+	}
+	unschedulable := pod()
+	unschedulable.Status.Conditions = []corev1.PodCondition{{
+		Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Reason: corev1.PodReasonUnschedulable, Message: "0/1 nodes are available",
+	}}
+	leaving := pod(waiting("CrashLoopBackOff", ""))
+	leaving.DeletionTimestamp = &metav1.Time{Time: now}
+	for _, c := range []struct {
+		name string
+		pod  corev1.Pod
+		want string // empty: no trouble
+	}{
+		{"a pod that is being created needs time", pod(waiting("ContainerCreating", "")), ""},
+		{"one that just started, too", pod(running(time.Second, false)), ""},
+		{"one that is ready has no trouble", pod(running(time.Hour, true)), ""},
+		{"one that was killed once and is ready has none either", pod(died(running(time.Hour, true), 137, "")), ""},
+		{"a pod that is leaving is not asked", leaving, ""},
+		{"an image that cannot be pulled", pod(waiting("ImagePullBackOff", "not found")), "Pod p: ImagePullBackOff: not found"},
+		{"a crash loop says the last line of the log", pod(died(waiting("CrashLoopBackOff", "back-off"), 1, "one\ntwo\n")), "Pod p: CrashLoopBackOff; it said: two"},
+		{"a pod that restarts after a crash", pod(died(running(time.Second, false), 1, "bad config")), "exit code 1; it said: bad config"},
+		{"a pod that never becomes ready", pod(running(time.Hour, false)), "kubectl logs tells why"},
+		{"a pod without a node", unschedulable, "cannot be scheduled: 0/1 nodes are available"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			t.Parallel()
-			if got := said(&corev1.ContainerStateTerminated{Message: c.log}); got != c.want {
-				t.Errorf("got %q, want %q", got, c.want)
+			got := diagnose([]corev1.Pod{c.pod}, now)
+			if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+				t.Errorf("%q", got)
 			}
 		})
 	}

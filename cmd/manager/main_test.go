@@ -1,0 +1,249 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	coordinationv1 "k8s.io/api/coordination/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/millrace-dev/millrace/internal/controller"
+	"github.com/millrace-dev/millrace/test/env/cluster"
+)
+
+func TestOptionsSayWhatToWrite(t *testing.T) {
+	t.Setenv("MILLRACE_PROCESSOR_IMAGE", "")
+	const image = "--processor-image=i"
+	for _, c := range []struct {
+		name string
+		args []string
+		want string // empty: accepted
+	}{
+		{"the least that is needed", []string{image}, ""},
+		{"no image", nil, "--processor-image is empty"},
+		{"a policy that does not exist", []string{image, "--processor-image-pull-policy=Sometimes"}, "write Always, IfNotPresent or Never"},
+		{"an interval that is no interval", []string{image, "--lag-interval=1ms"}, "write 1s or more"},
+		{"no workers", []string{image, "--workers=0"}, "write 1 or more"},
+		{"an argument", []string{image, "run"}, "the manager takes flags only"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parse(c.args, io.Discard)
+			if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+	o, err := parse([]string{image, "--namespaces=a, b,"}, io.Discard)
+	if err != nil || len(o.namespaces) != 2 || o.namespaces[1] != "b" {
+		t.Errorf("%v, %v", o, err)
+	}
+}
+
+func TestTheDefaultDatabaseComesFromAFileOrTheEnvironment(t *testing.T) {
+	t.Setenv(envDatabaseURL, "postgres://from-env/d")
+	o := &options{}
+	if dsn, err := o.databaseURL(); err != nil || dsn != "postgres://from-env/d" {
+		t.Errorf("%s, %v", dsn, err)
+	}
+	o.databaseURLFile = filepath.Join(t.TempDir(), "dsn")
+	if _, err := o.databaseURL(); err == nil {
+		t.Error("a file that does not exist is accepted")
+	}
+	if err := os.WriteFile(o.databaseURLFile, []byte("postgres://from-file/d\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if dsn, err := o.databaseURL(); err != nil || dsn != "postgres://from-file/d" {
+		t.Errorf("%s, %v", dsn, err)
+	}
+}
+
+func TestABadDefaultDatabaseIsNotRepeated(t *testing.T) {
+	t.Setenv(envDatabaseURL, "hush-hush")
+	err := run(t.Context(), &options{logLevel: "error"})
+	if err == nil || strings.Contains(err.Error(), "hush") || !strings.Contains(err.Error(), "write postgres://") {
+		t.Errorf("%v", err)
+	}
+}
+
+// The whole program against a real API server: it becomes leader, is healthy, shows its metrics to whom Kubernetes lets in and
+// to nobody else, and stops when asked.
+func TestManagerRuns(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	dir := os.Getenv("KUBEBUILDER_ASSETS")
+	if dir == "" {
+		var err error
+		if dir, err = cluster.Assets(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := &envtest.Environment{
+		CRDDirectoryPaths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: dir,
+	}
+	cfg, err := env.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := env.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	admin, err := client.New(cfg, client.Options{Scheme: controller.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	user, err := env.AddUser(envtest.User{Name: "manager", Groups: []string{"system:masters"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig, err := user.KubeConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(file, kubeconfig, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("KUBECONFIG", file)
+	t.Setenv(envDatabaseURL, "")
+
+	metrics, probes := freeAddress(t), freeAddress(t)
+	o, err := parse([]string{
+		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error",
+		"--metrics-bind-address=" + metrics, "--health-probe-bind-address=" + probes,
+	}, io.Discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopped := make(chan error, 1)
+	go func() { stopped <- run(ctx, o) }()
+
+	for _, path := range []string{"/healthz", "/readyz"} {
+		eventually(t, func() error { return get("http://"+probes+path, "", http.StatusOK) })
+	}
+	eventually(t, func() error {
+		var lease coordinationv1.Lease
+		if err := admin.Get(ctx, client.ObjectKey{Namespace: "default", Name: "manager.millrace.dev"}, &lease); err != nil {
+			return err
+		}
+		if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" {
+			return fmt.Errorf("nobody leads")
+		}
+		return nil
+	})
+
+	url := "https://" + metrics + "/metrics"
+	eventually(t, func() error { return get(url, "", http.StatusUnauthorized) })
+	stranger, prometheus := token(t, admin, "stranger"), token(t, admin, "prometheus")
+	eventually(t, func() error { return get(url, stranger, http.StatusForbidden) })
+	letIn(t, admin, "prometheus")
+	eventually(t, func() error { return get(url, prometheus, http.StatusOK) })
+
+	cancel()
+	select {
+	case err := <-stopped:
+		if err != nil {
+			t.Errorf("the manager stops with %v", err)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the manager does not stop")
+	}
+}
+
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// eventually repeats f until it returns nil, for at most a minute.
+func eventually(t *testing.T, f func() error) {
+	t.Helper()
+	end := time.Now().Add(time.Minute)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+}
+
+// insecure skips verification, because the certificate is self-signed.
+var insecure = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}, Timeout: 10 * time.Second}
+
+func get(url, token string, want int) error {
+	req, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	if token != "" {
+		req.Header.Set("Authorization", "Bearer "+token)
+	}
+	resp, err := insecure.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != want {
+		return fmt.Errorf("%s answers %s, not %d", url, resp.Status, want)
+	}
+	return nil
+}
+
+// token makes a service account and returns a token of it.
+func token(t *testing.T, c client.Client, name string) string {
+	t.Helper()
+	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name}}
+	if err := c.Create(t.Context(), account); err != nil {
+		t.Fatal(err)
+	}
+	request := &authenticationv1.TokenRequest{}
+	if err := c.SubResource("token").Create(t.Context(), account, request); err != nil {
+		t.Fatal(err)
+	}
+	return request.Status.Token
+}
+
+// letIn lets a service account read the metrics.
+func letIn(t *testing.T, c client.Client, name string) {
+	t.Helper()
+	for _, o := range []client.Object{
+		&rbacv1.ClusterRole{
+			ObjectMeta: metav1.ObjectMeta{Name: "metrics-reader"},
+			Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{"/metrics"}, Verbs: []string{"get"}}},
+		},
+		&rbacv1.ClusterRoleBinding{
+			ObjectMeta: metav1.ObjectMeta{Name: "metrics-reader"},
+			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "metrics-reader"},
+			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "default", Name: name}},
+		},
+	} {
+		if err := c.Create(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
