@@ -28,6 +28,7 @@ const (
 	codeNotFound = "MR002"
 	codeRefused  = "MR004"
 	codeNotEmpty = "MR005"
+	codeOwned    = "MR007"
 )
 
 // translate is the one place that turns SQLSTATEs of our class into the errors above. The server's message and hint are kept; they
@@ -46,6 +47,8 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrFenced, text)
 	case codeNotFound:
 		return fmt.Errorf("%w: %s", ErrNotFound, text)
+	case codeOwned:
+		return fmt.Errorf("%w: %s", ErrOwned, text)
 	case codeRefused:
 		return fmt.Errorf("%w: %s", ErrRefused, text)
 	case "23502", "23514", "22P02", "22023": // a value that a constraint or a type refuses

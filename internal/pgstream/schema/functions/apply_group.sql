@@ -2,7 +2,7 @@
 -- Creates the consumer group, or brings its settings to the spec. Idempotent.
 -- Keys: stream, name, mode, start {from, position, time}, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms, failure_policy,
 --       paused, owner. A missing key keeps the present value, or takes the default.
--- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead.
+-- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
 language plpgsql volatile as $$
 declare
@@ -21,6 +21,9 @@ begin
     select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for update;
     if found then
         wanted := jsonb_populate_record(g, jsonb_strip_nulls(p_spec) - 'id' - 'stream_id' - 'created_at');
+        if g.owner <> (p_spec -> 'owner') then
+            raise exception 'consumer group "%" belongs to %', g.name, g.owner using errcode = 'MR007', hint = 'Let its owner release it first.';
+        end if;
         if wanted.mode <> g.mode then
             raise exception 'consumer group "%" is % and cannot become %', g.name, g.mode, wanted.mode using errcode = 'MR004',
                 hint = 'Create another group with that mode, starting at the position this one has reached.';
@@ -49,9 +52,10 @@ begin
         when 'Latest' then first_ := greatest(millrace_engine.horizon(stream) + 1, s.first_position);
         when 'Position' then first_ := (wanted.start ->> 'position')::bigint;
         when 'Time' then
-            execute format('select min("position") from millrace.%I where created_at >= $1', s.name)
-                into first_ using (wanted.start ->> 'time')::timestamptz;
-            first_ := coalesce(first_, millrace_engine.horizon(stream) + 1);
+            -- The horizon first: what is committed while we look may have lower positions than what we find.
+            first_ := millrace_engine.horizon(stream) + 1;
+            execute format('select least($2, min("position")) from millrace.%I where created_at >= $1', s.name)
+                into first_ using (wanted.start ->> 'time')::timestamptz, first_;
         else
             raise exception 'a consumer group cannot start at %', wanted.start ->> 'from' using errcode = 'MR004',
                 hint = 'Use Earliest, Latest, Position or Time.';

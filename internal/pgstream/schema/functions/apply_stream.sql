@@ -2,7 +2,7 @@
 -- Creates the stream, or brings its settings and its database objects to the spec. Idempotent; concurrent callers wait for each other.
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
 --       dedupe_window_seconds, max_message_bytes, owner. A missing key keeps the present value, or takes the default.
--- Raises: MR004 for what can never be done, with what to do instead.
+-- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
 language plpgsql volatile
 set client_min_messages = warning as $$
@@ -29,6 +29,9 @@ begin
             returning * into s;
     else
         wanted := jsonb_populate_record(s, jsonb_strip_nulls(p_spec) - 'id' - 'incarnation' - 'first_position' - 'segment_started_at' - 'created_at');
+        if s.owner <> (p_spec -> 'owner') then
+            raise exception 'stream "%" belongs to %', s.name, s.owner using errcode = 'MR007', hint = 'Let its owner release it first.';
+        end if;
         if wanted.partitions < s.partitions then
             raise exception 'stream "%" has % partitions and cannot go down to %', s.name, s.partitions, wanted.partitions
                 using errcode = 'MR004', hint = format('Keep %s or more. For fewer, create another stream and move its consumers.', s.partitions);
