@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -167,7 +166,7 @@ func (p *process) newStreamSource(ctx context.Context, sink *pipeline.TableSink)
 		var err error
 		if listen, err = pgx.ParseConfig(url); err != nil {
 			// The parser's error can repeat the string, password included.
-			return nil, fmt.Errorf("%s cannot be read; write postgres://user:password@host:5432/database", config.EnvSourceListenURL)
+			return nil, pipeline.NewConfigurationError("%s cannot be read; write postgres://user:password@host:5432/database", config.EnvSourceListenURL)
 		}
 	}
 	source, err := pipeline.NewStreamSource(ctx, p.sourcePool, listen, p.options.member, p.config, p.metrics, p.log)
@@ -181,7 +180,7 @@ func (p *process) newStreamSource(ctx context.Context, sink *pipeline.TableSink)
 	if same {
 		sink.SettleWith(source)
 	} else if len(p.config.Sink.Table.Key) == 0 {
-		return nil, errors.New("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
+		return nil, pipeline.NewConfigurationError("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
 	}
 	p.log.Info("delivery", "exactly_once", same)
 	return source, nil

@@ -11,12 +11,12 @@ import (
 // Its errors never hold the connection string.
 func OpenPool(ctx context.Context, variable, dsn, processor string, connections int) (*pgxpool.Pool, error) {
 	if dsn == "" {
-		return nil, configurationError("%s is not set; write postgres://user:password@host:5432/database", variable)
+		return nil, NewConfigurationError("%s is not set; write postgres://user:password@host:5432/database", variable)
 	}
 	cfg, err := pgxpool.ParseConfig(dsn)
 	if err != nil {
 		// The parser's error can repeat the string, password included.
-		return nil, configurationError("%s cannot be read; write postgres://user:password@host:5432/database", variable)
+		return nil, NewConfigurationError("%s cannot be read; write postgres://user:password@host:5432/database", variable)
 	}
 	cfg.MaxConns = max(cfg.MaxConns, int32(connections))
 	params := cfg.ConnConfig.RuntimeParams

@@ -29,7 +29,8 @@ func (c Class) String() string {
 // ConfigurationError is a problem that a person has to solve, with what to do about it.
 type ConfigurationError struct{ message string }
 
-func configurationError(format string, args ...any) error {
+// NewConfigurationError returns an error of class ClassConfiguration. Its message says what to do.
+func NewConfigurationError(format string, args ...any) error {
 	return &ConfigurationError{message: fmt.Sprintf(format, args...)}
 }
 

@@ -155,10 +155,10 @@ func (s *TableSink) probe(ctx context.Context, t *config.TableSink) error {
 	case !errors.As(err, &pg), Classify(err) == ClassTransient:
 		return err
 	case pg.Code == "42P10":
-		return configurationError("table %s.%s has no primary key or unique index over exactly (%s); add one, or write the columns of one as sink.table.key",
+		return NewConfigurationError("table %s.%s has no primary key or unique index over exactly (%s); add one, or write the columns of one as sink.table.key",
 			t.Schema, t.Name, strings.Join(t.Key, ", "))
 	}
-	return configurationError("table %s.%s does not take the mapped columns: %s", t.Schema, t.Name, reason(err))
+	return NewConfigurationError("table %s.%s does not take the mapped columns: %s", t.Schema, t.Name, reason(err))
 }
 
 // Write implements Sink.

@@ -48,7 +48,7 @@ func checkTable(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (map[
 		return nil, err
 	}
 	if actual == nil {
-		return nil, configurationError("table %s.%s does not exist; create it, or write sink.table.create: IfMissing", t.Schema, t.Name)
+		return nil, NewConfigurationError("table %s.%s does not exist; create it, or write sink.table.create: IfMissing", t.Schema, t.Name)
 	}
 	return checkColumns(c, actual)
 }
@@ -102,7 +102,7 @@ func checkColumns(c *config.Config, actual []tableColumn) (map[string]string, er
 		}
 	}
 	if len(problems) > 0 {
-		return nil, configurationError("table %s.%s does not fit the mapping: %s", t.Schema, t.Name, strings.Join(problems, "; "))
+		return nil, NewConfigurationError("table %s.%s does not fit the mapping: %s", t.Schema, t.Name, strings.Join(problems, "; "))
 	}
 	return types, nil
 }

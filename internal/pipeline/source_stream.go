@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,9 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
+
+//go:embed queries/claim_lock.sql
+var claimLockQuery string
 
 // Timing of a StreamSource.
 const (
@@ -282,12 +286,20 @@ func shares(b *Batch, os []Outcome) []*share {
 }
 
 // SettleTx implements TxSource.
+//
+// An ack alone keeps other members out, but not this one: when a connection breaks while its commit is under way, the same
+// batch is written again in another transaction, and neither would see the other's ack. So each takes a lock on the claim
+// before it acks: the second waits for the first, and then finds the claim settled or still open.
 func (s *StreamSource) SettleTx(ctx context.Context, tx pgx.Tx, b *Batch, os []Outcome) error {
 	for _, sh := range shares(b, os) {
+		if len(sh.done) == 0 {
+			continue
+		}
+		if _, err := tx.Exec(ctx, claimLockQuery, sh.claim.token); err != nil {
+			return err
+		}
 		var err error
 		switch {
-		case len(sh.done) == 0:
-			continue
 		case len(sh.done) == sh.claim.total:
 			err = s.consumer.AckTx(ctx, tx, sh.claim.token)
 		default:

@@ -55,7 +55,7 @@ func NewTransform(c *config.Config) (*Transform, error) {
 			asText := col
 			asText.TimeFormat = config.TimeRFC3339
 			if compiled.fallback, err = fromText(*col.Default, &asText); err != nil {
-				return nil, configurationError("mapping.columns[%d].default: %v", i, err)
+				return nil, NewConfigurationError("mapping.columns[%d].default: %v", i, err)
 			}
 		}
 		t.columns = append(t.columns, compiled)
@@ -64,7 +64,7 @@ func NewTransform(c *config.Config) (*Transform, error) {
 		}
 		names, err := config.SplitPath(col.Path)
 		if err != nil {
-			return nil, configurationError("mapping.columns[%d].path: %v", i, err)
+			return nil, NewConfigurationError("mapping.columns[%d].path: %v", i, err)
 		}
 		if t.codec == config.CodecFields {
 			t.byField[names[0]] = append(t.byField[names[0]], i)

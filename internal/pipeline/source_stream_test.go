@@ -1,0 +1,241 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"log/slog"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pipeline"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/test/env/postgres"
+)
+
+func (w *world) streamSource(member string, mode pgstream.Mode) *pipeline.StreamSource {
+	w.t.Helper()
+	c, err := config.Parse([]byte(strings.ReplaceAll(ordersConfig, "MODE", string(mode))))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	log := slog.New(slog.NewTextHandler(w.t.Output(), nil))
+	s, err := pipeline.NewStreamSource(w.ctx, w.db, w.db.Config().ConnConfig, member, c, pipeline.NewMetrics(), log)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+func (w *world) next(s *pipeline.StreamSource) *pipeline.Batch {
+	w.t.Helper()
+	for {
+		b, err := s.Next(w.ctx, 1000)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if len(b.Items) > 0 {
+			return b
+		}
+	}
+}
+
+// order publishes orders with the given payloads, each in a transaction of its own.
+func (w *world) order(key string, payloads ...string) {
+	w.t.Helper()
+	for _, p := range payloads {
+		if _, err := pgstream.Publish(w.ctx, w.db, "orders", pgstream.NewMessage{Key: &key, Payload: []byte(p)}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+func orders(from, to int) []string {
+	var all []string
+	for n := from; n < to; n++ {
+		all = append(all, fmt.Sprintf(`{"order_id":"o-%03d","amount":%d}`, n, n))
+	}
+	return all
+}
+
+func (w *world) orderRows() int { w.t.Helper(); return w.count("select count(*) from orders") }
+
+// backlog is what the group has not settled, dead letters apart.
+func (w *world) backlog() (unsettled, dead int) {
+	w.t.Helper()
+	all, err := pgstream.Stats(w.ctx, w.db)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return int(all[0].Lag + all[0].InFlight + all[0].Retrying), int(all[0].DeadLetters)
+}
+
+// I7: a commit whose answer was lost may still be under way while its batch is written again. Only one of the two
+// transactions can settle the claim; the other is fenced and rolls back its rows.
+func TestSettleTxIsExclusive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeShared)
+	w.order("k", orders(0, 4)...)
+	s := w.streamSource("one", pgstream.ModeShared)
+	b := w.next(s)
+	written := make([]pipeline.Outcome, len(b.Items))
+	first, err := w.connect().Begin(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.SettleTx(w.ctx, first, b, written); err != nil {
+		t.Fatal(err)
+	}
+	conn := w.connect()
+	second := make(chan error, 1)
+	go func() {
+		second <- pgx.BeginFunc(w.ctx, conn, func(tx pgx.Tx) error { return s.SettleTx(w.ctx, tx, b, written) })
+	}()
+	eventually(t, 10*time.Second, func() (bool, string) {
+		waiting := w.count("select count(*) from pg_locks where not granted and pid = $1", conn.PgConn().PID())
+		return waiting == 1, "the second transaction does not wait for the first"
+	})
+	if err := first.Commit(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; pipeline.Classify(err) != pipeline.ClassFenced {
+		t.Fatalf("the second transaction: %v", err)
+	}
+	for _, it := range b.Items {
+		if !it.Fenced {
+			t.Errorf("message %s is not marked", it.ID)
+		}
+	}
+}
+
+// I7: a member that slept past its lease loses its claim, and what it writes then is rolled back.
+func TestExactlyOnce_ZombieIsFenced(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeShared)
+	configuration := strings.ReplaceAll(ordersConfig, "MODE", "Shared")
+	env := config.EnvSourceDatabaseURL + "=" + w.dsn
+	zombie := w.start("zombie", configuration, env)
+	zombie.ready()
+	conn := w.connect()
+	if _, err := conn.Exec(w.ctx, "begin; lock table orders in share mode"); err != nil {
+		t.Fatal(err)
+	}
+	w.order("k", orders(0, 50)...)
+	zombie.waitFor(10*time.Second, "batch consumed")
+	zombie.signal(syscall.SIGSTOP)
+	if _, err := conn.Exec(w.ctx, "rollback"); err != nil {
+		t.Fatal(err)
+	}
+	other := w.start("other", configuration, env)
+	other.ready()
+	becomes(t, 30*time.Second, "rows", 50, w.orderRows)
+	zombie.signal(syscall.SIGCONT)
+	zombie.waitFor(20*time.Second, "another member has taken over; dropping its items")
+	w.order("k", orders(50, 60)...)
+	becomes(t, 20*time.Second, "rows", 60, w.orderRows)
+	if n := w.count("select count(distinct order_id) from orders"); n != 60 {
+		t.Errorf("%d distinct orders", n)
+	}
+}
+
+// Messages that cannot be decoded or written become dead letters of the group; the others are rows, once. In an Ordered
+// group nothing that comes after such a message is written before its fate is known.
+func TestExactlyOnce_PoisonMessages(t *testing.T) {
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		t.Run("in a group in mode "+string(mode), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.newOrders(mode)
+			if _, err := w.db.Exec(w.ctx, "create table orders (order_id text not null, amount numeric check (amount >= 0), customer text, position bigint)"); err != nil {
+				t.Fatal(err)
+			}
+			all := orders(0, 40)
+			all[7] = `{"amount":1}`
+			all[20] = `{"order_id":"refused","amount":-1}`
+			w.order("k", all...)
+			w.start("one", strings.ReplaceAll(ordersConfig, "MODE", string(mode)), config.EnvSourceDatabaseURL+"="+w.dsn).ready()
+			eventually(t, 40*time.Second, func() (bool, string) {
+				unsettled, dead := w.backlog()
+				rows := w.orderRows()
+				return rows == 38 && dead == 2 && unsettled == 0, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", rows, dead, unsettled)
+			})
+			if n := w.count("select count(distinct order_id) from orders"); n != 38 {
+				t.Errorf("%d distinct orders", n)
+			}
+			if mode == pgstream.ModeOrdered {
+				if n := w.count("select count(*) from (select position < lag(position) over (order by xmin::text::bigint, ctid) as back from orders) x where back"); n != 0 {
+					t.Errorf("%d rows were written out of order", n)
+				}
+			}
+		})
+	}
+}
+
+// A drain gives back what is unfinished, and the next member does not wait for the lease to end.
+func TestStreamSourceReleasesOnDrain(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		t.Run("in a group in mode "+string(mode), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.newOrders(mode)
+			if _, err := w.db.Exec(w.ctx, "update millrace_engine.consumer_group set ack_wait_ms = 3600000"); err != nil {
+				t.Fatal(err)
+			}
+			w.order("k", orders(0, 10)...)
+			first := w.streamSource("first", mode)
+			if got := w.next(first); len(got.Items) != 10 {
+				t.Fatalf("%d messages", len(got.Items))
+			}
+			if err := first.Release(w.ctx); err != nil {
+				t.Fatal(err)
+			}
+			got := w.next(w.streamSource("second", mode))
+			if len(got.Items) != 10 || got.Items[0].Deliveries != 1 {
+				t.Errorf("%d messages, delivery %d", len(got.Items), got.Items[0].Deliveries)
+			}
+		})
+	}
+}
+
+// With the sink in another database the ack follows the commit, and the key makes redelivery harmless.
+func TestConsumerGroupIntoAnotherDatabase(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeShared)
+	source := w.dsn
+	sink := newWorldAt(t, postgres.NewDatabase(t), w.redisURL)
+	configuration := strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "name: orders, create", "name: orders, key: [order_id], create")
+	p := sink.start("one", configuration, config.EnvSourceDatabaseURL+"="+source)
+	p.ready()
+	if l := p.waitFor(time.Second, "delivery"); l["exactly_once"] != false {
+		t.Errorf("%v", l)
+	}
+	w.order("k", orders(0, 30)...)
+	becomes(t, 20*time.Second, "rows", 30, sink.orderRows)
+	eventually(t, 10*time.Second, func() (bool, string) {
+		unsettled, _ := w.backlog()
+		return unsettled == 0, fmt.Sprint(unsettled, " unsettled")
+	})
+	// Without a key a redelivery would be a second row, so that is refused at the start.
+	p = sink.start("two", strings.ReplaceAll(ordersConfig, "MODE", "Shared"), config.EnvSourceDatabaseURL+"="+source)
+	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), "write sink.table.key") {
+		t.Errorf("exit code %d: %s", code, p.tail(2000))
+	}
+}
+
+// A group that does not exist ends the processor with what to do.
+func TestConsumerGroupMissing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeShared)
+	p := w.start("one", strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "orders_sink", "nobody"), config.EnvSourceDatabaseURL+"="+w.dsn)
+	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), `consumer group \"nobody\" of stream \"orders\": not found`) {
+		t.Errorf("exit code %d: %s", code, p.tail(2000))
+	}
+}
