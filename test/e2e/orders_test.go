@@ -8,7 +8,7 @@ import (
 	"github.com/millrace-dev/millrace/test/scenario"
 )
 
-// TestOrdersArriveExactlyOnce: 100,000 messages of ten concurrent transactions with rollbacks, and a pod killed twice. The
+// TestOrdersArriveExactlyOnce: 100,000 messages of ten concurrent transactions with rollbacks, and pods killed three times. The
 // table has no key, so a message that is written twice is two rows, and nothing but the ack in the sink's transaction
 // keeps it from that.
 func TestOrdersArriveExactlyOnce(t *testing.T) {
@@ -21,10 +21,12 @@ func TestOrdersArriveExactlyOnce(t *testing.T) {
 	produced := scenario.NewProduced()
 	o := scenario.Orders{Count: count, Seed: newSeed(t), Transactions: 10, PerSecond: 8000}
 	wait := load(ctx, t, func(ctx context.Context) error { return o.Publish(ctx, ns.DSN, produced) })
-	for _, at := range []int{count / 4, count * 5 / 8} {
-		during(ctx, t, produced, at, count)
-		kill(ctx, t, ns, "orders-sink")
-	}
+	during(ctx, t, produced, count/5, count)
+	kill(ctx, t, ns, "orders-sink")
+	during(ctx, t, produced, count/2, count)
+	crash(ctx, t, ns, "orders-sink")
+	during(ctx, t, produced, count*3/4, count)
+	kill(ctx, t, ns, "orders-sink")
 	wait()
 	settle(ctx, t, ns.OrdersSink(), produced, 2*time.Minute)
 

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-dev/millrace/test/scenario"
 )
 
-// TestPositionsSurviveTheDeathOfTheirPods: 100,000 entries with duplicates and undecodable ones, and a pod killed twice.
+// TestPositionsSurviveTheDeathOfTheirPods: 100,000 entries with duplicates and undecodable ones, and pods killed three times.
 func TestPositionsSurviveTheDeathOfTheirPods(t *testing.T) {
 	ctx, ns := begin(t, "positions")
 	must(t, ns.Apply(ctx, manifest(t, "positions")))
@@ -19,10 +19,12 @@ func TestPositionsSurviveTheDeathOfTheirPods(t *testing.T) {
 	produced := scenario.NewProduced()
 	o := scenario.Positions{Count: count, Seed: newSeed(t), Duplicates: 0.05, Undecodable: 0.01, PerSecond: 8000}
 	wait := load(ctx, t, func(ctx context.Context) error { return o.Produce(ctx, ns.RedisURL, produced) })
-	for _, at := range []int{count / 4, count * 5 / 8} {
-		during(ctx, t, produced, at, count)
-		kill(ctx, t, ns, "telemetry")
-	}
+	during(ctx, t, produced, count/5, count)
+	kill(ctx, t, ns, "telemetry")
+	during(ctx, t, produced, count/2, count)
+	crash(ctx, t, ns, "telemetry")
+	during(ctx, t, produced, count*3/4, count)
+	kill(ctx, t, ns, "telemetry")
 	wait()
 	settle(ctx, t, ns.PositionsSink(), produced, 2*time.Minute)
 

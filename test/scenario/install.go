@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"strings"
 
 	"github.com/millrace-dev/millrace/test/env/image"
 	"github.com/millrace-dev/millrace/test/env/source"
@@ -39,6 +40,22 @@ func (s *Scenario) loadImages(ctx context.Context) error {
 	return nil
 }
 
+var crds = []string{"streams.millrace.dev", "consumergroups.millrace.dev", "processors.millrace.dev"}
+
+// refuseOccupied keeps us from a cluster in which somebody uses Millrace: Stop would remove theirs with ours.
+func (s *Scenario) refuseOccupied(ctx context.Context) error {
+	for _, object := range []string{"namespace/" + SystemNamespace, "crd/" + crds[0]} {
+		out, err := s.Cluster.Kubectl(ctx, "get", object, "--ignore-not-found", "--output", "name")
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(out) != "" {
+			return fmt.Errorf("this cluster has %s already; take a cluster without Millrace, or uninstall it, delete its CRDs and namespace", object)
+		}
+	}
+	return nil
+}
+
 // Install installs Millrace by its Helm chart and returns when the manager is ready.
 func (s *Scenario) Install(ctx context.Context) error {
 	root, err := source.Root()
@@ -67,12 +84,11 @@ func (s *Scenario) Uninstall(ctx context.Context) error {
 
 // removeInstallation removes what Uninstall leaves.
 func (s *Scenario) removeInstallation(ctx context.Context) error {
-	_, err := s.Cluster.Kubectl(ctx, "delete", "crd", "streams.millrace.dev", "consumergroups.millrace.dev", "processors.millrace.dev",
-		"--ignore-not-found", "--timeout=1m")
+	_, err := s.Cluster.Kubectl(ctx, append([]string{"delete", "crd", "--ignore-not-found", "--timeout=1m"}, crds...)...)
 	if err != nil {
 		return err
 	}
-	_, err = s.Cluster.Kubectl(ctx, "delete", "namespace", SystemNamespace, "--ignore-not-found", "--wait=false")
+	_, err = s.Cluster.Kubectl(ctx, "delete", "namespace", SystemNamespace, "--ignore-not-found", "--timeout=1m")
 	s.installed = false
 	return err
 }

@@ -45,6 +45,9 @@ func Start(ctx context.Context, c *cluster.Cluster, o Options) (_ *Scenario, err
 			err = errors.Join(fmt.Errorf("start the scenario: %w", err), s.Stop(context.WithoutCancel(ctx)))
 		}
 	}()
+	if err := s.refuseOccupied(ctx); err != nil {
+		return nil, err
+	}
 	err = s.step("PostgreSQL and Redis", func() error {
 		if s.Postgres, err = postgres.Start(ctx, postgres.Options{Listen: c.HostIP()}); err != nil {
 			return err
@@ -118,6 +121,10 @@ func (s *Scenario) Namespace(ctx context.Context, name string) (*Namespace, erro
 	if number == redisDatabases {
 		return nil, fmt.Errorf("make namespace %s: Redis has %d databases, and all are taken", name, redisDatabases)
 	}
+	// Not apply: what Stop removes must not be a namespace that was there before.
+	if _, err := s.Cluster.Kubectl(ctx, "create", "namespace", name); err != nil {
+		return nil, err
+	}
 	s.namespaces = append(s.namespaces, ns)
 	ns.DSN = s.Postgres.DSN(ns.database)
 	u, err := url.Parse(s.Redis.URL())
@@ -130,9 +137,8 @@ func (s *Scenario) Namespace(ctx context.Context, name string) (*Namespace, erro
 	if err := s.administer(ctx, "create database "+pgx.Identifier{ns.database}.Sanitize()); err != nil {
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
 	}
-	manifest := "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + "}\n---\n" +
-		secret(name, "app-db", "dsn", ns.DSN) + "---\n" + secret(name, "telemetry-redis", "url", ns.RedisURL)
-	if err := s.Cluster.Apply(ctx, manifest); err != nil {
+	secrets := secret(name, "app-db", "dsn", ns.DSN) + "---\n" + secret(name, "telemetry-redis", "url", ns.RedisURL)
+	if err := s.Cluster.Apply(ctx, secrets); err != nil {
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
 	}
 	return ns, nil

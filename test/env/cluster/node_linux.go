@@ -134,12 +134,23 @@ func (s *slot) loadImage(programs string) func(context.Context, string) error {
 		if err != nil {
 			return err
 		}
-		line := s.inside(filepath.Join(programs, "ctr"), "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io", "images", "import", absolute)
-		if out, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("ctr images import: %w: %s", err, bytes.TrimSpace(out))
-		}
-		return nil
+		return s.ctr(ctx, programs, "images", "import", absolute)
 	}
+}
+
+// crash ends a container with SIGKILL.
+func (s *slot) crash(programs string) func(context.Context, string) error {
+	return func(ctx context.Context, container string) error {
+		return s.ctr(ctx, programs, "tasks", "kill", "--signal", "SIGKILL", container)
+	}
+}
+
+func (s *slot) ctr(ctx context.Context, programs string, args ...string) error {
+	line := append(s.inside(filepath.Join(programs, "ctr"), "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"), args...)
+	if out, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("ctr %s: %w: %s", strings.Join(args[:2], " "), err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // render writes a file of files/ with the cluster's values.
