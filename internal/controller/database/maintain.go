@@ -18,6 +18,9 @@ type Maintainer struct {
 	Interval time.Duration
 }
 
+// maintainLimit bounds one round in one database. What it leaves undone is for the next.
+const maintainLimit = 5 * time.Minute
+
 // Run maintains until ctx ends, and returns when the last round has. A slow database delays no other.
 func (m *Maintainer) Run(ctx context.Context) error {
 	var mu sync.Mutex
@@ -55,7 +58,7 @@ func (m *Maintainer) once(ctx context.Context, d *Database) {
 		return // whoever needs it probes it; upkeep can wait
 	}
 	log := logf.FromContext(ctx).WithName("maintenance")
-	err := d.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+	err := d.do(ctx, maintainLimit, func(ctx context.Context, db pgstream.DB) error {
 		did, err := pgstream.Maintain(ctx, db)
 		for _, action := range did {
 			log.Info("maintained", "database", d.String(), "action", action)

@@ -204,10 +204,23 @@ func (d *Database) Reachable() bool { return d.breaker.closed() }
 // databases need.
 const turnWait = 500 * time.Millisecond
 
+// Touch says that somebody still follows this database, so that its pool is kept.
+func (d *Database) Touch() {
+	d.registry.mu.Lock()
+	defer d.registry.mu.Unlock()
+	d.used = d.registry.opts.Clock.Now()
+}
+
 // Do calls f with a connection to the migrated database. Its errors carry their handling (package phase): unreachable and
 // read-only databases wait, refused users and missing privileges stall, and a database whose connections are all busy asks
 // to come again. What f returns is passed on, classified in the same way.
 func (d *Database) Do(ctx context.Context, f func(ctx context.Context, db pgstream.DB) error) error {
+	return d.do(ctx, d.registry.opts.CallTimeout, f)
+}
+
+// do is Do with a time limit. Only a call within CallTimeout says by its lateness that the database is lost: upkeep may be
+// long because there is much of it.
+func (d *Database) do(ctx context.Context, limit time.Duration, f func(ctx context.Context, db pgstream.DB) error) error {
 	ok, after, cause := d.breaker.admit()
 	if !ok {
 		return d.refused(after, cause)
@@ -229,8 +242,8 @@ func (d *Database) Do(ctx context.Context, f func(ctx context.Context, db pgstre
 	}
 	defer func() { <-d.turns }()
 
-	err := d.call(ctx, f)
-	if ctx.Err() != nil {
+	err := d.call(ctx, limit, f)
+	if ctx.Err() != nil || limit > d.registry.opts.CallTimeout && errors.Is(err, context.DeadlineExceeded) {
 		d.breaker.abandon()
 		return err
 	}
@@ -242,7 +255,7 @@ func (d *Database) Do(ctx context.Context, f func(ctx context.Context, db pgstre
 	return d.classify(err)
 }
 
-func (d *Database) call(ctx context.Context, f func(ctx context.Context, db pgstream.DB) error) error {
+func (d *Database) call(ctx context.Context, limit time.Duration, f func(ctx context.Context, db pgstream.DB) error) error {
 	pool, migrated, err := d.open(ctx)
 	if err != nil {
 		return err
@@ -252,7 +265,7 @@ func (d *Database) call(ctx context.Context, f func(ctx context.Context, db pgst
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.registry.opts.CallTimeout)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	return pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error { return f(ctx, conn) })
 }

@@ -139,6 +139,7 @@ func (p *Poller) idle() []*database.Database {
 
 // poll reads one database and wakes whom it concerns.
 func (p *Poller) poll(ctx context.Context, db *database.Database) {
+	db.Touch()
 	var stats []pgstream.GroupStats
 	err := db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
