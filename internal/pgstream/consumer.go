@@ -42,8 +42,10 @@ type ConsumerConfig struct {
 	Listener      *Listener     // nil: polling only
 }
 
-// Polling after a wake-up that brought nothing: another member was faster, or a publisher that holds the horizon back is about to finish.
-const repollMin = 2 * time.Millisecond
+// repollMin is the shortest pause between two looks. After a wake-up the pauses grow with the time since: not every publisher is announced
+// (publish_guard_template.sql), and one that holds the horizon back may be about to finish. So whoever commits t after an announcement is found after
+// 2t at the latest.
+const repollMin = time.Millisecond
 
 // waitRegistration is how long before publishers must be asked again to notify; the database keeps it for ten seconds.
 const waitRegistration = 4 * time.Second
@@ -57,6 +59,7 @@ type Consumer struct {
 
 	mu         sync.Mutex
 	registered time.Time // when publishers were last asked to notify
+	woken      time.Time // when a notification last came
 }
 
 // NewConsumer checks that stream and group exist (ErrNotFound).
@@ -105,7 +108,6 @@ func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { return c.AckAn
 // AckAndReceive settles the claim with this token, when it is not empty, and receives the next one, in one round trip when there is
 // one. ErrFenced when the claim had ended; nothing is received then.
 func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, error) {
-	pause := c.cfg.PollInterval
 	for {
 		var woken <-chan struct{}
 		if c.cfg.Listener != nil {
@@ -122,18 +124,26 @@ func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, err
 		} else if fresh {
 			continue // published before publishers knew that somebody waits
 		}
-		timer := time.NewTimer(pause)
+		timer := time.NewTimer(c.pause())
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil, ctx.Err()
 		case <-woken:
 			timer.Stop()
-			pause = repollMin
+			c.mu.Lock()
+			c.woken = time.Now()
+			c.mu.Unlock()
 		case <-timer.C:
-			pause = min(2*pause, c.cfg.PollInterval)
 		}
 	}
+}
+
+// pause is how long to wait for a notification before looking again.
+func (c *Consumer) pause() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return min(max(time.Since(c.woken), repollMin), c.cfg.PollInterval)
 }
 
 // register asks publishers to notify, unless it did so lately. True when they may not have known before.

@@ -295,7 +295,7 @@ func TestInvariant1IsSeenBrokenWithout(t *testing.T) {
 	}{
 		{"the publisher's lock", late(insert),
 			func(e *engine) {
-				e.mutate("millrace_engine.publish_guard", "pg_advisory_xact_lock_shared(", "int8send(")
+				e.mutate("millrace_engine.publish_guard_1", "pg_advisory_xact_lock_shared(", "int8send(")
 			}},
 		{"a horizon that stays below open publishers", late(insert),
 			func(e *engine) { e.mutate("millrace_engine.horizon", "return least(h, l)", "return h") }},
@@ -303,15 +303,15 @@ func TestInvariant1IsSeenBrokenWithout(t *testing.T) {
 			e.run("drop trigger publish_guard on millrace.orders")
 			e.run("alter table millrace.orders alter segment set default 0")
 			e.run("create trigger publish_guard after insert on millrace.orders for each statement execute function " +
-				"millrace_engine.publish_guard('1', 'millrace_engine.position_1', 'millrace_engine.state_1')")
+				"millrace_engine.publish_guard_1()")
 		}},
 		{"a guard on every segment", late(insertIntoSegment),
 			func(e *engine) { e.run("drop trigger publish_guard on millrace_engine.segment_1_2") }},
 		{"a guard that fires for replicas", late("set local session_replication_role = replica", insertIntoSegment),
 			func(e *engine) { e.run("alter table millrace_engine.segment_1_2 enable trigger publish_guard") }},
 		{"the transaction's id in the setting",
-			late("select set_config('millrace.guard_1', 'done', false), set_config('millrace.segment_1', '0', false)", insert),
-			func(e *engine) { e.mutate("millrace_engine.publish_guard", "pg_current_xact_id()::text", "'done'") }},
+			late("select set_config('millrace.guard_1', 'adone', false)", insert),
+			func(e *engine) { e.mutate("millrace_engine.publish_guard_1", "pg_current_xact_id()::text", "'done'") }},
 		{"a sequence without cache", cachedPositions,
 			func(e *engine) { e.run("alter sequence millrace_engine.position_1 cache 20") }},
 	} {
@@ -550,10 +550,10 @@ func TestInvariant7IsSeenBrokenWithout(t *testing.T) {
 		damage func(e *engine)
 	}{
 		{"segments that always exist", func(e *engine) { // as with a partition per day that somebody must create in time
-			e.mutate("millrace_engine.publish_guard", "(state & 15)::text", "'15'")
+			e.mutate("millrace_engine.publish_guard_1", "(state & 15)::integer", "15")
 		}},
 		{"publishers that read without waiting for whoever maintains", func(e *engine) {
-			e.mutate("millrace_engine.publish_guard", "return null;\nend", "perform from millrace_engine.stream x where x.id = tg_argv[0]::integer for share;\n    return null;\nend")
+			e.mutate("millrace_engine.publish_guard_1", "return null;\nend", "perform from millrace_engine.stream x where x.id = 1 for share;\n    return null;\nend")
 			tx := e.begin()
 			exec(e, tx, "select millrace_engine.maintain_stream(1)")
 		}},

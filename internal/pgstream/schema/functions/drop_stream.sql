@@ -22,7 +22,7 @@ begin
         end if;
     end if;
     execute format('drop table if exists millrace.%I', s.name);
-    execute format('drop sequence if exists millrace_engine.position_%1$s, millrace_engine.state_%1$s', s.id);
+    execute format('drop sequence if exists millrace_engine.position_%1$s, millrace_engine.state_%1$s, millrace_engine.notified_%1$s', s.id);
     for f in select p.oid::regprocedure as signature from pg_proc p
              where p.pronamespace = 'millrace_engine'::regnamespace
                and p.proname in (select replace(t.proname, '_template', '_' || s.id) from pg_proc t

@@ -14,9 +14,9 @@ begin
     for f in select p.oid, p.proname from pg_proc p
              where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template' loop
         source := pg_get_functiondef(f.oid);
-        source := replace(source, f.proname, replace(f.proname, '_template', '_' || p_stream));
         source := replace(source, 'millrace.stream_template', format('millrace.%I', s.name));
         source := replace(source, '/* stream id */ 0', p_stream::text);
+        source := replace(source, '_template', '_' || p_stream);
         if s.payload_type = 'Bytes' then
             source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');
         end if;

@@ -31,12 +31,14 @@ begin
         return next;
     end if;
 
-    if to_regclass('millrace_engine.state_' || p_stream) is null then
-        summary := 'create the state sequence';
-        statement := format('create sequence millrace_engine.state_%1$s as bigint minvalue 0 start 0 cache 1;
-            select setval(''millrace_engine.state_%1$s'', 0)', p_stream);
-        return next;
-    end if;
+    foreach target in array array['state', 'notified'] loop
+        if to_regclass(format('millrace_engine.%s_%s', target, p_stream)) is null then
+            summary := format('create the %s sequence', target);
+            statement := format('create sequence millrace_engine.%1$s_%2$s as bigint minvalue 0 start 0 cache 1;
+                select setval(''millrace_engine.%1$s_%2$s'', 0)', target, p_stream);
+            return next;
+        end if;
+    end loop;
 
     if parent is null then
         summary := 'create table millrace.' || s.name;
@@ -44,7 +46,7 @@ begin
             create table millrace.%2$I (
                 "position" bigint not null default nextval('millrace_engine.position_%1$s'),
                 created_at timestamptz not null default statement_timestamp(),
-                segment    smallint not null default current_setting('millrace.segment_%1$s')::smallint,
+                segment    smallint not null default (ascii(current_setting('millrace.guard_%1$s')) - 97)::smallint,
                 key        text,
                 headers    jsonb,
                 payload    %3$s not null
@@ -54,6 +56,12 @@ begin
         summary := 'describe table millrace.' || s.name;
         statement := format('comment on table millrace.%I is %L', s.name,
             'Millrace stream. Insert or COPY key, headers and payload; everything else is filled in. Never update or delete.');
+        return next;
+    end if;
+
+    if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null then
+        summary := 'create the functions of the stream';
+        statement := format('select millrace_engine.install_functions(%s)', p_stream);
         return next;
     end if;
 
@@ -95,15 +103,10 @@ begin
         summary := 'grant publishing and reading to the runtime role';
         statement := format('grant select, insert (key, headers, payload) on millrace.%1$I to %2$s;
             grant usage, select on sequence millrace_engine.position_%3$s to %2$s;
-            grant usage, select, update on sequence millrace_engine.state_%3$s to %2$s', s.name, target, p_stream);
+            grant usage, select, update on sequence millrace_engine.state_%3$s, millrace_engine.notified_%3$s to %2$s', s.name, target, p_stream);
         return next;
     end if;
 
-    if to_regproc('millrace_engine.receive_' || p_stream) is null then
-        summary := 'create the functions of the stream';
-        statement := format('select millrace_engine.install_functions(%s)', p_stream);
-        return next;
-    end if;
 end $$;
 comment on function millrace_engine.stream_repairs(integer) is
     'What is missing or wrong in the database objects of a stream, and the statements that mend it.';
@@ -114,5 +117,5 @@ create or replace function millrace_engine.guard_statement(p_stream integer, p_t
 language sql immutable
 return format('drop trigger if exists publish_guard on %1$s;
     create trigger publish_guard before insert on %1$s for each statement
-        execute function millrace_engine.publish_guard(%2$L, %3$L, %4$L);
-    alter table %1$s enable always trigger publish_guard', p_table, p_stream, 'millrace_engine.position_' || p_stream, 'millrace_engine.state_' || p_stream);
+        execute function millrace_engine.publish_guard_%2$s();
+    alter table %1$s enable always trigger publish_guard', p_table, p_stream);
