@@ -77,7 +77,9 @@ begin
     if not found then
         raise exception 'broken invariant: lane % has no claim row', p_lane using errcode = 'MR009';
     end if;
-    idle := (floor >= claim and stragglers is null) or not exists (select from millrace_engine.open_claims(p_lane, floor, stragglers));
+    -- The newest claim is often the only one that may be open, and looking for its settlement is far cheaper than listing the open claims.
+    idle := stragglers is null and (floor >= claim or floor = claim - 1 and millrace_engine.is_settled(p_lane, claim))
+        or not exists (select from millrace_engine.open_claims(p_lane, floor, stragglers));
 end $$;
 
 -- millrace_engine.open_lane(group, slots, position, member, settled beyond it) returns bigint

@@ -28,6 +28,14 @@ begin
 end $$;
 comment on function millrace_engine.open_claims(bigint, bigint, bigint[]) is 'Claims of a lane that are neither acked nor taken over, with their present end.';
 
+-- millrace_engine.is_settled(lane, claim) returns boolean
+-- Whether the claim was acked or taken over.
+create or replace function millrace_engine.is_settled(p_lane bigint, p_claim bigint) returns boolean
+language plpgsql volatile as $$
+begin
+    return exists (select from millrace_engine.settlement s where s.lane_id = p_lane and s.claim = p_claim and s.kind in ('A', 'T'));
+end $$;
+
 -- millrace_engine.open_claim(lane, claim) returns setof millrace_engine.claim
 -- One claim, if it is open.
 create or replace function millrace_engine.open_claim(p_lane bigint, p_claim bigint) returns setof millrace_engine.claim

@@ -123,7 +123,8 @@ begin
         taken := null;
         aside := false;
         blocked := false;
-        if now_ >= last.next_check or now_ >= lane.recheck_at or (g.mode = 'Ordered' and last.floor < last.claim) then
+        if now_ >= last.next_check or now_ >= lane.recheck_at or (g.mode = 'Ordered' and last.floor < last.claim
+                and not (last.floor = last.claim - 1 and millrace_engine.is_settled(lane.id, last.claim))) then
             next_ := 'infinity';
             for o in select * from millrace_engine.open_claims(lane.id, last.floor, last.stragglers) loop
                 if o.expires_at > now_ then
