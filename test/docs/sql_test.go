@@ -21,13 +21,9 @@ func TestMain(m *testing.M) { os.Exit(postgres.Main(m, postgres.Options{})) }
 // TestEverySQLBlockRuns runs the blocks of each document in order, on a database of its own. A row's columns become variables for
 // the blocks after it, as \gset does in psql: :'claim' is the quoted value, :position the bare one.
 func TestEverySQLBlockRuns(t *testing.T) {
-	documents, err := filepath.Glob("../../docs/*.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	documents = append(documents, "../../README.md")
+	t.Parallel()
 	ran := 0
-	for _, path := range documents {
+	for _, path := range documents(t) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
@@ -60,6 +56,16 @@ func TestEverySQLBlockRuns(t *testing.T) {
 	if ran == 0 {
 		t.Fatal("found no SQL in the documentation")
 	}
+}
+
+// documents lists what users read.
+func documents(t *testing.T) []string {
+	t.Helper()
+	paths, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(paths, "../../README.md")
 }
 
 func substitute(statement string, variables map[string]string) string {

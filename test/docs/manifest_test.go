@@ -1,0 +1,84 @@
+package docs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"testing"
+	"time"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/envtest"
+
+	"github.com/millrace-dev/millrace/test/env/cluster"
+)
+
+// TestEveryManifestIsAccepted gives every manifest that the documentation shows to a real API server with our CRDs, strictly: a field that
+// does not exist is an error.
+func TestEveryManifestIsAccepted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	assets := os.Getenv("KUBEBUILDER_ASSETS")
+	if assets == "" {
+		var err error
+		if assets, err = cluster.Assets(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	server := &envtest.Environment{
+		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
+		ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: assets,
+	}
+	cfg, err := server.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	api, err := client.New(cfg, client.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	api = client.WithFieldValidation(api, "Strict")
+
+	found := 0
+	for _, path := range documents(t) {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, block := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllSubmatch(text, -1) {
+			reader := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(block[1]), 4096)
+			for {
+				object := &unstructured.Unstructured{}
+				if err := reader.Decode(&object.Object); errors.Is(err, io.EOF) {
+					break
+				} else if err != nil {
+					t.Fatalf("%s: %v", filepath.Base(path), err)
+				}
+				if object.GetKind() == "" {
+					continue // a fragment, not a manifest
+				}
+				object.SetNamespace("default")
+				if err := api.Create(ctx, object, client.DryRunAll); err != nil {
+					t.Errorf("%s: %s %s: %v", filepath.Base(path), object.GetKind(), object.GetName(), err)
+				}
+				found++
+			}
+		}
+	}
+	if found == 0 {
+		t.Fatal("found no manifest in the documentation")
+	}
+}
