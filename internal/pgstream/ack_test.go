@@ -446,3 +446,37 @@ func TestASlowSinkDoesNotKeepOthersFromReceiving(t *testing.T) {
 	e.jump(time.Hour)
 	same(t, "left", drain(e, new), nil)
 }
+
+// A claim of messages that are retried is a unit too: whoever lost one of them must not commit the effects of all.
+func TestAClaimOfRetriedMessagesIsLostAsAWhole(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	for _, v := range verbs {
+		old, _ := e.twoMembers(v.name, pgstream.ModeShared)
+		claim := mustReceive(e, old)
+		must(t, old.Nack(e.ctx, claim.Token, []int64{1, 2, 3}, 0, "again"))
+		must(t, old.Ack(e.ctx, claim.Token))
+		lost := mustReceive(e, old)
+		same(t, "retried", sorted(positions(lost)), []int64{1, 2, 3})
+
+		one := e.consumer(pgstream.ConsumerConfig{Stream: v.name, Group: "g", Member: "new", MaxMessages: 1})
+		tx := e.begin()
+		must(t, v.use(e, tx, lost.Token))
+		e.jump(2 * time.Second)
+		same(t, "while the claim is being settled", positions(receive(e, one)), nil)
+		rollback(e, tx)
+		taken := mustReceive(e, one)
+		if len(taken.Messages) != 1 {
+			t.Fatalf("%s: took over %v", v.name, positions(taken))
+		}
+		mustRefuseAll(e, lost.Token)
+		rest := mustReceive(e, old)
+		if len(rest.Messages) != 2 || rest.Token == lost.Token {
+			t.Errorf("%s: the others: %v", v.name, positions(rest))
+		}
+		must(t, old.Ack(e.ctx, rest.Token))
+		must(t, one.Ack(e.ctx, taken.Token))
+		e.jump(time.Minute)
+		same(t, "left", drain(e, old), nil)
+	}
+}

@@ -7,6 +7,7 @@ declare
     t bigint[] := millrace_engine.parse_token(p_claim);
 begin
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         delete from millrace_engine.delivery d where d.group_id = t[1] and d.nonce = t[4];
     else
         if current_setting('transaction_isolation') <> 'read committed' then
@@ -39,6 +40,7 @@ declare
     n integer;
 begin
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         delete from millrace_engine.delivery d where d.group_id = t[1] and d.nonce = t[4] and d."position" = any (p_positions);
         get diagnostics n = row_count;
         if n < (select count(distinct p) from unnest(p_positions) p) then

@@ -14,6 +14,7 @@ end $$;
 
 -- Advisory locks of the engine, in the two-integer key space, with a tag in the upper bits that applications are unlikely to use:
 --   claim:   (0x40000000 + lane, claim)  shared by ack, nack and extend; exclusive, by try, for takeover
+--   retries: (0x40000000, nonce)         the same for a claim of messages from the delivery table; no lane has number 0
 --   receive: (0x20000000 + group, 0)     serialises the receives of one group
 create or replace function millrace_engine.lock_claim(p_lane bigint, p_claim bigint) returns void
 language sql volatile
@@ -30,3 +31,12 @@ language sql volatile
 begin atomic
     select pg_advisory_xact_lock(536870912 + p_group, 0);
 end;
+
+-- millrace_engine.hold_retries(nonce) returns void
+-- Keeps a claim of messages from the delivery table from being taken over until the end of the transaction. It is taken over as a whole
+-- (receive_deliveries.sql), so that whoever lost one of its messages cannot commit the effects of the others with an ack.
+create or replace function millrace_engine.hold_retries(p_nonce bigint) returns void
+language plpgsql volatile as $$
+begin
+    perform pg_advisory_xact_lock_shared(1073741824, (p_nonce & 2147483647)::integer);
+end $$;

@@ -12,6 +12,7 @@ begin
         raise exception 'cannot extend a claim by % seconds', p_seconds using errcode = 'MR004', hint = 'Pass a positive number of seconds.';
     end if;
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         update millrace_engine.delivery d set visible_at = ends where d.group_id = t[1] and d.nonce = t[4];
         if not found then
             raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';

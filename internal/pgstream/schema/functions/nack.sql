@@ -16,6 +16,7 @@ declare
 begin
     select * into strict g from millrace_engine.consumer_group x where x.id = t[1];
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         with held as (
             select d.* from millrace_engine.delivery d
             where d.group_id = g.id and d.nonce = t[4] and d."position" = any (p_positions) for update
@@ -67,6 +68,7 @@ declare
     n integer;
 begin
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         with gone as (
             delete from millrace_engine.delivery d
             where d.group_id = t[1] and d.nonce = t[4] and d."position" = any (p_positions) returning d.*
@@ -100,6 +102,7 @@ declare
 begin
     select g.stream_id into strict stream from millrace_engine.consumer_group g where g.id = t[1];
     if t[2] = 0 then
+        perform millrace_engine.hold_retries(t[4]);
         update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
             where d.group_id = t[1] and d.nonce = t[4];
         if not found then

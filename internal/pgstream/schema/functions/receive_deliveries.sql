@@ -7,12 +7,20 @@ returns table (claim text, "position" bigint, key text, headers jsonb, payload j
     expires_at timestamptz)
 language plpgsql volatile as $$
 #variable_conflict use_column
+declare
+    expired bigint;
 begin
+    -- An expired claim is taken over as a whole, or not at all while somebody settles it.
+    for expired in select distinct x.nonce from millrace_engine.delivery x where x.group_id = p_group and x.visible_at <= p_now and x.nonce is not null loop
+        if pg_try_advisory_xact_lock(1073741824, (expired & 2147483647)::integer) then
+            update millrace_engine.delivery d set nonce = null, member = null where d.group_id = p_group and d.nonce = expired and d.visible_at <= p_now;
+        end if;
+    end loop;
     with worn as (
         delete from millrace_engine.delivery d using millrace_engine.consumer_group g
         where g.id = p_group and g.max_attempts > 0
           and d.id in (select x.id from millrace_engine.delivery x
-                       where x.group_id = p_group and x.visible_at <= p_now and x.attempt >= g.max_attempts for update skip locked)
+                       where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and x.attempt >= g.max_attempts for update skip locked)
         returning d.*
     )
     insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
@@ -23,7 +31,7 @@ begin
         with due as (
             select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
             from (select y.id, y.suspect, y.visible_at, y."position" from millrace_engine.delivery y
-                  where y.group_id = p_group and y.visible_at <= p_now
+                  where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null
                   order by y.visible_at, y."position" limit p_max for update skip locked) x
         ), chosen as (
             select d.id from due d where d.n = 1 or (not d.suspect and not (select f.suspect from due f where f.n = 1))
