@@ -59,7 +59,6 @@ type Consumer struct {
 
 	mu         sync.Mutex
 	registered time.Time // when publishers were last asked to notify
-	woken      time.Time // when a notification last came
 }
 
 // NewConsumer checks that stream and group exist (ErrNotFound).
@@ -108,6 +107,8 @@ func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { return c.AckAn
 // AckAndReceive settles the claim with this token, when it is not empty, and receives the next one, in one round trip when there is
 // one. ErrFenced when the claim had ended; nothing is received then.
 func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, error) {
+	// When there was last a reason to look: now, because somebody may have published unannounced just before we subscribed, and each wake-up.
+	reason := time.Now()
 	for {
 		var woken <-chan struct{}
 		if c.cfg.Listener != nil {
@@ -124,29 +125,30 @@ func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, err
 		} else if fresh {
 			continue // published before publishers knew that somebody waits
 		}
-		timer := time.NewTimer(c.pause())
+		timer := time.NewTimer(c.pause(time.Since(reason)))
 		select {
 		case <-ctx.Done():
 			timer.Stop()
 			return nil, ctx.Err()
 		case <-woken:
 			timer.Stop()
-			c.mu.Lock()
-			c.woken = time.Now()
-			c.mu.Unlock()
+			reason = time.Now()
 		case <-timer.C:
 		}
 	}
 }
 
-// pause is how long to wait for a notification before looking again.
-func (c *Consumer) pause() time.Duration {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return min(max(time.Since(c.woken), repollMin), c.cfg.PollInterval)
+// pause is how long to wait for a notification before looking again. With a listener it is at most the time after which publishers must be
+// asked again to notify.
+func (c *Consumer) pause(since time.Duration) time.Duration {
+	pause := min(max(since, repollMin), c.cfg.PollInterval)
+	if c.cfg.Listener != nil {
+		pause = min(pause, waitRegistration)
+	}
+	return pause
 }
 
-// register asks publishers to notify, unless it did so lately. True when they may not have known before.
+// register asks publishers to notify, unless it did so lately. True when it asked: what was published just before may not have been announced.
 func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
 	if c.cfg.Listener == nil {
 		return false, nil
@@ -163,7 +165,7 @@ func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
 	c.mu.Lock()
 	c.registered = time.Now()
 	c.mu.Unlock()
-	return since > 2*waitRegistration, nil
+	return true, nil
 }
 
 // TryReceive returns at once; nil when there is nothing to deliver.

@@ -1,0 +1,293 @@
+package pgstream_test
+
+import (
+	"context"
+	"errors"
+	"net/url"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// listener runs a listener until the test ends.
+func (e *engine) listener() *pgstream.Listener {
+	e.t.Helper()
+	cfg, err := pgx.ParseConfig(e.dsn)
+	must(e.t, err)
+	l := pgstream.NewListener(cfg)
+	ctx, cancel := context.WithCancel(e.ctx)
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	e.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			e.t.Errorf("Listener.Run: %v", err)
+		}
+	})
+	e.eventually("the listener listens", l.Alive)
+	return l
+}
+
+type received struct {
+	claim *pgstream.Claim
+	err   error
+}
+
+// waiting starts a Receive and returns when publishers know that somebody waits.
+func (e *engine) waiting(c *pgstream.Consumer) <-chan received {
+	e.t.Helper()
+	done := make(chan received, 1)
+	go func() {
+		claim, err := c.Receive(e.ctx)
+		done <- received{claim, err}
+	}()
+	e.eventually("somebody is registered to wait", func() bool {
+		return one[bool](e, "select to_timestamp(pg_sequence_last_value('millrace_engine.state_1') >> 4) > clock_timestamp()")
+	})
+	return done
+}
+
+func (e *engine) mustWake(done <-chan received) *pgstream.Claim {
+	e.t.Helper()
+	select {
+	case r := <-done:
+		if r.err != nil {
+			e.t.Fatal(r.err)
+		}
+		return r.claim
+	case <-time.After(30 * time.Second):
+		e.t.Fatal("nothing woke the consumer")
+		return nil
+	}
+}
+
+// A poll interval of an hour makes a missed wake-up a failure.
+const never = time.Hour
+
+func TestAWaitingConsumerIsWokenByEveryPublisher(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "o", Mode: pgstream.ModeOrdered})
+	l := e.listener()
+	for _, group := range []string{"g", "o"} {
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: group, PollInterval: never, Listener: l})
+		must(t, c.Leave(e.ctx))
+		drain(e, c)
+		for _, p := range []struct {
+			name    string
+			publish func()
+		}{
+			{"Publish", func() { publishIn(e, e, "orders") }},
+			{"COPY", func() {
+				must(t, pgstream.PublishCopy(e.ctx, e, "orders", []pgstream.NewMessage{{Payload: []byte(`{}`)}}))
+			}},
+			{"millrace.publish", func() { e.run("select millrace.publish('orders', '{}')") }},
+			{"INSERT into a segment", func() { e.run("insert into millrace_engine.segment_1_3 (payload) values ('{}')") }},
+			{"a long transaction, at its end", func() {
+				tx := e.begin()
+				publishIn(e, tx, "orders")
+				commit(e, tx)
+			}},
+		} {
+			done := e.waiting(c)
+			p.publish()
+			claim := e.mustWake(done)
+			if len(claim.Messages) != 1 {
+				t.Errorf("%s: %v", p.name, positions(claim))
+			}
+			must(t, c.Ack(e.ctx, claim.Token))
+		}
+	}
+}
+
+// Who publishes while consumers are busy and about to wait must not be missed, however the two meet.
+func TestNoWakeUpIsMissedBetweenLookingAndWaiting(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: e.listener(), MaxMessages: 1})
+	const n = 300
+	failed := make(chan error, 1)
+	next := make(chan struct{}, 1)
+	next <- struct{}{}
+	go func() {
+		for range n {
+			<-next // one at a time: no later message can cover for a missed one
+			if _, err := pgstream.Publish(e.ctx, e.Pool, "orders", pgstream.NewMessage{Payload: []byte(`{}`)}); err != nil {
+				failed <- err
+				return
+			}
+		}
+	}()
+	token := ""
+	for range n {
+		ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+		claim, err := c.AckAndReceive(ctx, token)
+		cancel()
+		if err != nil {
+			t.Fatalf("receive: %v", err)
+		}
+		token = claim.Token
+		next <- struct{}{}
+	}
+	select {
+	case err := <-failed:
+		t.Error(err)
+	default:
+	}
+}
+
+func TestAReconnectedListenerWakesEverybody(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	l := e.listener()
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: l})
+	e.publish("orders", 1)
+	must(t, c.Ack(e.ctx, mustReceive(e, c).Token)) // its connection is open
+	done := e.waiting(c)
+
+	// The listener loses its connection and cannot have another one.
+	u, err := url.Parse(e.dsn)
+	must(t, err)
+	name := pgx.Identifier{u.Path[1:]}.Sanitize()
+	u.Path = "/postgres"
+	outside, err := pgx.Connect(e.ctx, u.String())
+	must(t, err)
+	defer func() { _ = outside.Close(context.Background()) }()
+	exec(e, outside, "alter database "+name+" allow_connections false")
+	if n := one[int](e, "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and query = 'listen millrace'"); n != 1 {
+		t.Fatalf("%d listeners were stopped", n)
+	}
+	e.eventually("the listener knows", func() bool { return !l.Alive() })
+	publishIn(e, e, "orders") // nobody hears of it
+	exec(e, outside, "alter database "+name+" allow_connections true")
+	same(t, "after the reconnection", positions(e.mustWake(done)), []int64{2})
+	e.eventually("the listener listens again", l.Alive)
+}
+
+func TestWithoutAListenerConsumersPoll(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: 10 * time.Millisecond})
+	done := make(chan received, 1)
+	go func() {
+		claim, err := c.Receive(e.ctx)
+		done <- received{claim, err}
+	}()
+	publishIn(e, e, "orders")
+	same(t, "polled", positions(e.mustWake(done)), []int64{1})
+	if one[int64](e, "select pg_sequence_last_value('millrace_engine.state_1') >> 4") != 0 {
+		t.Error("a consumer without a listener asked publishers to notify")
+	}
+}
+
+func TestWaitingHoldsNoConnection(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	cfg, err := pgxpool.ParseConfig(e.dsn)
+	must(t, err)
+	cfg.MaxConns = 1
+	pool, err := pgxpool.NewWithConfig(e.ctx, cfg)
+	must(t, err)
+	defer pool.Close()
+	var waiting []<-chan received
+	l := e.listener()
+	for range 5 {
+		c, err := pgstream.NewConsumer(e.ctx, pool, pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: l, MaxMessages: 1})
+		must(t, err)
+		waiting = append(waiting, e.waiting(c))
+	}
+	ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+	defer cancel()
+	for range 5 { // through the pool's only connection, while five consumers wait
+		if _, err := pgstream.Publish(ctx, pool, "orders", pgstream.NewMessage{Payload: []byte(`{}`)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := map[int64]bool{}
+	for _, done := range waiting {
+		got[e.mustWake(done).Messages[0].Position] = true
+	}
+	if len(got) != 5 {
+		t.Errorf("five consumers got %v", got)
+	}
+}
+
+func TestReceiveEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: e.listener()})
+	ctx, cancel := context.WithCancel(e.ctx)
+	done := make(chan error, 1)
+	go func() {
+		_, err := c.Receive(ctx)
+		done <- err
+	}()
+	e.eventually("it is registered", func() bool { return one[int64](e, "select pg_sequence_last_value('millrace_engine.state_1') >> 4") > 0 })
+	cancel()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v; want context.Canceled", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("Receive outlived its context")
+	}
+}
+
+func TestAReleaseWakesOthers(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+		publishIn(e, e, "orders")
+		l := e.listener()
+		holder := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "holder"})
+		claim := mustReceive(e, holder)
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "waiting", PollInterval: never, Listener: l})
+		done := e.waiting(c)
+		must(t, holder.Release(e.ctx, claim.Token))
+		must(t, holder.Leave(e.ctx))
+		same(t, "woken", positions(e.mustWake(done)), []int64{1})
+	})
+}
+
+// What SQL cannot announce, because time alone makes it due, is found by looking now and then: a consumer registers again before publishers
+// forget it, and looks when it does.
+func TestAConsumerThatWaitsForLongStaysRegistered(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes ten seconds")
+	}
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: e.listener()})
+	done := e.waiting(c)
+	first := one[int64](e, "select pg_sequence_last_value('millrace_engine.state_1') >> 4")
+	e.eventually("it registers again", func() bool {
+		now := one[int64](e, "select pg_sequence_last_value('millrace_engine.state_1') >> 4")
+		if now == first && one[bool](e, "select to_timestamp($1) < clock_timestamp()", first) {
+			t.Fatal("its registration ended, and publishers have forgotten it")
+		}
+		return now > first
+	})
+	publishIn(e, e, "orders")
+	same(t, "woken", positions(e.mustWake(done)), []int64{1})
+}
