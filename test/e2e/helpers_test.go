@@ -60,6 +60,9 @@ func eventually(ctx context.Context, t *testing.T, patience time.Duration, what 
 		}
 		select {
 		case <-ctx.Done():
+			if running.Err() != nil {
+				t.Fatal("interrupted")
+			}
 			t.Fatalf("%s: not within %s: %v", what, patience, err)
 		case <-time.After(100 * time.Millisecond):
 		}
