@@ -84,8 +84,9 @@ func TestADeadDatabaseDelaysNoOther(t *testing.T) {
 	first.Spec.DatabaseSecretRef.Name = "dead-db"
 	w.create(first)
 	w.wantReady(first)
-	server.Pause()
-	t.Cleanup(func() { server.Resume() })
+	if err := server.Pause(); err != nil {
+		t.Fatal(err)
+	}
 	var dead []*v1alpha1.Stream
 	for i := range 40 {
 		s := newStream(fmt.Sprintf("dead-%d", i))
@@ -106,7 +107,9 @@ func TestADeadDatabaseDelaysNoOther(t *testing.T) {
 		t.Logf("the living one was ready after %s", d)
 	}
 	w.wantNotReady(dead[len(dead)-1], v1alpha1.ReasonDatabaseUnreachable, "no answer in time")
-	server.Resume()
+	if err := server.Resume(); err != nil {
+		t.Fatal(err)
+	}
 	w.wantReady(dead[0])
 	w.wantReady(first)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -61,7 +62,16 @@ var suite struct {
 	log    *safeBuffer
 }
 
-func TestMain(m *testing.M) { os.Exit(run(m)) }
+func TestMain(m *testing.M) {
+	// These tests wait for intervals and hardly compute, so more of them than processors may run side by side.
+	flag.Parse()
+	if f := flag.Lookup("test.parallel"); f.Value.String() == f.DefValue {
+		if err := f.Value.Set("8"); err != nil {
+			panic(err)
+		}
+	}
+	os.Exit(run(m))
+}
 
 // run starts Kubernetes and the manager around the tests, and PostgreSQL inside that.
 func run(m *testing.M) int {

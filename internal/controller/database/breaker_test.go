@@ -62,7 +62,9 @@ func TestBreakerWaitsLongerWithEveryFailure(t *testing.T) {
 // A caller that goes away while it probes must not leave the breaker waiting for its report.
 func TestBreakerForgetsAProbeThatWasAbandoned(t *testing.T) {
 	b := &breaker{clock: clocktesting.NewFakePassiveClock(time.Unix(0, 0))}
-	b.admit()
+	if ok, _, _ := b.admit(); !ok {
+		t.Fatal("the first call is refused")
+	}
 	b.abandon()
 	if ok, _, _ := b.admit(); !ok {
 		t.Error("nobody may probe any more")
