@@ -35,7 +35,8 @@ type Item struct {
 	// Problem says why the item cannot be decoded; empty when it can.
 	Problem string
 
-	// Fenced is set by a TxSource: the right to this item has moved to another member, which will finish it.
+	// Fenced is set by a TxSource when the right to this item has moved to another member, and by a sink when nobody here
+	// knows whether its transaction was committed. The item is dropped; its source delivers it again if it has to.
 	Fenced bool
 
 	size   int // bytes counted against the bounds
@@ -73,7 +74,7 @@ const (
 	Duplicate               // its key was there already, in the sink or earlier in its batch
 	Rejected                // it cannot be decoded or written; the error policy applies
 	Retry                   // nothing is known against it; the source shall deliver it again
-	Fenced                  // another member has the right to it; there is nothing to settle
+	Fenced                  // this processor has no right to it any more, or does not know; its source does
 )
 
 // String names the result as metrics do.

@@ -73,7 +73,7 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 		case ClassRow:
 			return nil, err
 		case ClassFenced:
-			w.dropFenced(b)
+			w.dropFenced(b, err)
 			if len(b.Items) == 0 {
 				return nil, err
 			}
@@ -89,8 +89,8 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 	}
 }
 
-// dropFenced takes the items out of a batch that another member has the right to now.
-func (w *writer) dropFenced(b *Batch) {
+// dropFenced takes the items out of a batch that this processor has no right to any more, or whose commit is in doubt.
+func (w *writer) dropFenced(b *Batch, err error) {
 	var kept, gone []*Item
 	for _, it := range b.Items {
 		if it.Fenced {
@@ -103,7 +103,7 @@ func (w *writer) dropFenced(b *Batch) {
 		panic("pipeline I7: a sink reported fenced items and its source marked none")
 	}
 	b.Items = kept
-	w.p.log.Info("another member has taken over; dropping its items", "n", len(gone))
+	w.p.log.Info("the right to some items was lost; dropping them", "n", len(gone), "reason", reason(err))
 	w.p.finish(&Batch{Items: gone, InOrder: b.InOrder}, outcomes(len(gone), Outcome{Result: Fenced}))
 }
 

@@ -16,7 +16,8 @@
 //	I5: no goroutine outlives Run.
 //	I6: the state is updated before the write, and an item that comes again changes only its count.
 //	I7: what another member has taken over is dropped, never written under a lost right: with a TxSource the ack that
-//	    proves the right commits together with the rows.
+//	    proves the right commits together with the rows. When the answer to such a commit is lost, the items are dropped
+//	    too and their claim is given up, so that the source's ledger decides what is delivered again.
 //	I8: a key has one writer in a process, and all writers everywhere write rows in the same order, so that they wait for
 //	    each other and never deadlock.
 //	I9: a problem that a person has to solve acknowledges nothing and sets nothing aside; the processor is unready and

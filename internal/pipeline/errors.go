@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -37,14 +38,43 @@ func NewConfigurationError(format string, args ...any) error {
 // Error returns the message.
 func (e *ConfigurationError) Error() string { return e.message }
 
+// inDoubtError means that a transaction may or may not have been committed.
+type inDoubtError struct{ err error }
+
+// Error says what happened to the commit.
+func (e *inDoubtError) Error() string { return "the commit's answer was lost: " + e.err.Error() }
+
+// Unwrap returns what happened.
+func (e *inDoubtError) Unwrap() error { return e.err }
+
+// commitInDoubt says whether a transaction whose COMMIT failed like this may have been committed all the same. It was not
+// when the server reports that it was rolled back, or an error of the transaction itself.
+func commitInDoubt(err error) bool {
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
+		return false
+	}
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || len(pg.Code) != 5 {
+		return true
+	}
+	switch pg.Code[:2] {
+	case "22", "23", "25", "27", "42", "44", "P0":
+		return false
+	case "40":
+		return pg.Code == "40003" // statement_completion_unknown
+	}
+	return true // a shutdown can be reported after the commit, for example
+}
+
 // Classify returns the class of an error. What it does not know is transient: nothing is lost by trying again.
 func Classify(err error) Class {
 	var (
-		conf *ConfigurationError
-		pg   *pgconn.PgError
+		conf    *ConfigurationError
+		inDoubt *inDoubtError
+		pg      *pgconn.PgError
 	)
 	switch {
-	case errors.Is(err, pgstream.ErrFenced):
+	case errors.As(err, &inDoubt), errors.Is(err, pgstream.ErrFenced):
 		return ClassFenced
 	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), redisstream.IsConfiguration(err):
 		return ClassConfiguration

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -44,6 +45,24 @@ func TestClassify(t *testing.T) {
 	} {
 		if got := Classify(tc.err); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
+	}
+}
+
+func TestCommitInDoubt(t *testing.T) {
+	for name, tc := range map[string]struct {
+		err  error
+		want bool
+	}{
+		"the connection broke":            {errors.New("unexpected EOF"), true},
+		"the server shut down":            {&pgconn.PgError{Code: "57P01"}, true},
+		"the server does not know either": {&pgconn.PgError{Code: "40003"}, true},
+		"a serialization failure":         {&pgconn.PgError{Code: "40001"}, false},
+		"a deferred constraint":           {&pgconn.PgError{Code: "23505"}, false},
+		"it was rolled back":              {pgx.ErrTxCommitRollback, false},
+	} {
+		if got := commitInDoubt(tc.err); got != tc.want {
+			t.Errorf("%s: %v", name, got)
 		}
 	}
 }

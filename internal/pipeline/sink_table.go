@@ -180,19 +180,37 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 		}
 		return s.outcomes(w, b.Items), nil
 	}
-	var os []Outcome
-	err = pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if err := s.exec(ctx, tx.Conn(), w); err != nil {
-			return err
-		}
-		os = s.outcomes(w, b.Items)
-		return s.settleTx(ctx, tx, b, os)
-	})
+	os, err := s.writeTx(ctx, conn.Conn(), w, b)
 	if err != nil {
 		return nil, s.forget(ctx, conn.Conn(), err)
 	}
 	b.Settled = true
 	return os, nil
+}
+
+// writeTx writes the rows and settles the items in one transaction. When the answer to its commit gets lost, nobody here
+// knows what has happened, and writing the batch again could do it twice: the items are fenced, and their source finds out.
+func (s *TableSink) writeTx(ctx context.Context, conn *pgx.Conn, w *tableWork, b *Batch) ([]Outcome, error) {
+	tx, err := conn.Begin(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = tx.Rollback(ctx) }() // does nothing after the commit
+	if err := s.exec(ctx, conn, w); err != nil {
+		return nil, err
+	}
+	os := s.outcomes(w, b.Items)
+	if err := s.settleTx(ctx, tx, b, os); err != nil {
+		return nil, err
+	}
+	err = tx.Commit(ctx)
+	if err != nil && commitInDoubt(err) {
+		for _, it := range b.Items {
+			it.Fenced = true
+		}
+		return nil, &inDoubtError{err}
+	}
+	return os, err
 }
 
 // arrange sorts the rows by key and drops all but one of those with the same key. Without a key every row stays, as it came.

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -16,9 +15,6 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
-
-//go:embed queries/claim_lock.sql
-var claimLockQuery string
 
 // Timing of a StreamSource.
 const (
@@ -249,6 +245,7 @@ type share struct {
 	items    []*Item
 	done     []int64 // Written or Duplicate
 	retried  []int64
+	fenced   int
 	rejected []*Item
 	reasons  []string
 }
@@ -277,6 +274,8 @@ func shares(b *Batch, os []Outcome) []*share {
 			last.done = append(last.done, it.Position)
 		case Retry:
 			last.retried = append(last.retried, it.Position)
+		case Fenced:
+			last.fenced++
 		case Rejected:
 			last.rejected = append(last.rejected, it)
 			last.reasons = append(last.reasons, os[i].Reason)
@@ -286,17 +285,10 @@ func shares(b *Batch, os []Outcome) []*share {
 }
 
 // SettleTx implements TxSource.
-//
-// An ack alone keeps other members out, but not this one: when a connection breaks while its commit is under way, the same
-// batch is written again in another transaction, and neither would see the other's ack. So each takes a lock on the claim
-// before it acks: the second waits for the first, and then finds the claim settled or still open.
 func (s *StreamSource) SettleTx(ctx context.Context, tx pgx.Tx, b *Batch, os []Outcome) error {
 	for _, sh := range shares(b, os) {
 		if len(sh.done) == 0 {
 			continue
-		}
-		if _, err := tx.Exec(ctx, claimLockQuery, sh.claim.token); err != nil {
-			return err
 		}
 		var err error
 		switch {
@@ -366,6 +358,11 @@ func (s *StreamSource) settle(ctx context.Context, sh *share, acked bool) error 
 	}
 	if err := s.reject(ctx, sh); err != nil {
 		return err
+	}
+	if sh.fenced > 0 {
+		// The claim has ended, or its commit is in doubt. Then it is given up: the group delivers again what is not settled
+		// once no transaction holds the claim any more, so the ledger decides what has happened, and not we.
+		return s.consumer.Release(ctx, token)
 	}
 	if len(sh.retried) == 0 {
 		return nil

@@ -1,14 +1,18 @@
 package pipeline_test
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline"
@@ -61,6 +65,15 @@ func orders(from, to int) []string {
 	return all
 }
 
+// createOrders makes the table, without a key, with a constraint.
+func (w *world) createOrders() {
+	w.t.Helper()
+	_, err := w.db.Exec(w.ctx, "create table orders (order_id text not null, amount numeric check (amount >= 0), customer text, position bigint)")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 func (w *world) orderRows() int { w.t.Helper(); return w.count("select count(*) from orders") }
 
 // backlog is what the group has not settled, dead letters apart.
@@ -73,42 +86,89 @@ func (w *world) backlog() (unsettled, dead int) {
 	return int(all[0].Lag + all[0].InFlight + all[0].Retrying), int(all[0].DeadLetters)
 }
 
-// I7: a commit whose answer was lost may still be under way while its batch is written again. Only one of the two
-// transactions can settle the claim; the other is fenced and rolls back its rows.
-func TestSettleTxIsExclusive(t *testing.T) {
+// cutter breaks connections in the middle of a commit.
+type cutter struct {
+	net.Conn
+	// cut decides, for each COMMIT that is sent, whether the connection breaks: before it reaches the server, or after.
+	cut func() (before, after bool)
+}
+
+func (c *cutter) Write(b []byte) (int, error) {
+	if !bytes.Contains(b, []byte("commit\x00")) {
+		return c.Conn.Write(b)
+	}
+	before, after := c.cut()
+	if before {
+		_ = c.Conn.Close()
+		return 0, net.ErrClosed
+	}
+	n, err := c.Conn.Write(b)
+	if after {
+		_ = c.Conn.Close() // its answer is lost; the server commits all the same
+	}
+	return n, err
+}
+
+// I7: when the answer to a commit is lost, whether it took place or not, every row is there once. Claims are divided to
+// find the rows that the table refuses, and it has no key, so nothing else would stop a second row.
+func TestExactlyOnce_CommitInDoubt(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
-	w.newOrders(pgstream.ModeShared)
-	w.order("k", orders(0, 4)...)
-	s := w.streamSource("one", pgstream.ModeShared)
-	b := w.next(s)
-	written := make([]pipeline.Outcome, len(b.Items))
-	first, err := w.connect().Begin(w.ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := s.SettleTx(w.ctx, first, b, written); err != nil {
-		t.Fatal(err)
-	}
-	conn := w.connect()
-	second := make(chan error, 1)
-	go func() {
-		second <- pgx.BeginFunc(w.ctx, conn, func(tx pgx.Tx) error { return s.SettleTx(w.ctx, tx, b, written) })
-	}()
-	eventually(t, 10*time.Second, func() (bool, string) {
-		waiting := w.count("select count(*) from pg_locks where not granted and pid = $1", conn.PgConn().PID())
-		return waiting == 1, "the second transaction does not wait for the first"
-	})
-	if err := first.Commit(w.ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-second; pipeline.Classify(err) != pipeline.ClassFenced {
-		t.Fatalf("the second transaction: %v", err)
-	}
-	for _, it := range b.Items {
-		if !it.Fenced {
-			t.Errorf("message %s is not marked", it.ID)
-		}
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		t.Run("from a group in mode "+string(mode), func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.newOrders(mode)
+			c, err := config.Parse([]byte(strings.ReplaceAll(ordersConfig, "MODE", string(mode)) + "batch: {maxRows: 10}\n"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var cuts atomic.Int64
+			poolConfig := w.db.Config()
+			poolConfig.ConnConfig.DialFunc = func(ctx context.Context, network, address string) (net.Conn, error) {
+				conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+				return &cutter{conn, func() (bool, bool) {
+					n := cuts.Add(1) // every other commit breaks, now before and now after
+					return n%4 == 1, n%4 == 3
+				}}, err
+			}
+			pool, err := pgxpool.NewWithConfig(w.ctx, poolConfig)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(pool.Close)
+			w.createOrders()
+			all := orders(0, 60)
+			for n := 5; n < 60; n += 20 {
+				all[n] = fmt.Sprintf(`{"order_id":"refused-%d","amount":-1}`, n)
+			}
+			w.order("k", all...)
+			sink, err := pipeline.NewTableSink(w.ctx, pool, c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			log := slog.New(slog.NewTextHandler(t.Output(), nil))
+			metrics, health := pipeline.NewMetrics(), pipeline.NewHealth()
+			source, err := pipeline.NewStreamSource(w.ctx, w.db, w.db.Config().ConnConfig, "one", c, metrics, log)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sink.SettleWith(source)
+			line, err := pipeline.New(pipeline.Options{Config: c, Source: source, Sink: sink, Metrics: metrics, Health: health, Logger: log})
+			if err != nil {
+				t.Fatal(err)
+			}
+			(&assembled{Pipeline: line}).run(w)
+			eventually(t, time.Minute, func() (bool, string) {
+				unsettled, dead := w.backlog()
+				return unsettled == 0 && dead == 3, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", w.orderRows(), dead, unsettled)
+			})
+			if rows, distinct := w.orderRows(), w.count("select count(distinct order_id) from orders"); rows != 57 || distinct != 57 {
+				t.Errorf("%d rows of %d orders, want 57 of 57", rows, distinct)
+			}
+			if n := cuts.Load(); n < 8 {
+				t.Errorf("only %d commits, so too few were broken", n)
+			}
+		})
 	}
 }
 
@@ -135,7 +195,7 @@ func TestExactlyOnce_ZombieIsFenced(t *testing.T) {
 	other.ready()
 	becomes(t, 30*time.Second, "rows", 50, w.orderRows)
 	zombie.signal(syscall.SIGCONT)
-	zombie.waitFor(20*time.Second, "another member has taken over; dropping its items")
+	zombie.waitFor(20*time.Second, "the right to some items was lost; dropping them")
 	w.order("k", orders(50, 60)...)
 	becomes(t, 20*time.Second, "rows", 60, w.orderRows)
 	if n := w.count("select count(distinct order_id) from orders"); n != 60 {
@@ -151,9 +211,7 @@ func TestExactlyOnce_PoisonMessages(t *testing.T) {
 			t.Parallel()
 			w := newWorld(t)
 			w.newOrders(mode)
-			if _, err := w.db.Exec(w.ctx, "create table orders (order_id text not null, amount numeric check (amount >= 0), customer text, position bigint)"); err != nil {
-				t.Fatal(err)
-			}
+			w.createOrders()
 			all := orders(0, 40)
 			all[7] = `{"amount":1}`
 			all[20] = `{"order_id":"refused","amount":-1}`
