@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -47,10 +48,41 @@ func makeCgroups(name string) error {
 		if err := os.Mkdir(group, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
 			return fmt.Errorf("make a cgroup: %w", err)
 		}
+		if err := delegate(root, group); err != nil {
+			return fmt.Errorf("make a cgroup: %w", err)
+		}
 		// On v1 a new cpuset has no processors and no memory, and nothing can join it.
 		for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if err := copyFile(filepath.Join(root, file), filepath.Join(group, file)); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return fmt.Errorf("make a cgroup: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// delegate lets groups below group use the controllers that the kubelet asks for. It is for cgroup v2, where a group has
+// no more than its parent hands down; on v1 there is nothing to do.
+func delegate(root, group string) error {
+	available, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if errors.Is(err, os.ErrNotExist) || root != cgroupMount {
+		return nil // v1, or the tree without controllers beside v1
+	}
+	if err != nil {
+		return err
+	}
+	for _, parent := range []string{root, group} {
+		file := filepath.Join(parent, "cgroup.subtree_control")
+		enabled, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		for _, controller := range []string{"cpu", "cpuset", "memory", "hugetlb", "pids"} {
+			if !slices.Contains(strings.Fields(string(available)), controller) || slices.Contains(strings.Fields(string(enabled)), controller) {
+				continue
+			}
+			if err := os.WriteFile(file, []byte("+"+controller), 0); err != nil {
+				return fmt.Errorf("hand down the controller %s: %w; in a container, its processes have to be in a group below its root", controller, err)
 			}
 		}
 	}

@@ -17,7 +17,8 @@
 //
 //	I1  A cluster ends with the process that called Up, also by SIGKILL, unless Options.Keep is set.
 //	I2  Nothing outside of the namespaces is changed but: one link with its address and route, cgroups below
-//	    /millrace-<slot>, and the state directory. Kernel settings that the kubelet wants are shown to it, not set.
+//	    /millrace-<slot> (on cgroup v2, the root hands down controllers that it did not before), and the state directory.
+//	    Kernel settings that the kubelet wants are shown to it, not set.
 //	I3  Each running cluster holds the lock of its slot, through init. A slot whose lock is free has no processes, and
 //	    its leftovers may be removed.
 //
