@@ -88,7 +88,12 @@ func TestFault_PostgresStalls(t *testing.T) {
 			t.Fatalf("%v entries in flight", n)
 		}
 	}
-	read := p.metrics()["millrace_processor_entries_read_total"]
+	metrics := p.metrics()
+	read, resident := metrics["millrace_processor_entries_read_total"], metrics["process_resident_memory_bytes"]
+	t.Logf("%.0f MiB resident", resident/(1<<20))
+	if raceFlags == nil && resident > 128<<20 {
+		t.Errorf("%.0f MiB resident", resident/(1<<20))
+	}
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}

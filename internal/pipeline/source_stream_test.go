@@ -234,6 +234,34 @@ func TestExactlyOnce_PoisonMessages(t *testing.T) {
 	}
 }
 
+// In an Ordered group the messages after one that fails wait for it, undecodable or refused, and then follow in order.
+func TestOrderedGroupWaitsForAFailedMessage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeOrdered)
+	w.createOrders()
+	all := orders(0, 40)
+	all[20] = `{"order_id":"o-020","amount":-1}`
+	w.order("k", all...)
+	p := w.start("one", strings.NewReplacer("MODE", "Ordered", "maxDeliveries: 3", "maxDeliveries: 1000").Replace(ordersConfig), config.EnvSourceDatabaseURL+"="+w.dsn)
+	p.ready()
+	// It has been tried more than once, and still nothing after it is there.
+	eventually(t, 20*time.Second, func() (bool, string) {
+		n := p.metrics()[`millrace_processor_entries_total{result="rejected"}`]
+		return n >= 3, fmt.Sprint(n, " rejections")
+	})
+	if rows, last := w.orderRows(), w.count("select count(*) from orders where order_id > 'o-020'"); rows != 20 || last != 0 {
+		t.Errorf("%d rows, of which %d come after the one that failed", rows, last)
+	}
+	if _, err := w.db.Exec(w.ctx, "alter table orders drop constraint orders_amount_check"); err != nil {
+		t.Fatal(err)
+	}
+	becomes(t, 30*time.Second, "rows", 40, w.orderRows)
+	if n := w.count("select count(*) from (select position < lag(position) over (order by xmin::text::bigint, ctid) as back from orders) x where back"); n != 0 {
+		t.Errorf("%d rows were written out of order", n)
+	}
+}
+
 // A drain gives back what is unfinished, and the next member does not wait for the lease to end.
 func TestStreamSourceReleasesOnDrain(t *testing.T) {
 	t.Parallel()
