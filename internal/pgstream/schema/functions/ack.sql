@@ -55,7 +55,10 @@ comment on function millrace.ack_messages(text, bigint[]) is 'Settles some messa
 -- millrace_engine.settle_messages(claim, positions) returns void
 -- Notes progress inside a held range claim, and settles the claim when nothing is left in it.
 create or replace function millrace_engine.settle_messages(p_claim millrace_engine.claim, p_positions bigint[]) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
 declare
     done int8multirange;
     progress int8multirange;

@@ -3,7 +3,10 @@
 -- claim or a segment from being finished with. positions null: everything in the claim that is not settled. The caller settles them in the claim.
 create or replace function millrace_engine.set_aside(p_claim millrace_engine.claim, p_positions bigint[], p_dead boolean, p_attempt integer,
     p_delay interval, p_reason text, p_suspect boolean) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
 declare
     source record;
     wanted text;
