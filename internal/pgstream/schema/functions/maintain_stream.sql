@@ -16,6 +16,10 @@ declare
     top record;
     newest bigint;
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'maintenance needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
+            hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
+    end if;
     -- Also taken by whoever creates or resets a group, so that a group cannot begin at what is removed meanwhile.
     select * into s from millrace_engine.stream x where x.id = p_stream for update;
     if not found then

@@ -38,6 +38,10 @@ declare
     last millrace_engine.claim;
     o millrace_engine.claim;
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'maintenance needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
+            hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
+    end if;
     perform pg_advisory_xact_lock(536870912 + p_group, 0);
     select x.ring into cur from millrace_engine.ledger x where x.id = 1;
     for l in select x.id from millrace_engine.lane x where x.group_id = p_group order by x.id loop
@@ -76,6 +80,10 @@ declare
     old smallint;
     needed boolean;
 begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        raise exception 'maintenance needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
+            hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
+    end if;
     select x.ring into cur from millrace_engine.ledger x where x.id = 1;
     old := (cur + 1) % 3;
     if not exists (select from millrace_engine.claim c where c.ring = old) and not exists (select from millrace_engine.settlement s where s.ring = old) then
