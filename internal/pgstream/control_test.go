@@ -248,3 +248,6 @@ func sorted(all []int64) []int64 {
 	slices.Sort(all)
 	return all
 }
+
+// newRand gives a goroutine a generator of its own.
+func newRand(r *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(r.Uint64(), r.Uint64())) }

@@ -1,16 +1,174 @@
 package pgstream_test
 
 import (
+	"fmt"
 	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
+func TestStatsTellTheProgressOfAGroup(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: time.Minute})
+		check := func(when string, lag, inFlight, retrying, dead, floor int64, old bool) {
+			t.Helper()
+			s := e.stats("orders", "g")
+			if s.Mode != mode || s.Lag != lag || s.InFlight != inFlight || s.Retrying != retrying || s.DeadLetters != dead || s.AckFloor != floor || (s.OldestAge > 0) != old {
+				t.Errorf("%s: %+v; want lag %d, in flight %d, retrying %d, dead letters %d, ack floor %d, something old: %t",
+					when, s, lag, inFlight, retrying, dead, floor, old)
+			}
+		}
+		check("empty", 0, 0, 0, 0, 0, false)
+		e.publish("orders", 20)
+		e.jump(time.Hour)
+		check("published", 20, 0, 0, 0, 0, true)
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 8})
+		claim := mustReceive(e, c)
+		check("claimed", 12, 8, 0, 0, 0, true)
+		must(t, c.DeadLetter(e.ctx, claim.Token, []int64{1}, "no"))
+		must(t, c.AckMessages(e.ctx, claim.Token, []int64{2, 3}))
+		check("partly settled", 12, 5, 0, 1, 0, true)
+		must(t, c.Nack(e.ctx, claim.Token, []int64{4}, time.Hour, "no"))
+		if mode == pgstream.ModeShared {
+			check("nacked", 12, 4, 1, 1, 0, true)
+			must(t, c.Ack(e.ctx, claim.Token))
+			check("acked, but for the retry", 12, 0, 1, 1, 8, true)
+			drain(e, c)
+			check("only the retry is left", 0, 0, 1, 1, 20, true)
+		} else {
+			check("nacked", 12, 5, 0, 1, 0, true)
+		}
+		e.jump(2 * time.Hour)
+		drain(e, c)
+		check("drained", 0, 0, 0, 1, 20, false)
+
+		// What was rolled back at the end is nobody's lag.
+		tx := e.begin()
+		for range 5 {
+			publishIn(e, tx, "orders")
+		}
+		rollback(e, tx)
+		check("after a rollback", 0, 0, 0, 1, 25, false)
+		same(t, "left", drain(e, c), nil)
+		// What is still open is, and it does not count as settled.
+		publishIn(e, e.begin(), "orders")
+		if s := e.stats("orders", "g"); s.AckFloor != 25 {
+			t.Errorf("ack floor %d with an open publisher, want 25", s.AckFloor)
+		}
+	})
+}
+
+func TestStatsOfManyLanesAddUp(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered})
+	members := make([]*pgstream.Consumer, 5)
+	for i := range members {
+		members[i] = e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: fmt.Sprintf("m%d", i)})
+	}
+	for range 4 {
+		e.publish("orders", 100)
+		for range 2 {
+			for _, m := range members {
+				drain(e, m)
+			}
+		}
+		if s := e.stats("orders", "g"); s.Lag != 0 || s.InFlight != 0 || s.OldestAge != 0 || s.AckFloor != one[int64](e, "select last_value from millrace_engine.position_1") {
+			t.Errorf("everything is handled: %+v", s)
+		}
+	}
+	e.publish("orders", 200)
+	if s := e.stats("orders", "g"); s.Lag < 150 || s.Lag > 250 {
+		t.Errorf("lag %d with 200 messages", s.Lag)
+	}
+}
+
+// The cost of statistics must not grow with the backlog.
+func TestStatsDoNotReadTheBacklog(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.stream("orders")
+			e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+			e.run(`insert into millrace.orders (key, payload) select 'k' || n % 100, '{}' from generate_series(1, 50000) n`)
+			c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
+			must(t, c.Ack(e.ctx, mustReceive(e, c).Token))
+			tx := e.begin() // counts what this transaction reads
+			read := func() int64 {
+				var n int64
+				must(t, tx.QueryRow(e.ctx, `select sum(pg_stat_get_xact_tuples_returned(c.oid) + pg_stat_get_xact_tuples_fetched(c.oid))::bigint
+					from pg_class c where c.relnamespace = 'millrace_engine'::regnamespace and c.relname ~ '^segment_1'`).Scan(&n))
+				return n
+			}
+			before := read()
+			rows, err := tx.Query(e.ctx, "select lag from millrace.stats()")
+			must(t, err)
+			lag, err := pgx.CollectExactlyOneRow(rows, pgx.RowTo[int64])
+			must(t, err)
+			if lag != 49999 {
+				t.Errorf("lag %d, want 49999", lag)
+			}
+			if n := read() - before; n > 5000 {
+				t.Errorf("%d rows of the log were read", n)
+			}
+		})
+	}
+}
+
+// The hot functions keep an ordered index scan, whatever the statistics said when a segment was empty.
+func TestReceiveNeverScansTheLog(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+		conn := e.connect()
+		receive := func() {
+			t.Helper()
+			exec(e, conn, "select from millrace.receive('orders', 'g', 'm', 10)")
+			exec(e, conn, "select millrace.leave('orders', 'g', 'm')")
+		}
+		for range 6 {
+			receive() // plans made while everything was empty
+		}
+		e.run("analyze")
+		e.run(`insert into millrace.orders (key, payload) select 'k' || n % 100, '{}' from generate_series(1, 30000) n`)
+		for range 10 {
+			receive()
+		}
+		must(t, conn.Close(e.ctx)) // reports its statistics
+		other := e.connect()
+		var scans, rows int64
+		e.eventually("the statistics arrive", func() bool {
+			must(t, other.QueryRow(e.ctx, `select sum(idx_scan), sum(idx_tup_fetch) from pg_stat_all_tables where relname ~ '^segment_1'`).Scan(&scans, &rows))
+			return scans > 0
+		})
+		if n := one[int64](e, "select sum(seq_tup_read)::bigint from pg_stat_all_tables where relname ~ '^segment_1'"); n > 0 {
+			t.Errorf("%d rows were read by sequential scans", n)
+		}
+		if rows > 3000 {
+			t.Errorf("%d rows were fetched for a hundred messages", rows)
+		}
+	})
+}
+
 // Positions of a transaction that rolled back at the end of a quiet stream are not work to do, and nobody may be woken by
 // them or kept from scaling down.
 func TestRolledBackPositionsAtTheEndAreNoLag(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
 		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
 			e := newEngine(t)
 			e.stream("orders")
 			e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
