@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
@@ -134,6 +135,35 @@ func TestStreamsOfOneNameConflictAndTheOlderWins(t *testing.T) {
 	if n := scalar[int](w, conn, "select count(*) from millrace.orders"); n != 1 {
 		t.Errorf("there are %d messages after the adoption", n)
 	}
+}
+
+// An older Stream that cannot have its stream yet, because its spec does not fit, is not passed over.
+func TestAYoungerStreamDoesNotPassAnOlderOne(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	first := newStream("first")
+	w.create(first) // brings the schema
+	w.wantReady(first)
+	conn := w.sql(dsn)
+	if err := pgstream.ApplyStream(t.Context(), conn, pgstream.Plan{Spec: pgstream.StreamSpec{Name: "orders", Partitions: 8}}); err != nil {
+		t.Fatal(err)
+	}
+	older, younger := newStream("older", partitions(4)), newStream("younger", partitions(8))
+	older.Spec.Name, younger.Spec.Name = "orders", "orders"
+	w.create(older)
+	w.wantNotReady(older, v1alpha1.ReasonPartitionsLowered)
+	w.eventually("a second passes", func() error {
+		if time.Since(older.CreationTimestamp.Time) < 2*time.Second {
+			return fmt.Errorf("both would have the same age")
+		}
+		return nil
+	})
+	w.create(younger)
+	w.wantNotReady(younger, v1alpha1.ReasonConflict, w.namespace+"/older, which is older")
+	update(w, older, func(s *v1alpha1.Stream) { s.Spec.Partitions = 8 })
+	w.wantReady(older)
+	w.wantNotReady(younger, v1alpha1.ReasonConflict, w.namespace+"/older")
 }
 
 func TestStreamMadeAgainFindsItsMessages(t *testing.T) {
