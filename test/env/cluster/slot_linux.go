@@ -1,10 +1,12 @@
 package cluster
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -128,7 +130,23 @@ func (s *slot) isKept() bool {
 // remove deletes what the kernel does not: cgroups and files. The cluster's mounts were never visible here, so the
 // state directory holds plain files only. The caller has the lock and no process of the cluster is left.
 func (s *slot) remove(ctx context.Context) error {
-	return errors.Join(removeCgroups(ctx, s.cgroup()), os.RemoveAll(s.dir))
+	return errors.Join(s.removeLink(ctx), removeCgroups(ctx, s.cgroup()), os.RemoveAll(s.dir))
+}
+
+// removeLink waits until the link to the cluster's network namespace is gone. The kernel ends a namespace some time after
+// its last process, on a busy machine seconds later, and until then the next cluster could not make its own link.
+func (s *slot) removeLink(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	return poll(ctx, "the end of link "+s.link(), nil, func(ctx context.Context) error {
+		if _, err := os.Stat("/sys/class/net/" + s.link()); errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if out, err := exec.CommandContext(ctx, "ip", "link", "delete", s.link()).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip link delete: %w: %s", err, bytes.TrimSpace(out)) // the kernel may have been first
+		}
+		return nil
+	})
 }
 
 // clear removes what is left of an ended cluster and gives the slot back, unless somebody else has taken it meanwhile,
