@@ -127,39 +127,45 @@ func during(ctx context.Context, t *testing.T, p *scenario.Produced, from, total
 // kill deletes one pod of a Processor without any grace. Its kubelet sends SIGTERM all the same, two seconds before SIGKILL.
 func kill(ctx context.Context, t *testing.T, ns *scenario.Namespace, processor string) {
 	t.Helper()
-	pod := onePod(ctx, t, ns, processor)
-	_, err := ns.Kubectl(ctx, "delete", "pod", pod, "--force", "--grace-period=0")
-	must(t, err)
-	t.Logf("deleted pod %s by force", pod)
-}
-
-// crash ends the process in one pod of a Processor with SIGKILL, in the middle of what it does. It starts again under the
-// same name.
-func crash(ctx context.Context, t *testing.T, ns *scenario.Namespace, processor string) {
-	t.Helper()
-	eventually(ctx, t, 30*time.Second, "a pod that runs", func(ctx context.Context) error {
-		pod := onePod(ctx, t, ns, processor)
-		err := world.Cluster.Crash(ctx, ns.Name, pod)
-		switch {
-		case errors.Is(err, errors.ErrUnsupported):
-			t.Log("only the kubelet can crash a pod of this cluster; deleting it instead")
-			kill(ctx, t, ns, processor)
-			return nil
-		case err == nil:
-			t.Logf("crashed pod %s", pod)
-		}
-		return err
-	})
-}
-
-func onePod(ctx context.Context, t *testing.T, ns *scenario.Namespace, processor string) string {
-	t.Helper()
 	pods, err := ns.Pods(ctx, processor)
 	must(t, err)
 	if len(pods) == 0 {
 		t.Fatalf("no pod of Processor %s to kill", processor)
 	}
-	return slices.Min(pods)
+	pod := slices.Min(pods)
+	_, err = ns.Kubectl(ctx, "delete", "pod", pod, "--force", "--grace-period=0")
+	must(t, err)
+	t.Logf("deleted pod %s by force", pod)
+}
+
+// crash ends the processes in all pods of a Processor with SIGKILL, in the middle of what they do. They start again under
+// the same names.
+func crash(ctx context.Context, t *testing.T, ns *scenario.Namespace, processor string) {
+	t.Helper()
+	crashed := map[string]bool{}
+	eventually(ctx, t, 30*time.Second, "pods that run", func(ctx context.Context) error {
+		pods, err := ns.Pods(ctx, processor)
+		if err != nil {
+			return err
+		}
+		for _, pod := range pods {
+			if crashed[pod] {
+				continue
+			}
+			err := world.Cluster.Crash(ctx, ns.Name, pod)
+			if errors.Is(err, errors.ErrUnsupported) {
+				t.Log("only the kubelet can crash a pod of this cluster; deleting one instead")
+				kill(ctx, t, ns, processor)
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			crashed[pod] = true
+			t.Logf("crashed pod %s", pod)
+		}
+		return nil
+	})
 }
 
 // settle takes the ledger until it is exact, and prints it.

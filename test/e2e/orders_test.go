@@ -8,9 +8,9 @@ import (
 	"github.com/millrace-dev/millrace/test/scenario"
 )
 
-// TestOrdersArriveExactlyOnce: 100,000 messages of ten concurrent transactions with rollbacks, and pods killed three times. The
-// table has no key, so a message that is written twice is two rows, and nothing but the ack in the sink's transaction
-// keeps it from that.
+// TestOrdersArriveExactlyOnce: 100,000 messages of ten concurrent transactions with rollbacks, while the pods are deleted and
+// crashed. The table has no key, so a message that is written twice is two rows, and nothing but the ack in the sink's
+// transaction keeps it from that.
 func TestOrdersArriveExactlyOnce(t *testing.T) {
 	ctx, ns := begin(t, "orders")
 	execute(ctx, t, ns.DSN, `create table orders (order_id text not null, amount numeric, "position" bigint not null)`)
@@ -21,12 +21,10 @@ func TestOrdersArriveExactlyOnce(t *testing.T) {
 	produced := scenario.NewProduced()
 	o := scenario.Orders{Count: count, Seed: newSeed(t), Transactions: 10, PerSecond: 8000}
 	wait := load(ctx, t, func(ctx context.Context) error { return o.Publish(ctx, ns.DSN, produced) })
-	during(ctx, t, produced, count/5, count)
-	kill(ctx, t, ns, "orders-sink")
-	during(ctx, t, produced, count/2, count)
-	crash(ctx, t, ns, "orders-sink")
-	during(ctx, t, produced, count*3/4, count)
-	kill(ctx, t, ns, "orders-sink")
+	for fifth, fault := range []func(context.Context, *testing.T, *scenario.Namespace, string){kill, crash, kill, crash} {
+		during(ctx, t, produced, count/5*(fifth+1), count)
+		fault(ctx, t, ns, "orders-sink")
+	}
 	wait()
 	settle(ctx, t, ns.OrdersSink(), produced, 2*time.Minute)
 

@@ -9,7 +9,7 @@ import (
 	"github.com/millrace-dev/millrace/test/scenario"
 )
 
-// TestPositionsSurviveTheDeathOfTheirPods: 100,000 entries with duplicates and undecodable ones, and pods killed three times.
+// TestPositionsSurviveTheDeathOfTheirPods: 100,000 entries with duplicates and undecodable ones, while their pods are deleted and crashed.
 func TestPositionsSurviveTheDeathOfTheirPods(t *testing.T) {
 	ctx, ns := begin(t, "positions")
 	must(t, ns.Apply(ctx, manifest(t, "positions")))
@@ -19,12 +19,10 @@ func TestPositionsSurviveTheDeathOfTheirPods(t *testing.T) {
 	produced := scenario.NewProduced()
 	o := scenario.Positions{Count: count, Seed: newSeed(t), Duplicates: 0.05, Undecodable: 0.01, PerSecond: 8000}
 	wait := load(ctx, t, func(ctx context.Context) error { return o.Produce(ctx, ns.RedisURL, produced) })
-	during(ctx, t, produced, count/5, count)
-	kill(ctx, t, ns, "telemetry")
-	during(ctx, t, produced, count/2, count)
-	crash(ctx, t, ns, "telemetry")
-	during(ctx, t, produced, count*3/4, count)
-	kill(ctx, t, ns, "telemetry")
+	for fifth, fault := range []func(context.Context, *testing.T, *scenario.Namespace, string){kill, crash, kill, crash} {
+		during(ctx, t, produced, count/5*(fifth+1), count)
+		fault(ctx, t, ns, "telemetry")
+	}
 	wait()
 	settle(ctx, t, ns.PositionsSink(), produced, 2*time.Minute)
 

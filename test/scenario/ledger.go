@@ -341,7 +341,8 @@ func (s Sink) backlog(ctx context.Context, conn *pgx.Conn) (int, error) {
 	return n, err
 }
 
-// Await takes the ledger again and again until it is exact. At the deadline it returns the last one with its Err.
+// Await takes the ledger again and again until it is exact. At the deadline, or when time cannot heal what is wrong, it
+// returns the last one with its Err.
 func (s Sink) Await(ctx context.Context, produced *Produced, patience time.Duration) (*Ledger, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -351,8 +352,8 @@ func (s Sink) Await(ctx context.Context, produced *Produced, patience time.Durat
 		if err == nil {
 			last, err = l, l.Err()
 		}
-		if err == nil {
-			return last, nil
+		if err == nil || l != nil && len(l.Twice)+len(l.Different)+len(l.Undone) > 0 {
+			return last, err
 		}
 		// Reading every row takes a good part of a second of the CPU that the pods want.
 		const pause = 2 * time.Second
