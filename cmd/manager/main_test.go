@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,13 +18,18 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
+	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/tools"
 )
 
 func TestOptionsSayWhatToWrite(t *testing.T) {
@@ -79,53 +86,19 @@ func TestABadDefaultDatabaseIsNotRepeated(t *testing.T) {
 	}
 }
 
-// The whole program against a real API server: it becomes leader, is healthy, shows its metrics to whom Kubernetes lets in and
-// to nobody else, and stops when asked.
+// The whole program against a real API server, as the chart installs it for one namespace: with the chart's roles it becomes
+// leader, is healthy, looks after that namespace, shows its metrics to whom Kubernetes lets in and to nobody else, and
+// stops when asked.
 func TestManagerRuns(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	dir := os.Getenv("KUBEBUILDER_ASSETS")
-	if dir == "" {
-		var err error
-		if dir, err = cluster.Assets(ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	env := &envtest.Environment{
-		CRDDirectoryPaths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: dir,
-	}
-	cfg, err := env.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	admin, err := client.New(cfg, client.Options{Scheme: controller.Scheme()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	user, err := env.AddUser(envtest.User{Name: "manager", Groups: []string{"system:masters"}}, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kubeconfig, err := user.KubeConfig()
-	if err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(file, kubeconfig, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("KUBECONFIG", file)
+	env, admin := start(t)
+	t.Setenv("KUBECONFIG", asChart(t, env, "default"))
 	t.Setenv(envDatabaseURL, "")
 
 	metrics, probes := freeAddress(t), freeAddress(t)
 	o, err := parse([]string{
-		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error",
+		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
 		"--metrics-bind-address=" + metrics, "--health-probe-bind-address=" + probes,
 	}, io.Discard)
 	if err != nil {
@@ -148,6 +121,28 @@ func TestManagerRuns(t *testing.T) {
 		return nil
 	})
 
+	stream := &v1alpha1.Stream{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "orders"}}
+	stream.Spec.DatabaseSecretRef = &v1alpha1.SecretKeyReference{Name: "app-db", Key: "dsn"}
+	if err := admin.Create(ctx, stream); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		if err := admin.Get(ctx, client.ObjectKeyFromObject(stream), stream); err != nil {
+			return err
+		}
+		if c := meta.FindStatusCondition(stream.Status.Conditions, v1alpha1.ConditionReady); c == nil || c.Reason != v1alpha1.ReasonSecretMissing {
+			return fmt.Errorf("Ready is %+v", c)
+		}
+		var events eventsv1.EventList
+		if err := admin.List(ctx, &events, client.InNamespace("default")); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(events.Items, func(e eventsv1.Event) bool { return e.Reason == v1alpha1.ReasonSecretMissing }) {
+			return fmt.Errorf("no event tells")
+		}
+		return nil
+	})
+
 	url := "https://" + metrics + "/metrics"
 	eventually(t, func() error { return get(url, "", http.StatusUnauthorized) })
 	stranger, prometheus := token(t, admin, "stranger"), token(t, admin, "prometheus")
@@ -164,6 +159,83 @@ func TestManagerRuns(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the manager does not stop")
 	}
+}
+
+// start runs an API server with our CRDs and returns a client that may do everything.
+func start(t *testing.T) (*envtest.Environment, client.Client) {
+	t.Helper()
+	dir := os.Getenv("KUBEBUILDER_ASSETS")
+	if dir == "" {
+		var err error
+		if dir, err = cluster.Assets(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	env := &envtest.Environment{
+		CRDDirectoryPaths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: dir,
+	}
+	cfg, err := env.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := env.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	admin, err := client.New(cfg, client.Options{Scheme: controller.Scheme()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return env, admin
+}
+
+// asChart applies the chart for one namespace and returns a kubeconfig of its service account.
+func asChart(t *testing.T, env *envtest.Environment, namespace string) string {
+	t.Helper()
+	user, err := env.AddUser(envtest.User{Name: "installer", Groups: []string{"system:masters"}}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	programs, err := tools.Ensure(t.Context(), os.Stderr, "helm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rendered, err := exec.CommandContext(t.Context(), filepath.Join(programs, "helm"), "template", "millrace", filepath.Join("..", "..", "charts", "millrace"),
+		"--namespace", namespace, "--set", "crds.enabled=false", "--set", "namespaces={"+namespace+"}").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	manifest := filepath.Join(dir, "chart.yaml")
+	if err := os.WriteFile(manifest, rendered, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kubectl, err := user.Kubectl()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, complaint, err := kubectl.Run("apply", "-f", manifest); err != nil {
+		text, _ := io.ReadAll(complaint)
+		t.Fatalf("apply the chart: %v\n%s", err, text)
+	}
+	text, err := user.KubeConfig()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := clientcmd.Load(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, auth := range config.AuthInfos {
+		auth.Impersonate = "system:serviceaccount:" + namespace + ":millrace"
+	}
+	file := filepath.Join(dir, "kubeconfig")
+	if err := clientcmd.WriteToFile(*config, file); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }
 
 func freeAddress(t *testing.T) string {
@@ -228,22 +300,14 @@ func token(t *testing.T, c client.Client, name string) string {
 	return request.Status.Token
 }
 
-// letIn lets a service account read the metrics.
+// letIn lets a service account read the metrics, by the role that the chart has for it.
 func letIn(t *testing.T, c client.Client, name string) {
 	t.Helper()
-	for _, o := range []client.Object{
-		&rbacv1.ClusterRole{
-			ObjectMeta: metav1.ObjectMeta{Name: "metrics-reader"},
-			Rules:      []rbacv1.PolicyRule{{NonResourceURLs: []string{"/metrics"}, Verbs: []string{"get"}}},
-		},
-		&rbacv1.ClusterRoleBinding{
-			ObjectMeta: metav1.ObjectMeta{Name: "metrics-reader"},
-			RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "metrics-reader"},
-			Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "default", Name: name}},
-		},
-	} {
-		if err := c.Create(t.Context(), o); err != nil {
-			t.Fatal(err)
-		}
+	if err := c.Create(t.Context(), &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: "prometheus-reads-millrace"},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: "millrace-metrics-reader"},
+		Subjects:   []rbacv1.Subject{{Kind: rbacv1.ServiceAccountKind, Namespace: "default", Name: name}},
+	}); err != nil {
+		t.Fatal(err)
 	}
 }
