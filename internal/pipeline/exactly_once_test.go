@@ -13,6 +13,7 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
 // ordersConfig has no key on purpose: the table would keep every duplicate, so a row count proves that none was made.
@@ -152,5 +153,41 @@ func TestExactlyOnce_ProcessorKilledTwice(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// PostgreSQL is killed in mid-commit, twice. Where the fate of a commit is unknown, the engine's ledger, which is in the same
+// database, decides. I2, I7.
+func TestExactlyOnce_PostgresKilledInMidCommit(t *testing.T) {
+	t.Parallel()
+	server := postgres.NewServer(t, postgres.Options{Settings: map[string]string{"fsync": "on"}})
+	w := newWorldAt(t, server.DSN("postgres"), sharedRedis.URL())
+	w.newOrders(pgstream.ModeShared)
+	const total = 40_000
+	committed, publishing := w.publishers(total, rand.Uint64())
+	if err := <-publishing; err != nil || committed.Load() != total {
+		t.Fatalf("committed %d, %v", committed.Load(), err)
+	}
+	p := w.start("one", strings.ReplaceAll(ordersConfig, "MODE", "Shared")+"batch: {maxRows: 100}\n", config.EnvSourceDatabaseURL+"="+w.dsn)
+	p.ready()
+	for _, after := range []int{3_000, 15_000} {
+		eventually(t, time.Minute, func() (bool, string) { n := w.orderRows(); return n > after, fmt.Sprint(n, " rows") })
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		p.waitFor(10*time.Second, "reading failed; trying again")
+		if err := server.Restart(w.ctx); err != nil {
+			t.Fatal(err)
+		}
+		w.db.Reset()
+	}
+	eventually(t, time.Minute, func() (bool, string) {
+		unsettled, dead := w.backlog()
+		return unsettled == 0, fmt.Sprintf("%d rows, %d unsettled, %d dead letters", w.orderRows(), unsettled, dead)
+	})
+	rows, distinct := w.orderRows(), w.count("select count(distinct order_id) from orders")
+	t.Logf("committed %d, rows %d, distinct %d", total, rows, distinct)
+	if rows != total || distinct != total {
+		t.Error("not exactly once")
 	}
 }
