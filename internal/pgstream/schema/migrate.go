@@ -177,7 +177,8 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 
 // locked runs f in a transaction that no other migration of this database runs beside.
 func locked(ctx context.Context, conn *pgx.Conn, f func(pgx.Tx) error) error {
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+	// Under another level, the version that is read again after the lock would be the one from before it.
+	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, fmt.Sprintf("set local lock_timeout = '%dms'", lockTimeout.Milliseconds())); err != nil {
 			return err
 		}
