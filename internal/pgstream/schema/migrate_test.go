@@ -1,0 +1,358 @@
+package schema_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
+	"github.com/millrace-dev/millrace/test/env/postgres"
+)
+
+func TestMain(m *testing.M) { os.Exit(postgres.Main(m, postgres.Options{})) }
+
+func connect(t *testing.T, dsn string) *pgx.Conn {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func run(t *testing.T, conn *pgx.Conn, sql string, args ...any) {
+	t.Helper()
+	if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+}
+
+func one[T any](t *testing.T, conn *pgx.Conn, sql string, args ...any) T {
+	t.Helper()
+	var v T
+	if err := conn.QueryRow(t.Context(), sql, args...).Scan(&v); err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return v
+}
+
+func migrate(t *testing.T, conn *pgx.Conn, o schema.Options) []int {
+	t.Helper()
+	applied, err := schema.Migrate(t.Context(), conn, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return applied
+}
+
+func TestTwentyProcessesApplyEachVersionOnce(t *testing.T) {
+	t.Parallel()
+	for _, level := range []string{"read committed", "repeatable read", "serializable"} {
+		t.Run("where the default isolation level is "+level, func(t *testing.T) {
+			t.Parallel()
+			dsn := postgres.NewDatabase(t)
+			first := connect(t, dsn)
+			run(t, first, fmt.Sprintf("do $$ begin execute format('alter database %%I set default_transaction_isolation = %%L', current_database(), '%s'); end $$", level))
+			conns := make([]*pgx.Conn, 20)
+			for i := range conns {
+				conns[i] = connect(t, dsn)
+			}
+			var mu sync.Mutex
+			var all sync.WaitGroup
+			times := map[int]int{}
+			start := make(chan struct{})
+			for _, conn := range conns {
+				all.Go(func() {
+					<-start
+					applied, err := schema.Migrate(t.Context(), conn, schema.Options{})
+					mu.Lock()
+					defer mu.Unlock()
+					if err != nil {
+						t.Error(err)
+					}
+					for _, v := range applied {
+						times[v]++
+					}
+				})
+			}
+			close(start)
+			all.Wait()
+			for v := 1; v <= schema.Version(); v++ {
+				if times[v] != 1 {
+					t.Errorf("version %d was applied %d times", v, times[v])
+				}
+			}
+			if len(times) != schema.Version() {
+				t.Errorf("applied %v, want each version up to %d", times, schema.Version())
+			}
+			if n := one[int](t, first, "select count(*) from millrace_engine.schema_version"); n != schema.Version() {
+				t.Errorf("%d versions are recorded", n)
+			}
+			run(t, first, "select millrace.create_stream('orders')")
+		})
+	}
+}
+
+func TestMigratingAgainChangesNothing(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	migrate(t, conn, schema.Options{})
+	// Anything that is written anew has a new row version.
+	state := func() string {
+		return one[string](t, conn, `select string_agg(oid || ':' || xmin, ',' order by oid) from (
+			select oid, xmin::text from pg_proc where pronamespace in ('millrace'::regnamespace, 'millrace_engine'::regnamespace)
+			union all select oid, xmin::text from pg_class where relnamespace in ('millrace'::regnamespace, 'millrace_engine'::regnamespace)
+			union all select version::oid, xmin::text from millrace_engine.schema_version) x`)
+	}
+	run(t, conn, "select millrace.create_stream('orders')")
+	before := state()
+	if applied := migrate(t, conn, schema.Options{}); len(applied) != 0 {
+		t.Errorf("applied %v again", applied)
+	}
+	if state() != before {
+		t.Error("migrating again wrote something")
+	}
+}
+
+func TestANewerDatabaseIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	migrate(t, conn, schema.Options{})
+	run(t, conn, "insert into millrace_engine.schema_version (version) values (9999)")
+	run(t, conn, "drop function millrace.stats")
+	_, err := schema.Migrate(t.Context(), conn, schema.Options{})
+	if !errors.Is(err, schema.ErrNewer) {
+		t.Fatalf("%v; want ErrNewer", err)
+	}
+	for _, word := range []string{"9999", fmt.Sprintf("up to %d", schema.Version()), "newer Millrace"} {
+		if !strings.Contains(err.Error(), word) {
+			t.Errorf("the error %q does not say %q", err, word)
+		}
+	}
+	if one[bool](t, conn, "select to_regproc('millrace.stats') is not null") {
+		t.Error("a function of the newer database was replaced")
+	}
+}
+
+func TestFunctionsAreReplacedWhenTheirTextChanges(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	migrate(t, conn, schema.Options{})
+	run(t, conn, "select millrace.create_stream('orders')")
+	run(t, conn, "select millrace.create_group('orders', 'g')")
+	// As an older binary left them: another text, and its hash.
+	run(t, conn, "create or replace function millrace.publish(p_stream text, p_payload jsonb, p_key text default null, p_headers jsonb default null) returns bigint language sql as 'select 0::bigint'")
+	run(t, conn, "create or replace function millrace_engine.receive_1(p_group text, p_member text, p_max integer, p_lease_ms bigint, p_ack text) "+
+		`returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer, expires_at timestamptz)`+
+		" language plpgsql as 'begin end'")
+	run(t, conn, "update millrace_engine.schema_version set functions = 'old'")
+	if applied := migrate(t, conn, schema.Options{}); len(applied) != 0 {
+		t.Errorf("applied %v", applied)
+	}
+	if p := one[int64](t, conn, "select millrace.publish('orders', '{}')"); p != 1 {
+		t.Errorf("publish returned %d: it was not replaced", p)
+	}
+	if n := one[int](t, conn, "select count(*) from millrace.receive('orders', 'g', 'm')"); n != 1 {
+		t.Errorf("%d messages received: the stream's copy was not replaced", n)
+	}
+}
+
+func TestAMigrationThatFailsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	run(t, conn, "create schema millrace_engine; create view millrace_engine.consumer_group as select 1")
+	if _, err := schema.Migrate(t.Context(), conn, schema.Options{}); err == nil {
+		t.Fatal("it did not fail")
+	}
+	if one[bool](t, conn, "select to_regclass('millrace_engine.stream') is not null or to_regclass('millrace_engine.schema_version') is not null") {
+		t.Error("half a version was left behind")
+	}
+	run(t, conn, "drop view millrace_engine.consumer_group")
+	if applied := migrate(t, conn, schema.Options{}); len(applied) != schema.Version() {
+		t.Errorf("applied %v", applied)
+	}
+}
+
+func TestSQLBuildsTheSameDatabase(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	run(t, conn, schema.SQL())
+	run(t, conn, "select millrace.create_stream('orders')")
+	run(t, conn, "select millrace.publish('orders', '{}')")
+	if applied := migrate(t, conn, schema.Options{}); len(applied) != 0 {
+		t.Errorf("applied %v to what SQL built", applied)
+	}
+}
+
+func TestEveryFunctionOfThePublicSchemaIsDescribed(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	migrate(t, conn, schema.Options{})
+	rows, err := conn.Query(t.Context(), `select p.oid::regprocedure::text from pg_proc p
+		where p.pronamespace = 'millrace'::regnamespace and coalesce(length(obj_description(p.oid, 'pg_proc')), 0) < 20`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		t.Errorf("%s has no comment", n)
+	}
+	if n := one[int](t, conn, "select count(*) from pg_proc where pronamespace = 'millrace'::regnamespace"); n < 10 {
+		t.Errorf("only %d functions were looked at", n)
+	}
+}
+
+// as returns a connection of a login role that was granted the runtime role, and of no other power.
+func as(t *testing.T, dsn, user string) *pgx.Conn {
+	t.Helper()
+	u, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(user, "secret")
+	return connect(t, u.String())
+}
+
+func TestTheRuntimeRoleCanPublishAndConsumeAndNothingElse(t *testing.T) {
+	t.Parallel()
+	dsn := postgres.NewDatabase(t)
+	owner := connect(t, dsn)
+	// Roles belong to the server, so their names are this test's own.
+	suffix := one[string](t, owner, "select substr(md5(random()::text), 1, 8)")
+	role, user, stranger := "runtime_"+suffix, "app_"+suffix, "stranger_"+suffix
+	run(t, owner, fmt.Sprintf("create role %s nologin; create role %s login password 'secret' in role %s; create role %s login password 'secret'", role, user, role, stranger))
+	t.Cleanup(func() {
+		// The database goes first, with everything that was granted in it.
+		ctx := context.Background()
+		for _, sql := range []string{"drop owned by " + role + " cascade", "drop role " + user, "drop role " + stranger, "drop role " + role} {
+			conn, err := pgx.Connect(ctx, dsn)
+			if err != nil {
+				return
+			}
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				t.Errorf("%s: %v", sql, err)
+			}
+			_ = conn.Close(ctx)
+		}
+	})
+	migrate(t, owner, schema.Options{})
+	run(t, owner, "select millrace.create_stream('before')")
+	migrate(t, owner, schema.Options{RuntimeRole: role})
+	if applied := migrate(t, owner, schema.Options{RuntimeRole: role}); len(applied) != 0 {
+		t.Errorf("applied %v", applied)
+	}
+	run(t, owner, "select millrace.create_stream('orders')")
+	run(t, owner, "select millrace.create_stream('before')") // mends what the role may not do there yet
+	run(t, owner, "select millrace_engine.apply_stream('{\"name\": \"raw\", \"payload_type\": \"Bytes\"}')")
+	for _, stream := range []string{"before", "orders", "raw"} {
+		run(t, owner, "select millrace.create_group($1, 's', 'Shared'), millrace.create_group($1, 'o', 'Ordered')", stream)
+	}
+
+	app := as(t, dsn, user)
+	for _, stream := range []string{"before", "orders"} {
+		run(t, app, "select millrace.publish($1, '{}', 'k', '{}')", stream)
+		run(t, app, "select millrace.publish_batch($1, array['{}', '{}']::jsonb[])", stream)
+		run(t, app, "insert into millrace."+stream+" (key, payload) values ('k', '{}')")
+		if _, err := app.CopyFrom(t.Context(), pgx.Identifier{"millrace", stream}, []string{"payload"}, pgx.CopyFromRows([][]any{{"{}"}})); err != nil {
+			t.Errorf("COPY into %s: %v", stream, err)
+		}
+	}
+	for range 5 {
+		run(t, app, "select millrace.publish_bytes('raw', 'x')")
+	}
+	for _, stream := range []string{"before", "orders", "raw"} {
+		for _, group := range []string{"s", "o"} {
+			var token string
+			var n int
+			if err := app.QueryRow(t.Context(), "select min(claim), count(*) from millrace.receive($1, $2, 'm')", stream, group).Scan(&token, &n); err != nil || n != 5 {
+				t.Fatalf("receive from %s.%s: %d messages, %v", stream, group, n, err)
+			}
+			run(t, app, "select millrace.extend($1, 60)", token)
+			run(t, app, "select millrace.ack_messages($1, array[1]::bigint[])", token)
+			run(t, app, "select millrace.dead_letter($1, array[2]::bigint[], 'bad')", token)
+			run(t, app, "select millrace.nack($1, array[3]::bigint[], 0, 'again')", token)
+			if group == "s" {
+				run(t, app, "select millrace.release($1)", token)
+			}
+			if err := app.QueryRow(t.Context(), "select min(claim), count(*) from millrace.receive($1, $2, 'm', 100, null, null)", stream, group).Scan(&token, &n); err != nil || n == 0 {
+				t.Fatalf("receive from %s.%s again: %d messages, %v", stream, group, n, err)
+			}
+			run(t, app, "select millrace.ack($1)", token)
+			run(t, app, "select millrace.leave($1, $2, 'm')", stream, group)
+		}
+	}
+	run(t, app, "select * from millrace.stats()")
+	run(t, app, "select millrace_engine.wait_for(array[1, 2, 3])")
+	run(t, app, "select millrace.publish('orders', '{}')") // now that somebody waits
+	run(t, app, "listen millrace")
+
+	for _, sql := range []string{
+		"create table millrace.mine (n int)",
+		"create table millrace_engine.mine (n int)",
+		"create function millrace_engine.clock() returns timestamptz language sql as 'select now()'",
+		"create or replace function millrace_engine.clock() returns timestamptz language sql as 'select now()'",
+		"drop table millrace.orders",
+		"truncate millrace.orders",
+		"truncate millrace_engine.claim_0",
+		"alter table millrace.orders add column x int",
+		"alter table millrace.orders disable trigger publish_guard",
+		"alter sequence millrace_engine.position_1 cache 20",
+		"select setval('millrace_engine.position_1', 1)",
+		"update millrace.orders set payload = '{}'",
+		"delete from millrace.orders",
+		`insert into millrace.orders ("position", payload) values (1, '{}')`,
+		"insert into millrace_engine.segment_2_0 (payload) values ('{}')",
+		"update millrace_engine.claim set nonce = 1",
+		"delete from millrace_engine.settlement",
+		"update millrace_engine.stream set max_bytes = 1",
+		"update millrace_engine.consumer_group set paused = true",
+		"delete from millrace_engine.consumer_group",
+		"update millrace_engine.ledger set ring = 1",
+		"insert into millrace_engine.schema_version (version) values (99)",
+		"select millrace.create_stream('mine')",
+		"select millrace.create_group('orders', 'mine')",
+		"select millrace_engine.drop_stream('orders')",
+		"select millrace_engine.drop_group('orders', 's')",
+		"select millrace_engine.maintain_stream(1)",
+		"select millrace_engine.rotate_ledger(0)",
+		"select pg_read_file('postgresql.conf')",
+		"create role other",
+	} {
+		_, err := app.Exec(t.Context(), sql)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "42501" {
+			t.Errorf("%s: %v; want insufficient privilege", sql, err)
+		}
+	}
+
+	other := as(t, dsn, stranger)
+	for _, sql := range []string{
+		"select * from millrace.orders",
+		"select millrace.publish('orders', '{}')",
+		"select * from millrace.receive('orders', 's', 'm')",
+		"select * from millrace_engine.delivery",
+		"select * from millrace_engine.claim",
+		"select * from millrace.stats()",
+	} {
+		_, err := other.Exec(t.Context(), sql)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "42501" {
+			t.Errorf("as a stranger: %s: %v; want insufficient privilege", sql, err)
+		}
+	}
+}
