@@ -11,6 +11,7 @@ declare
     leaf_name text;
     target text;
     seq record;
+    top bigint;
 begin
     select * into strict s from millrace_engine.stream x where x.id = p_stream;
     select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
@@ -19,9 +20,12 @@ begin
     select q.* into seq from pg_sequences q
         where q.schemaname = 'millrace_engine' and q.sequencename = 'position_' || p_stream;
     if not found then
+        if parent is not null then
+            execute format('select coalesce(max(m."position"), 0) from millrace.%I m', s.name) into top;
+        end if;
         summary := 'create the position sequence';
         statement := format('create sequence millrace_engine.position_%s as bigint increment 1 cache 1 no cycle start %s', p_stream,
-            greatest(s.first_position, (select coalesce(max(c.horizon), 0) + 1 from millrace_engine.claim c
+            greatest(s.first_position, top + 1, (select coalesce(max(c.horizon), 0) + 1 from millrace_engine.claim c
                 join millrace_engine.lane l on l.id = c.lane_id
                 join millrace_engine.consumer_group g on g.id = l.group_id where g.stream_id = p_stream)));
         return next;
