@@ -57,6 +57,16 @@ func TestBrokenResourcesSayWhatToDo(t *testing.T) {
 		})
 	}
 
+	t.Run("the Secrets are corrected, and nothing else has to be done", func(t *testing.T) {
+		for _, name := range []string{"does-not-exist", "wrong-password", "nobody-home"} {
+			must(t, ns.Secret(ctx, name, "dsn", ns.DSN))
+		}
+		_, err := ns.Kubectl(ctx, "wait", "--for=condition=Ready", "stream/no-secret", "stream/wrong-password", "stream/nobody-home",
+			"processor/locked-out", "--timeout=90s")
+		must(t, err)
+		t.Logf("$ kubectl get millrace\n%s", ns.Show(ctx))
+	})
+
 	t.Run("partitions are lowered", func(t *testing.T) {
 		must(t, ns.Apply(ctx, streamManifest("lanes", "app-db", 8)))
 		_, err := ns.Kubectl(ctx, "wait", "--for=condition=Ready", "stream/lanes", "--timeout=1m")
