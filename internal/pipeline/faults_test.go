@@ -53,6 +53,9 @@ func TestFault_PostgresKilledInMidCommit(t *testing.T) {
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
+		w.add(l.position(0)) // however fast the load was written, there is something to write
+		l.duplicated.Add(1)
+		l.total++
 		p.waitFor(10*time.Second, "writing failed; trying again")
 		eventually(t, 20*time.Second, func() (bool, string) {
 			code, text := p.get("/readyz")
@@ -103,20 +106,43 @@ func TestFault_PostgresStalls(t *testing.T) {
 	w.balanced(time.Minute, l)
 }
 
-// Redis restarts with its data.
+// Redis is killed while entries are being written, so that they cannot be acked, and comes back with its data.
 func TestFault_RedisRestarts(t *testing.T) {
 	t.Parallel()
 	server := redis.NewServer(t, redis.Options{Persist: true})
 	w := newWorldAt(t, postgres.NewDatabase(t), server.URL())
 	l := seeded(t, &load{total: 40_000, duplicates: 0.05, undecodable: 0.002})
-	w.produce(l)
-	p := w.start("one", w.configText("state: {key: device_id, time: ts}", "batch: {maxRows: 200}"))
-	eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > 5_000, fmt.Sprint(n, " rows") })
+	p := w.startWriting(l)
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.unlock()
+	p.waitFor(20*time.Second, "settling failed; trying again")
 	if err := server.Restart(w.ctx); err != nil {
 		t.Fatal(err)
 	}
-	p.waitFor(20*time.Second, "reading failed; trying again")
 	w.balanced(time.Minute, l)
+}
+
+// writing is a processor whose writes wait for a lock.
+type writing struct {
+	*processor
+	unlock func()
+}
+
+// startWriting starts a processor, produces the load, and returns when entries have been read and none can be written
+// before unlock.
+func (w *world) startWriting(l *load) writing {
+	w.t.Helper()
+	p := w.start("one", w.configText("state: {key: device_id, time: ts}", "batch: {maxRows: 200}"))
+	p.ready()
+	unlock := w.lockPositions()
+	w.produce(l)
+	eventually(w.t, 20*time.Second, func() (bool, string) {
+		n := w.pending()
+		return n > 500, fmt.Sprint(n, " pending")
+	})
+	return writing{p, unlock}
 }
 
 // Redis restarts without its data: the group is made again, and what comes afterwards is written.
@@ -142,19 +168,17 @@ func TestFault_RedisRestartsEmpty(t *testing.T) {
 	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
 }
 
-// Redis stands still for a while.
+// Redis stands still for a while: acks fail first, and reading has stopped at its bounds.
 func TestFault_RedisStalls(t *testing.T) {
 	t.Parallel()
 	server := redis.NewServer(t, redis.Options{})
 	w := newWorldAt(t, postgres.NewDatabase(t), server.URL())
 	l := seeded(t, &load{total: 30_000, duplicates: 0.05})
-	w.produce(l)
-	p := w.start("one", w.configText("state: {key: device_id, time: ts}", "batch: {maxRows: 200}"))
-	eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > 3_000, fmt.Sprint(n, " rows") })
+	p := w.startWriting(l)
 	if err := server.Pause(); err != nil {
 		t.Fatal(err)
 	}
-	// Acks fail first; reading may have stopped at its bounds by then.
+	p.unlock()
 	p.waitFor(20*time.Second, "settling failed; trying again")
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
