@@ -422,6 +422,15 @@ func TestAckAndReceiveIsOneStep(t *testing.T) {
 		e.publish("orders", 1)
 		_, err = old.AckAndTryReceive(e.ctx, claim.Token)
 		mustBeFenced(t, "a second ack", err)
+		// Being fenced is normal, so it must not cost a connection.
+		before := e.Stat().NewConnsCount()
+		for range 5 {
+			_, err = old.AckAndTryReceive(e.ctx, claim.Token)
+			mustBeFenced(t, "the same again", err)
+		}
+		if n := e.Stat().NewConnsCount() - before; n > 0 {
+			t.Errorf("five fenced acks cost %d connections", n)
+		}
 		must(t, old.Ack(e.ctx, next.Token))
 		must(t, old.Leave(e.ctx))
 		same(t, "left", drain(e, new), []int64{14})

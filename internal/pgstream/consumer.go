@@ -196,7 +196,16 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 		return err
 	})
 	batch.Queue("commit")
-	if err := c.pool.SendBatch(ctx, batch).Close(); err != nil {
+	conn, err := c.pool.Acquire(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
+	}
+	defer conn.Release()
+	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
+		if conn.Conn().PgConn().TxStatus() == 'E' {
+			// The batch stopped before its commit. A pool closes connections that come back like that, and being fenced is normal.
+			_, _ = conn.Exec(ctx, "rollback")
+		}
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
 	return claim, nil

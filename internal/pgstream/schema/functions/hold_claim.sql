@@ -14,6 +14,7 @@ begin
     perform pg_advisory_xact_lock_shared((1073741824 + p_token[2])::integer, (p_token[3] & 2147483647)::integer);
     select d.* into c from millrace_engine.claim d
         where d.lane_id = p_token[2] and d.claim = p_token[3] and d.nonce = p_token[4]
+          and exists (select from millrace_engine.lane l where l.id = d.lane_id)   -- gone with its group
           and not exists (select from millrace_engine.settlement s
               where s.lane_id = d.lane_id and s.claim = d.claim and s.kind in ('A', 'T', 'R'))
         order by d.copy desc limit 1;

@@ -14,7 +14,10 @@ declare
     c millrace_engine.claim;
     n integer;
 begin
-    select * into strict g from millrace_engine.consumer_group x where x.id = t[1];
+    select * into g from millrace_engine.consumer_group x where x.id = t[1];
+    if not found then
+        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
+    end if;
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
         with held as (
@@ -100,7 +103,10 @@ declare
     c millrace_engine.claim;
     stream integer;
 begin
-    select g.stream_id into strict stream from millrace_engine.consumer_group g where g.id = t[1];
+    select g.stream_id into stream from millrace_engine.consumer_group g where g.id = t[1];
+    if not found then
+        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
+    end if;
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
         update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
