@@ -175,15 +175,16 @@ func start(t *testing.T) (*envtest.Environment, client.Client) {
 		CRDDirectoryPaths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,
 		BinaryAssetsDirectory: dir,
 	}
-	cfg, err := env.Start()
-	if err != nil {
-		t.Fatal(err)
-	}
+	// Before Start: one that fails half-way, at a CRD for example, leaves its servers running.
 	t.Cleanup(func() {
 		if err := env.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
+	cfg, err := env.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
 	admin, err := client.New(cfg, client.Options{Scheme: controller.Scheme()})
 	if err != nil {
 		t.Fatal(err)

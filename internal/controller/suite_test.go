@@ -89,15 +89,16 @@ func run(m *testing.M) int {
 		BinaryAssetsDirectory:   dir,
 		ControlPlaneStopTimeout: 30 * time.Second,
 	}
-	cfg, err := env.Start()
-	if err != nil {
-		return fail(err)
-	}
+	// Before Start: one that fails half-way, at a CRD for example, leaves its servers running.
 	defer func() {
 		if err := env.Stop(); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}()
+	cfg, err := env.Start()
+	if err != nil {
+		return fail(err)
+	}
 	user, err := env.AddUser(envtest.User{Name: "tester", Groups: []string{"system:masters"}}, nil)
 	if err != nil {
 		return fail(err)
