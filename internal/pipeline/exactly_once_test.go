@@ -172,10 +172,19 @@ func TestExactlyOnce_PostgresKilledInMidCommit(t *testing.T) {
 	p.ready()
 	for _, after := range []int{3_000, 15_000} {
 		eventually(t, time.Minute, func() (bool, string) { n := w.orderRows(); return n > after, fmt.Sprint(n, " rows") })
+		before := len(p.messages())
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		p.waitFor(10*time.Second, "reading failed; trying again")
+		// Which part notices first depends on what it was doing.
+		eventually(t, 20*time.Second, func() (bool, string) {
+			for _, l := range p.messages()[before:] {
+				if strings.HasSuffix(l.msg(), "failed; trying again") {
+					return true, ""
+				}
+			}
+			return false, "nothing failed"
+		})
 		if err := server.Restart(w.ctx); err != nil {
 			t.Fatal(err)
 		}
