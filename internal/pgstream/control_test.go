@@ -237,7 +237,7 @@ func soak(t testing.TB, short time.Duration) time.Duration {
 	return d
 }
 
-// deadline of a soak's context.
+// extendDeadline gives the test as much time as a soak needs.
 func (e *engine) extendDeadline(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d+2*time.Minute)
 	e.t.Cleanup(cancel)

@@ -40,8 +40,7 @@ type model struct {
 	now      time.Duration
 	messages map[int64]*modelMessage
 	settled  map[int64]string // acked or dead
-	attempts map[int64]int
-	claims   []*modelClaim // every claim that was ever handed out, the oldest first
+	claims   []*modelClaim    // every claim that was ever handed out, the oldest first
 	members  []*pgstream.Consumer
 	open     []*modelTx
 	log      []string
@@ -347,7 +346,7 @@ func (m *model) finish() {
 }
 
 func runModel(e *engine, mode pgstream.Mode, r *rand.Rand, steps int) *model {
-	m := &model{e: e, r: r, mode: mode, messages: map[int64]*modelMessage{}, settled: map[int64]string{}, attempts: map[int64]int{}}
+	m := &model{e: e, r: r, mode: mode, messages: map[int64]*modelMessage{}, settled: map[int64]string{}}
 	e.stopClock()
 	e.stream("orders")
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: modelAckWait, MaxAttempts: 0})
