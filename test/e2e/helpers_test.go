@@ -104,7 +104,7 @@ func load(ctx context.Context, t *testing.T, produce func(context.Context) error
 	t.Cleanup(func() {
 		cancel()
 		if !once {
-			<-finished
+			_ = <-finished // the test has failed of something else
 		}
 	})
 	return wait

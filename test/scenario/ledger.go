@@ -273,8 +273,7 @@ func (s Sink) pendingInRedis(ctx context.Context) (map[string]struct{}, error) {
 	for start := "-"; ; {
 		page, err := client.Do(ctx, client.B().Xpending().Key(s.RedisStream).Group(s.RedisGroup).Start(start).End("+").Count(size).Build()).ToArray()
 		if re, ok := rueidis.IsRedisErr(err); ok && strings.HasPrefix(re.Error(), "NOGROUP") {
-			start = "" // no group yet: nothing is delivered
-			break
+			break // no group yet: nothing is delivered
 		}
 		if err != nil {
 			return nil, fmt.Errorf("list what is pending in Redis: %w", err)
