@@ -16,7 +16,9 @@ const LedgerRingBytes = 16 << 20
 // the ledgers short. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
 // number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
 // stream does not keep the others waiting.
-func Maintain(ctx context.Context, db DB) ([]string, error) { return maintain(ctx, db, LedgerRingBytes) }
+func Maintain(ctx context.Context, db DB) ([]string, error) {
+	return maintain(ctx, db, LedgerRingBytes)
+}
 
 func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 	type stream struct {

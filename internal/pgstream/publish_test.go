@@ -313,3 +313,16 @@ func TestAThousandPublishesInOneTransactionTakeOneLock(t *testing.T) {
 		t.Errorf("%d advisory locks, want 1", n)
 	}
 }
+
+func TestATransactionCanBePreparedWhileSomebodyWaits(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("select millrace_engine.wait_for(array[1])")
+	tx := e.begin()
+	exec(e, tx, "set local millrace.notify = off")
+	publishIn(e, tx, "orders")
+	name := fmt.Sprintf("'waited_%d'", pid(tx))
+	exec(e, tx, "prepare transaction "+name)
+	e.run("rollback prepared " + name)
+}

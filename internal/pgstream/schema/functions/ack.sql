@@ -14,7 +14,8 @@ begin
             perform millrace_engine.refuse_isolation();
         end if;
         -- As hold_claim, with the settlement in the same statement: this is the hot path.
-        perform pg_advisory_xact_lock_shared((1073741824 + t[2])::integer, (t[3] & 2147483647)::integer);
+        perform pg_advisory_xact_lock((1610612736 + t[2])::integer, (t[3] & 2147483647)::integer),
+                pg_advisory_xact_lock_shared((1073741824 + t[2])::integer, (t[3] & 2147483647)::integer);
         insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
             select c.lane_id, c.claim, millrace_engine.clock(), l.ring, 'A'
             from millrace_engine.claim c join millrace_engine.ledger l on l.id = 1
@@ -32,11 +33,12 @@ comment on function millrace.ack(text) is 'Settles all messages of a claim, in t
 
 -- millrace.ack_messages(claim, positions) returns void
 -- Settles some messages of the claim; the rest stay held. The last of them settles the claim.
--- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
+-- Raises: MR001 the claim has ended, or one of the messages is settled already; MR004 a position that the claim does not hold.
 create or replace function millrace.ack_messages(p_claim text, p_positions bigint[]) returns void
 language plpgsql volatile as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
+    c millrace_engine.claim;
     n integer;
 begin
     if t[2] = 0 then
@@ -48,7 +50,11 @@ begin
         end if;
         return;
     end if;
-    perform millrace_engine.settle_messages(millrace_engine.hold_claim(t), p_positions);
+    c := millrace_engine.hold_claim(t);
+    if exists (select from unnest(p_positions) p where c.settled @> p) then
+        raise exception 'some of these messages are settled already' using errcode = 'MR001', hint = 'Their effect is done; undo this one.';
+    end if;
+    perform millrace_engine.settle_messages(c, p_positions);
 end $$;
 comment on function millrace.ack_messages(text, bigint[]) is 'Settles some messages of a claim, in the caller''s transaction.';
 

@@ -15,22 +15,9 @@ end $$;
 -- Advisory locks of the engine, in the two-integer key space, with a tag in the upper bits that applications are unlikely to use:
 --   claim:   (0x40000000 + lane, claim)  shared by ack, nack and extend; exclusive, by try, for takeover
 --   retries: (0x40000000, nonce)         the same for a claim of messages from the delivery table; no lane has number 0
+--   settle:  (0x60000000 + lane, claim)  one transaction at a time settles messages of a claim: of two that do it for one token, as when a commit
+--                                        whose answer was lost is tried again, the second must see what the first did
 --   receive: (0x20000000 + group, 0)     serialises the receives of one group
-create or replace function millrace_engine.lock_claim(p_lane bigint, p_claim bigint) returns void
-language sql volatile
-begin atomic
-    select pg_advisory_xact_lock_shared((1073741824 + p_lane)::integer, (p_claim & 2147483647)::integer);
-end;
-create or replace function millrace_engine.try_seize_claim(p_lane bigint, p_claim bigint) returns boolean
-language sql volatile
-begin atomic
-    select pg_try_advisory_xact_lock((1073741824 + p_lane)::integer, (p_claim & 2147483647)::integer);
-end;
-create or replace function millrace_engine.lock_receive(p_group integer) returns void
-language sql volatile
-begin atomic
-    select pg_advisory_xact_lock(536870912 + p_group, 0);
-end;
 
 -- millrace_engine.hold_retries(nonce) returns void
 -- Keeps a claim of messages from the delivery table from being taken over until the end of the transaction. It is taken over as a whole

@@ -19,7 +19,7 @@ begin
         end if;
         return ends;
     end if;
-    c := millrace_engine.hold_claim(t);
+    c := millrace_engine.hold_claim(t, false);
     insert into millrace_engine.settlement (lane_id, claim, at, expires_at, ring, kind)
         select c.lane_id, c.claim, millrace_engine.clock(), ends, l.ring, 'E' from millrace_engine.ledger l where l.id = 1;
     update millrace_engine.member m set expires_at = ends

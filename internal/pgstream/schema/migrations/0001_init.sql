@@ -66,7 +66,7 @@ create table millrace_engine.consumer_group (
 -- group starts with one lane; lanes are split and merged while idle so that members share the slots
 -- (docs/design/engine.md, "Lanes").
 create table millrace_engine.lane (
-    id        bigint generated always as identity (maxvalue 1073741823),
+    id        bigint generated always as identity (maxvalue 536870911),
     group_id  integer not null references millrace_engine.consumer_group (id) on delete cascade,
     slot_low  smallint not null,
     slot_high smallint not null,              -- exclusive
