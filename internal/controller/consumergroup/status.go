@@ -2,6 +2,7 @@ package consumergroup
 
 import (
 	"context"
+	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -11,6 +12,9 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 )
+
+// staleRetry is how long the cache gets to learn what was written to status a moment ago.
+const staleRetry = 200 * time.Millisecond
 
 // report turns the outcome of a reconcile into status, events and the next wake-up.
 func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl.Result, error) {
@@ -29,7 +33,11 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 		show(g, r.Poller.Figures(r.follower(g)))
 	}
 	if sc.figuresOnly {
-		return ctrl.Result{RequeueAfter: r.Schedule.Until(g.UID)}, phase.WriteStatus(ctx, r.Client, sc.before, g)
+		err := phase.WriteFigures(ctx, r.Client, sc.before, g)
+		if apierrors.IsConflict(err) {
+			return ctrl.Result{RequeueAfter: staleRetry}, nil
+		}
+		return ctrl.Result{RequeueAfter: r.Schedule.Until(g.UID)}, err
 	}
 
 	g.Status.ObservedGeneration = g.Generation

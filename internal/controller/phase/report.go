@@ -28,9 +28,23 @@ type Object interface {
 	SetConditions([]metav1.Condition)
 }
 
-// WriteStatus applies the status of after when it differs from that of before. It is the only writer of status.
-// A resource that is gone meanwhile is success.
+// WriteStatus applies the status of after when it differs from that of before. It and WriteFigures are the only writers of
+// status. A resource that is gone meanwhile is success.
 func WriteStatus(ctx context.Context, c client.Client, before, after Object) error {
+	err := writeStatus(ctx, c, before, after, "")
+	if apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
+}
+
+// WriteFigures is WriteStatus for a reconcile that looked at nothing but figures. The rest of its status is what the cache
+// had, which may be older than what this process wrote a moment ago; then it writes nothing and returns a conflict.
+func WriteFigures(ctx context.Context, c client.Client, before, after Object) error {
+	return writeStatus(ctx, c, before, after, before.GetResourceVersion())
+}
+
+func writeStatus(ctx context.Context, c client.Client, before, after Object, resourceVersion string) error {
 	status, err := statusOf(after)
 	if err != nil {
 		return err
@@ -50,8 +64,9 @@ func WriteStatus(ctx context.Context, c client.Client, before, after Object) err
 	u.SetName(after.GetName())
 	// With its UID the status cannot land on a resource that took the name meanwhile.
 	u.SetUID(after.GetUID())
+	u.SetResourceVersion(resourceVersion)
 	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), FieldOwner, client.ForceOwnership)
-	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+	if apierrors.IsNotFound(err) {
 		return nil
 	}
 	if err != nil {
