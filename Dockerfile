@@ -14,8 +14,8 @@ COPY cmd cmd
 COPY internal internal
 ARG TARGETOS=linux
 ARG TARGETARCH
-ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH
-RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
+ENV CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH GOCACHE=/go/build
+RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/go/build \
     go build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" -o /out/ ./cmd/manager ./cmd/processor
 
 FROM scratch AS processor
