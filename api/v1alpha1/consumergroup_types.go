@@ -217,7 +217,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	OldestMessageTime *metav1.Time `json:"oldestMessageTime,omitempty"`
 
-	// members is the number of processes in the group.
+	// members is the number of processes in an Ordered group. A Shared group keeps no list of its members.
 	//
 	// +optional
 	Members *int32 `json:"members,omitempty"`
