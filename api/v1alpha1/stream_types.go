@@ -103,15 +103,8 @@ type StreamSpec struct {
 	// +optional
 	Retention Retention `json:"retention,omitempty"`
 
-	// dedupeWindow is how long the stream remembers the dedupe key of a message. Unset: it remembers none.
-	//
-	// +kubebuilder:validation:Type=string
-	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s, 5m or 168h; days are written in hours"
-	// +optional
-	DedupeWindow *metav1.Duration `json:"dedupeWindow,omitempty"`
-
-	// maxMessageBytes is the largest payload that can be published, for example 64Ki or 1Mi.
+	// maxMessageBytes is the largest payload that the publish functions take, for example 64Ki or 1Mi. Plain INSERT and COPY are
+	// not checked.
 	//
 	// +kubebuilder:default="1Mi"
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1')) >= 0 && quantity(string(self)).compareTo(quantity('64Mi')) <= 0",message="write a size from 1 to 64Mi, for example 1Mi"

@@ -791,11 +791,6 @@ func (in *StreamSpec) DeepCopyInto(out *StreamSpec) {
 		**out = **in
 	}
 	in.Retention.DeepCopyInto(&out.Retention)
-	if in.DedupeWindow != nil {
-		in, out := &in.DedupeWindow, &out.DedupeWindow
-		*out = new(v1.Duration)
-		**out = **in
-	}
 	if in.MaxMessageBytes != nil {
 		in, out := &in.MaxMessageBytes, &out.MaxMessageBytes
 		x := (*in).DeepCopy()

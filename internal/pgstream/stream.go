@@ -60,7 +60,6 @@ type StreamSpec struct {
 	PayloadType     PayloadType
 	Segments        int // 2..16, default 4; only grows
 	Retention       Retention
-	DedupeWindow    time.Duration
 	MaxMessageBytes int // default 1 MiB
 	Owner           Owner
 }
@@ -94,16 +93,15 @@ type Plan struct {
 // spec is StreamSpec as millrace_engine.apply_stream reads it.
 func (s StreamSpec) spec() map[string]any {
 	m := map[string]any{
-		"name":                  s.Name,
-		"partitions":            orDefault(s.Partitions, 8),
-		"payload_type":          orDefault(s.PayloadType, PayloadJSON),
-		"segments":              orDefault(s.Segments, 4),
-		"retention_policy":      orDefault(s.Retention.Policy, RetentionLimits),
-		"max_age_seconds":       int64(s.Retention.MaxAge.Seconds()),
-		"max_bytes":             s.Retention.MaxBytes,
-		"max_messages":          s.Retention.MaxMessages,
-		"dedupe_window_seconds": int64(s.DedupeWindow.Seconds()),
-		"max_message_bytes":     orDefault(s.MaxMessageBytes, 1<<20),
+		"name":              s.Name,
+		"partitions":        orDefault(s.Partitions, 8),
+		"payload_type":      orDefault(s.PayloadType, PayloadJSON),
+		"segments":          orDefault(s.Segments, 4),
+		"retention_policy":  orDefault(s.Retention.Policy, RetentionLimits),
+		"max_age_seconds":   int64(s.Retention.MaxAge.Seconds()),
+		"max_bytes":         s.Retention.MaxBytes,
+		"max_messages":      s.Retention.MaxMessages,
+		"max_message_bytes": orDefault(s.MaxMessageBytes, 1<<20),
 	}
 	if s.Owner != (Owner{}) {
 		m["owner"] = s.Owner
@@ -223,9 +221,9 @@ func ApplyStream(ctx context.Context, db DB, plan Plan) error {
 func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error) {
 	info := StreamInfo{Spec: StreamSpec{Name: name}}
 	var owner *Owner
-	var age, dedupe int64
+	var age int64
 	err := db.QueryRow(ctx, describeStreamSQL, name).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
-		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages, &dedupe,
+		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages,
 		&info.Spec.MaxMessageBytes, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return info, fmt.Errorf("stream %q: %w", name, ErrNotFound)
@@ -237,7 +235,6 @@ func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error)
 		info.Spec.Owner = *owner
 	}
 	info.Spec.Retention.MaxAge = time.Duration(age) * time.Second
-	info.Spec.DedupeWindow = time.Duration(dedupe) * time.Second
 	return info, nil
 }
 

@@ -58,9 +58,6 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 		Retention:   pgstream.Retention{Policy: pgstream.RetentionPolicy(s.Spec.Retention.Policy)},
 		Owner:       owner,
 	}
-	if d := s.Spec.DedupeWindow; d != nil {
-		spec.DedupeWindow = d.Duration
-	}
 	if q := s.Spec.MaxMessageBytes; q != nil {
 		spec.MaxMessageBytes = int(q.Value())
 	}

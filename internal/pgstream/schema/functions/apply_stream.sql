@@ -1,7 +1,7 @@
 -- millrace_engine.apply_stream(spec jsonb) returns integer
 -- Creates the stream, or brings its settings and its database objects to the spec. Idempotent; concurrent callers wait for each other.
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
---       dedupe_window_seconds, max_message_bytes, owner. A missing key keeps the present value, or takes the default.
+--       max_message_bytes, owner. A missing key keeps the present value, or takes the default.
 -- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
 language plpgsql volatile
@@ -21,11 +21,11 @@ begin
     if not found then
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,
-              "max_messages": 0, "dedupe_window_seconds": 0, "max_message_bytes": 1048576}'::jsonb || jsonb_strip_nulls(p_spec));
+              "max_messages": 0, "max_message_bytes": 1048576}'::jsonb || jsonb_strip_nulls(p_spec));
         insert into millrace_engine.stream (name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes,
-                max_messages, dedupe_window_seconds, max_message_bytes, owner)
+                max_messages, max_message_bytes, owner)
             values (wanted.name, wanted.partitions, wanted.payload_type, wanted.segments, wanted.retention_policy, wanted.max_age_seconds,
-                wanted.max_bytes, wanted.max_messages, wanted.dedupe_window_seconds, wanted.max_message_bytes, wanted.owner)
+                wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.owner)
             returning * into s;
     else
         wanted := jsonb_populate_record(s, jsonb_strip_nulls(p_spec) - 'id' - 'incarnation' - 'first_position' - 'segment_started_at' - 'created_at');
@@ -47,7 +47,7 @@ begin
         if wanted is distinct from s then
             update millrace_engine.stream x set partitions = wanted.partitions, segments = wanted.segments,
                     retention_policy = wanted.retention_policy, max_age_seconds = wanted.max_age_seconds, max_bytes = wanted.max_bytes,
-                    max_messages = wanted.max_messages, dedupe_window_seconds = wanted.dedupe_window_seconds,
+                    max_messages = wanted.max_messages,
                     max_message_bytes = wanted.max_message_bytes, owner = wanted.owner
                 where x.id = s.id;
         end if;

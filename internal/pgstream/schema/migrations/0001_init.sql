@@ -22,7 +22,6 @@ create table millrace_engine.stream (
     max_age_seconds       bigint not null default 0,   -- 0: no limit, here and below
     max_bytes             bigint not null default 0,
     max_messages          bigint not null default 0,
-    dedupe_window_seconds bigint not null default 0,
     max_message_bytes     integer not null default 1048576,
     first_position        bigint not null default 1,   -- the trim mark: positions below it can no longer be read
     segment_started_at    timestamptz not null default now(),
@@ -35,8 +34,7 @@ create table millrace_engine.stream (
     constraint stream_payload_type_known check (payload_type in ('JSON', 'Bytes')),
     constraint stream_segments_range check (segments between 2 and 16),
     constraint stream_retention_policy_known check (retention_policy in ('Limits', 'Interest', 'WorkQueue')),
-    constraint stream_limits_positive check (max_age_seconds >= 0 and max_bytes >= 0 and max_messages >= 0
-        and dedupe_window_seconds >= 0 and max_message_bytes > 0)
+    constraint stream_limits_positive check (max_age_seconds >= 0 and max_bytes >= 0 and max_messages >= 0 and max_message_bytes > 0)
 );
 
 create table millrace_engine.consumer_group (
