@@ -16,6 +16,12 @@ begin
         source := pg_get_functiondef(f.oid);
         source := replace(source, 'millrace.stream_template', format('millrace.%I', s.name));
         source := replace(source, '/* stream id */ 0', p_stream::text);
+        source := replace(source, '/* notified stream */ 0', coalesce(s.parent_id, p_stream)::text);
+        if s.parent_id is not null then
+            -- Who waits for a stream with priorities waits at the parent.
+            source := replace(source, '/* waiting */ state', format('pg_sequence_last_value(''millrace_engine.state_%s'')', s.parent_id));
+            source := replace(source, 'millrace_engine.notified_template', 'millrace_engine.notified_' || s.parent_id);
+        end if;
         source := replace(source, '_template', '_' || p_stream);
         if s.payload_type = 'Bytes' then
             source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');

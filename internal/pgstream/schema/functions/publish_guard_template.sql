@@ -11,6 +11,7 @@
 -- all publishers their group commit: 1,200 instead of 3,500 transactions a second. Who is not announced is found by the consumer that was woken,
 -- which looks again after one millisecond, two, four (wake.go).
 -- PostgreSQL cannot PREPARE a transaction that has notified: whoever uses two-phase commit sets millrace.notify to off, and waiting consumers poll.
+-- A child of a stream with priorities asks the state of its parent whether somebody waits, and notifies the parent (install_functions.sql).
 -- Enabled ALWAYS, on the stream and on every segment. It is on every publisher's path, so it runs no query: conditions and assignments of single
 -- functions are far cheaper in PL/pgSQL.
 create or replace function millrace_engine.publish_guard_template() returns trigger
@@ -28,11 +29,11 @@ begin
         return null;   -- cannot be: a void is not null
     end if;
     state := pg_sequence_last_value('millrace_engine.state_template');
-    if to_timestamp(state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
+    if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
         now_ms := extract(epoch from clock_timestamp()) * 1000;
         if now_ms not between pg_sequence_last_value('millrace_engine.notified_template') and pg_sequence_last_value('millrace_engine.notified_template') + 1 then
             now_ms := setval('millrace_engine.notified_template', now_ms);
-            perform pg_notify('millrace', '/* stream id */ 0');
+            perform pg_notify('millrace', '/* notified stream */ 0');
         end if;
     end if;
     xid := set_config('millrace.guard_template', chr(97 + (state & 15)::integer) || xid, true);
