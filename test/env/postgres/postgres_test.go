@@ -2,6 +2,7 @@ package postgres_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/url"
@@ -28,6 +29,34 @@ func TestEveryTestHasADatabaseOfItsOwn(t *testing.T) {
 			// The same table in both: it would exist already if the database were shared.
 			exec(t, conn, "create table mine (id int primary key)")
 		})
+	}
+}
+
+func TestClonesAreAlikeAndApart(t *testing.T) {
+	t.Parallel()
+	prepared := 0
+	clone := func(t *testing.T) *pgx.Conn {
+		t.Helper()
+		return connect(t, postgres.NewClone(t, "clones are alike", func(ctx context.Context, dsn string) error {
+			prepared++
+			conn, err := pgx.Connect(ctx, dsn)
+			if err != nil {
+				return err
+			}
+			_, err = conn.Exec(ctx, "create table prepared (id int primary key)")
+			return errors.Join(err, conn.Close(ctx))
+		}))
+	}
+	t.Run("several at once", func(t *testing.T) {
+		for _, name := range []string{"first", "second", "third"} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				exec(t, clone(t), "insert into prepared values (1)") // a duplicate if they shared it
+			})
+		}
+	})
+	if prepared != 1 {
+		t.Errorf("prepared %d times, want once", prepared)
 	}
 }
 

@@ -36,6 +36,8 @@ type Options struct {
 	Listen string
 	// Port zero is a free one.
 	Port int
+
+	memory bool // files in memory, if there is room
 }
 
 // settings make a server quick to start and quick to write to. fsync is off because no test pulls the plug of the
@@ -99,7 +101,11 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 		s.listen = strings.Split(o.Listen, ",")
 	}
 	if s.dir == "" {
-		s.run, err = dirs.NewRun("postgres")
+		newRun := dirs.NewRun
+		if o.memory {
+			newRun = dirs.NewMemoryRun
+		}
+		s.run, err = newRun("postgres")
 		if err != nil {
 			return nil, err
 		}

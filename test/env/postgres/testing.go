@@ -3,10 +3,14 @@ package postgres
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,6 +39,7 @@ func Main(m *testing.M, o Options) int {
 		}
 		return m.Run()
 	}
+	o.memory = true
 	s, err := Start(context.Background(), o)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -52,12 +57,30 @@ func Main(m *testing.M, o Options) int {
 // NewDatabase makes an empty database on the package's server and returns its DSN. It is dropped when the test ends.
 func NewDatabase(tb testing.TB) string {
 	tb.Helper()
+	return newDatabase(tb, "TEMPLATE template0")
+}
+
+// NewClone makes a database that is a copy of one that prepare has filled, and returns its DSN. It is dropped when the test ends. prepare
+// runs once per server for everything that calls itself recipe, also when several packages share the server; it must leave no connection
+// open. A change in what prepare makes needs another recipe, for instance a hash of its SQL.
+func NewClone(tb testing.TB, recipe string, prepare func(ctx context.Context, dsn string) error) string {
+	tb.Helper()
+	template, err := ensureClonable(recipe, prepare)
+	if err != nil {
+		tb.Fatalf("make the template of the test's database: %v", err)
+	}
+	// Copying files takes a little less time than writing every page to the log, and leaves no log behind.
+	return newDatabase(tb, "TEMPLATE "+pgx.Identifier{template}.Sanitize()+" STRATEGY FILE_COPY")
+}
+
+func newDatabase(tb testing.TB, options string) string {
+	tb.Helper()
 	if shared.dsn == nil {
 		tb.Fatal("no shared server: add  func TestMain(m *testing.M) { os.Exit(postgres.Main(m, postgres.Options{})) }  to this package")
 	}
 	name := databaseName(tb.Name())
 	quoted := pgx.Identifier{name}.Sanitize()
-	if err := administer("CREATE DATABASE " + quoted + " TEMPLATE template0"); err != nil {
+	if err := administer("CREATE DATABASE " + quoted + " " + options); err != nil {
 		tb.Fatalf("create the test's database: %v", err)
 	}
 	tb.Cleanup(func() {
@@ -66,6 +89,60 @@ func NewDatabase(tb testing.TB) string {
 		}
 	})
 	return shared.dsn(name)
+}
+
+// clonable remembers which templates this process has made or found.
+var clonable struct {
+	mu    sync.Mutex
+	names map[string]string // by recipe
+}
+
+// ensureClonable returns the name of the database that recipe stands for. Whoever wants it at the same time waits for the one that makes it.
+func ensureClonable(recipe string, prepare func(ctx context.Context, dsn string) error) (string, error) {
+	clonable.mu.Lock()
+	defer clonable.mu.Unlock()
+	if name, ok := clonable.names[recipe]; ok {
+		return name, nil
+	}
+	if shared.dsn == nil {
+		return "", errors.New("no shared server")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, shared.dsn("postgres"))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(ctx)
+	hash := sha256.Sum256([]byte(recipe))
+	name := fmt.Sprintf("template_%x", hash[:8])
+	if _, err := conn.Exec(ctx, "SELECT pg_advisory_lock($1)", int64(binary.BigEndian.Uint64(hash[:8]))); err != nil { //nolint:gosec // any number will do
+		return "", err
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)", name).Scan(&exists); err != nil {
+		return "", err
+	}
+	if !exists {
+		// The rename makes it visible whole or not at all.
+		building := name + "_new"
+		for _, sql := range []string{"DROP DATABASE IF EXISTS " + building + " WITH (FORCE)", "CREATE DATABASE " + building + " TEMPLATE template0"} {
+			if _, err := conn.Exec(ctx, sql); err != nil {
+				return "", err
+			}
+		}
+		if err := prepare(ctx, shared.dsn(building)); err != nil {
+			return "", err
+		}
+		if _, err := conn.Exec(ctx, "ALTER DATABASE "+building+" RENAME TO "+name); err != nil {
+			return "", err
+		}
+	}
+	if clonable.names == nil {
+		clonable.names = map[string]string{}
+	}
+	clonable.names[recipe] = name
+	return name, nil
 }
 
 // NewServer starts a server of the test's own. It is stopped when the test ends; a failed test shows its log.
