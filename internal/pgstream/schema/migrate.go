@@ -1,8 +1,9 @@
 // Package schema holds the engine's SQL and brings a database to it.
 //
 // migrations/ is history: numbered, run once each, frozen once released. functions/ is replaced whole whenever its text changes, one file per
-// concern. Everything a version needs happens in one transaction under an advisory lock, and the version is read again after the
-// lock, so any number of processes can start at once and each version is applied once.
+// concern. An upgrade is one transaction under an advisory lock, and the version is read again after the lock, so any number of processes
+// can start at once and each version is applied once. One transaction, and not one per version, because between the tables of one version and the functions
+// of another every publisher and consumer would fail.
 //
 // This is our own hundred lines because the libraries we looked at (goose, tern, golang-migrate) serialise with a session-level
 // lock, which a transaction-pooling proxy breaks, and have no notion of functions that are replaced whole.
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 //go:embed migrations/*.sql
@@ -32,15 +34,25 @@ var functionFiles embed.FS
 
 // lockTimeout bounds how long a migration waits for a table that applications use. A migration that cannot have its lock fails
 // and is tried again later, rather than making every publisher queue behind it.
-const lockTimeout = 5 * time.Second
+const (
+	lockTimeout = 5 * time.Second
+	attempts    = 3
+)
 
-// ErrNewer means that the database was migrated by a newer binary than this one.
-var ErrNewer = errors.New("the database schema is newer than this binary")
+// previousRelease is the schema version of the release before this one.
+const previousRelease = 1
+
+var (
+	// ErrNewer means that the database was migrated by a newer binary than this one.
+	ErrNewer = errors.New("the database schema is newer than this binary")
+	// ErrOlder means that the database has not been migrated far enough for this binary.
+	ErrOlder = errors.New("the database schema is older than this binary can use")
+)
 
 // Options of Migrate.
 type Options struct {
 	// RuntimeRole, when set, is an existing role that gets what publishing and consuming need, and no DDL. Grant it to the login
-	// roles of applications.
+	// roles of applications. Empty: the role that was named last, if any.
 	RuntimeRole string
 }
 
@@ -58,22 +70,41 @@ func Version() int {
 
 // Migrate brings the database to this binary's version and returns the versions it applied. Any number of processes may call
 // it at once. It returns ErrNewer, and changes nothing, when the database is newer than the binary.
+//
+// Of two binaries of one version whose functions differ, the last to call it wins. Released binaries cannot meet like that, because every release
+// that changes a function has a version of its own.
 func Migrate(ctx context.Context, conn *pgx.Conn, opts Options) ([]int, error) {
-	var applied []int
-	all := migrations()
-	for _, m := range all {
-		done, err := step(ctx, conn, m, all[len(all)-1].version)
-		if err != nil {
-			return applied, fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
+	for attempt := 1; ; attempt++ {
+		applied, err := migrate(ctx, conn, opts)
+		var pg *pgconn.PgError
+		if attempt == attempts || !errors.As(err, &pg) || (pg.Code != "55P03" && pg.Code != "40P01") {
+			return applied, err
 		}
-		if done {
-			applied = append(applied, m.version)
+		// A table was in use. Let those who queue behind us go first.
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(time.Duration(attempt) * 100 * time.Millisecond):
 		}
 	}
-	if err := replaceFunctions(ctx, conn, opts); err != nil {
-		return applied, fmt.Errorf("install the engine's functions: %w", err)
+}
+
+// Check says whether this binary can work with the database as it is: for processes that must not migrate it. The schema of the previous release will
+// do, so that an upgrade can begin with either side. ErrNewer or ErrOlder say who has to be upgraded.
+func Check(ctx context.Context, db queryer) error {
+	current, err := version(ctx, db)
+	switch {
+	case err != nil:
+		return fmt.Errorf("read the schema version: %w", err)
+	case current > Version():
+		return newer(current)
+	case current == 0:
+		return fmt.Errorf("%w: it has no Millrace schema; create a Stream in it with a ConsumerGroup, or run the migrations", ErrOlder)
+	case current < previousRelease:
+		return fmt.Errorf("%w: it has version %d, this binary needs %d or more; let the manager of this release migrate it, or run an older Millrace",
+			ErrOlder, current, previousRelease)
 	}
-	return applied, nil
+	return nil
 }
 
 // SQL returns everything that Migrate would run on an empty database, for review or for those who apply it by other means.
@@ -86,7 +117,7 @@ func SQL() string {
 	for _, f := range functions() {
 		b.WriteString("\n" + f)
 	}
-	fmt.Fprintf(&b, "\nupdate millrace_engine.schema_version set functions = '%s' where version = %d;\n", functionsHash(), Version())
+	fmt.Fprintf(&b, "\nupdate millrace_engine.schema_version set functions = '%s' where version = %d;\n", installed(""), Version())
 	return b.String()
 }
 
@@ -99,60 +130,105 @@ create table if not exists millrace_engine.schema_version (
 );
 `
 
-func step(ctx context.Context, conn *pgx.Conn, m migration, newest int) (bool, error) {
+// migrate does everything in one transaction, so that nobody ever meets the tables of one version with the functions of another.
+func migrate(ctx context.Context, conn *pgx.Conn, opts Options) (applied []int, err error) {
 	// The common case, nothing to do, takes no lock.
-	if current, err := version(ctx, conn); err != nil {
-		return false, err
-	} else if current > newest {
-		return false, fmt.Errorf("%w: it has version %d, this binary knows up to %d; run a newer Millrace", ErrNewer, current, newest)
-	} else if current >= m.version {
-		return false, nil
+	if same, err := upToDate(ctx, conn, opts); err != nil || same {
+		return nil, err
 	}
-	done := false
-	err := locked(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, bootstrap); err != nil {
+	err = locked(ctx, conn, func(tx pgx.Tx) error {
+		if same, err := upToDate(ctx, tx, opts); err != nil || same {
 			return err
 		}
 		current, err := version(ctx, tx)
-		if err != nil || current >= m.version {
+		if err != nil {
 			return err
 		}
-		if _, err := tx.Exec(ctx, m.sql); err != nil {
-			return err
+		if current == 0 {
+			if _, err := tx.Exec(ctx, bootstrap); err != nil {
+				return fmt.Errorf("create the schema: %w", err)
+			}
 		}
-		done = true
-		_, err = tx.Exec(ctx, "insert into millrace_engine.schema_version (version) values ($1)", m.version)
-		return err
+		for _, m := range migrations() {
+			if m.version <= current {
+				continue
+			}
+			if _, err := tx.Exec(ctx, m.sql); err != nil {
+				return fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
+			}
+			if _, err := tx.Exec(ctx, "insert into millrace_engine.schema_version (version) values ($1)", m.version); err != nil {
+				return fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
+			}
+			applied = append(applied, m.version)
+		}
+		if err := replaceFunctions(ctx, tx, opts); err != nil {
+			return fmt.Errorf("install the engine's functions: %w", err)
+		}
+		return nil
 	})
-	return done && err == nil, err
+	if err != nil {
+		return nil, err
+	}
+	return applied, nil
 }
 
-// replaceFunctions installs the functions when their text differs from what the database has, and the copies that each stream has.
-func replaceFunctions(ctx context.Context, conn *pgx.Conn, opts Options) error {
-	hash := functionsHash() + "/" + opts.RuntimeRole
-	if same, err := functionsAre(ctx, conn, hash); err != nil || same {
+// replaceFunctions installs the functions, the copies that each stream has, and what the runtime role may do.
+func replaceFunctions(ctx context.Context, tx pgx.Tx, opts Options) error {
+	for _, name := range files(functionFiles, "functions") {
+		if _, err := tx.Exec(ctx, read(functionFiles, "functions/"+name)); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	role, err := runtimeRole(ctx, tx, opts)
+	if err != nil {
 		return err
 	}
-	return locked(ctx, conn, func(tx pgx.Tx) error {
-		if same, err := functionsAre(ctx, tx, hash); err != nil || same {
-			return err
+	if role != "" {
+		if err := grant(ctx, tx, role); err != nil {
+			return fmt.Errorf("grant to the runtime role: %w", err)
 		}
-		for _, f := range functions() {
-			if _, err := tx.Exec(ctx, f); err != nil {
-				return err
-			}
-		}
-		if opts.RuntimeRole != "" {
-			if err := grant(ctx, tx, opts.RuntimeRole); err != nil {
-				return fmt.Errorf("grant to the runtime role: %w", err)
-			}
-		}
-		if _, err := tx.Exec(ctx, "select millrace_engine.install_functions(s.id) from millrace_engine.stream s"); err != nil {
-			return err
-		}
-		_, err := tx.Exec(ctx, "update millrace_engine.schema_version set functions = $1 where version = $2", hash, Version())
+	}
+	if _, err := tx.Exec(ctx, "select millrace_engine.install_functions(s.id) from millrace_engine.stream s"); err != nil {
 		return err
-	})
+	}
+	_, err = tx.Exec(ctx, "update millrace_engine.schema_version set functions = $1 where version = $2", installed(role), Version())
+	return err
+}
+
+// runtimeRole is the role asked for, else the one that the database has already: whoever upgrades need not know of it.
+func runtimeRole(ctx context.Context, q queryer, opts Options) (string, error) {
+	if opts.RuntimeRole != "" {
+		return opts.RuntimeRole, nil
+	}
+	var role string
+	err := q.QueryRow(ctx, "select coalesce((select value from millrace_engine.setting where name = 'runtime_role'), '')").Scan(&role)
+	return role, err
+}
+
+// installed is how schema_version remembers which functions there are, and for whom.
+func installed(role string) string { return functionsHash() + "/" + role }
+
+// upToDate says whether there is nothing to do. ErrNewer when there is nothing that this binary may do.
+func upToDate(ctx context.Context, q queryer, opts Options) (bool, error) {
+	current, err := version(ctx, q)
+	if err != nil || current < Version() {
+		return false, err
+	}
+	if current > Version() {
+		return false, newer(current)
+	}
+	role, err := runtimeRole(ctx, q, opts)
+	if err != nil {
+		return false, err
+	}
+	var same bool
+	err = q.QueryRow(ctx, "select coalesce((select functions = $1 from millrace_engine.schema_version where version = $2), false)",
+		installed(role), current).Scan(&same)
+	return same, err
+}
+
+func newer(current int) error {
+	return fmt.Errorf("%w: it has version %d, this binary knows up to %d; run a newer Millrace", ErrNewer, current, Version())
 }
 
 // grant gives role what publishing and consuming need.
@@ -213,13 +289,6 @@ func version(ctx context.Context, q queryer) (int, error) {
 	var v int
 	err := q.QueryRow(ctx, "select coalesce(max(version), 0) from millrace_engine.schema_version").Scan(&v)
 	return v, err
-}
-
-func functionsAre(ctx context.Context, q queryer, hash string) (bool, error) {
-	var same bool
-	err := q.QueryRow(ctx, "select coalesce((select functions = $1 from millrace_engine.schema_version where version = $2), false)",
-		hash, Version()).Scan(&same)
-	return same, err
 }
 
 func migrations() []migration {
