@@ -239,7 +239,8 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 		"grant execute on all functions in schema millrace, millrace_engine to " + to,
 		"grant select on all tables in schema millrace, millrace_engine to " + to,
 		"grant insert on millrace_engine.claim, millrace_engine.settlement to " + to,
-		"grant insert, update, delete on millrace_engine.delivery, millrace_engine.dead_letter, millrace_engine.member, millrace_engine.lane to " + to,
+		"grant insert, update, delete on millrace_engine.delivery, millrace_engine.dead_letter, millrace_engine.member, millrace_engine.lane, millrace_engine.parked_key to " + to,
+		"grant update (parks) on millrace_engine.consumer_group to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,
 	} {
 		if _, err := tx.Exec(ctx, sql); err != nil {
@@ -283,7 +284,9 @@ type queryer interface {
 
 func version(ctx context.Context, q queryer) (int, error) {
 	var exists bool
-	if err := q.QueryRow(ctx, "select to_regclass('millrace_engine.schema_version') is not null").Scan(&exists); err != nil || !exists {
+	// Not by to_regclass, which reads a cache that may be older than the lock that was just taken.
+	if err := q.QueryRow(ctx, `select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+		where n.nspname = 'millrace_engine' and c.relname = 'schema_version')`).Scan(&exists); err != nil || !exists {
 		return 0, err
 	}
 	var v int

@@ -1,34 +1,48 @@
 -- millrace.leave(stream, group, member) returns void
 -- Ends a membership: open claims of the member go back at once without counting an attempt, and in an Ordered group its partitions are
--- free for others. Harmless when there is no such member.
+-- free for others. What it is settling this moment is left to that transaction. Covers the priority lanes. Harmless when there is no such member.
 create or replace function millrace.leave(p_stream text, p_group text, p_member text) returns void
 language plpgsql volatile as $$
 declare
     g millrace_engine.consumer_group;
     l record;
     o millrace_engine.claim;
+    held bigint;
 begin
-    select x.* into g from millrace_engine.consumer_group x
-        where x.stream_id = millrace_engine.stream_id(p_stream) and x.name = p_group;
-    if not found then
-        return;
-    end if;
-    perform pg_advisory_xact_lock(536870912 + g.id, 0);
-    for l in select x.id, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and not f.idle loop
-        for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x where x.member = p_member and x.nonce <> 0 loop  -- 0: given back already
-            if pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
-                begin
-                    perform millrace.release(g.id || '.' || l.id || '.' || o.claim || '.' || o.nonce);
-                exception when sqlstate 'MR001' then
-                    null;  -- settled or given back meanwhile
-                end;
+    for g in select x.* from millrace_engine.groups_of(p_stream, p_group) x loop
+        perform pg_advisory_xact_lock(536870912 + g.id, 0);
+        for l in select x.id, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and not f.idle loop
+            for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x where x.member = p_member and x.nonce <> 0 loop  -- 0: given back already
+                if pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
+                    begin
+                        perform millrace.release(g.id || '.' || l.id || '.' || o.claim || '.' || o.nonce);
+                    exception when sqlstate 'MR001' then
+                        null;  -- settled or given back meanwhile
+                    end;
+                end if;
+            end loop;
+        end loop;
+        update millrace_engine.lane x set member = null where x.group_id = g.id and x.member = p_member;
+        delete from millrace_engine.member m where m.group_id = g.id and m.name = p_member;
+        for held in select distinct d.nonce from millrace_engine.delivery d where d.group_id = g.id and d.member = p_member and d.nonce is not null loop
+            if pg_try_advisory_xact_lock(1073741824, (held & 2147483647)::integer) then
+                update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
+                    where d.group_id = g.id and d.nonce = held;
             end if;
         end loop;
+        perform millrace_engine.announce(g.stream_id);
     end loop;
-    update millrace_engine.lane x set member = null where x.group_id = g.id and x.member = p_member;
-    delete from millrace_engine.member m where m.group_id = g.id and m.name = p_member;
-    update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
-        where d.group_id = g.id and d.member = p_member and d.nonce is not null;
-    perform pg_notify('millrace', g.stream_id::text);
 end $$;
 comment on function millrace.leave(text, text, text) is 'Ends a membership and gives everything it holds back at once.';
+
+-- millrace_engine.groups_of(stream, group) returns setof millrace_engine.consumer_group
+-- The group, and its mirrors in the priority lanes of the stream, the highest priority first. Nothing when it does not exist.
+-- Raises: MR002 no such stream.
+create or replace function millrace_engine.groups_of(p_stream text, p_group text) returns setof millrace_engine.consumer_group
+language plpgsql stable as $$
+begin
+    return query select x.* from millrace_engine.consumer_group g
+        join millrace_engine.consumer_group x on x.id = g.id or x.parent_id = g.id
+        join millrace_engine.stream s on s.id = x.stream_id
+        where g.stream_id = millrace_engine.stream_id(p_stream) and g.name = p_group order by s.priority desc;
+end $$;

@@ -4,6 +4,8 @@
 --          stays held.
 -- Ordered: the claim ends. Everything in it that is not settled is delivered again, in order, after the delay: settle what is done
 --          before. With failure policy Skip, messages that have had all their attempts become dead letters and are passed over.
+--          With failure policy Park the claim stays held: each message waits in the delivery table with all later ones of its key in the
+--          claim, which are settled in it with that, and other keys go on (park.sql). At the last attempt only it becomes a dead letter.
 -- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
 create or replace function millrace.nack(p_claim text, p_positions bigint[], p_delay_seconds double precision default null, p_reason text default null)
 returns void
@@ -49,6 +51,13 @@ begin
         perform millrace_engine.set_aside(c, p_positions, g.max_attempts > 0 and c.attempt >= g.max_attempts,
             c.attempt, millrace_engine.delay(g, c.attempt, p_delay_seconds), coalesce(p_reason, 'nacked'), false);
         perform millrace_engine.settle_messages(c, p_positions);
+    elsif g.failure_policy = 'Park' then
+        if g.max_attempts > 0 and c.attempt >= g.max_attempts then
+            perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
+            perform millrace_engine.settle_messages(c, p_positions);
+        else
+            perform millrace_engine.park(c, g, p_positions, millrace_engine.delay(g, c.attempt, p_delay_seconds), coalesce(p_reason, 'nacked'));
+        end if;
     elsif g.failure_policy = 'Skip' and g.max_attempts > 0 and c.attempt >= g.max_attempts then
         perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
         perform millrace_engine.settle_messages(c, p_positions);
@@ -114,7 +123,7 @@ begin
         if not found then
             raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
         end if;
-        perform pg_notify('millrace', stream::text);
+        perform millrace_engine.announce(stream);
         return;
     end if;
     c := millrace_engine.hold_claim(t);

@@ -7,26 +7,13 @@ returns table (claim text, "position" bigint, key text, headers jsonb, payload j
     expires_at timestamptz)
 language plpgsql volatile as $$
 #variable_conflict use_column
-declare
-    expired bigint;
 begin
-    -- An expired claim is taken over as a whole, or not at all while somebody settles it.
-    for expired in select distinct x.nonce from millrace_engine.delivery x where x.group_id = p_group and x.visible_at <= p_now and x.nonce is not null loop
-        if pg_try_advisory_xact_lock(1073741824, (expired & 2147483647)::integer) then
-            update millrace_engine.delivery d set nonce = null, member = null where d.group_id = p_group and d.nonce = expired and d.visible_at <= p_now;
-        end if;
-    end loop;
-    with worn as (
-        delete from millrace_engine.delivery d using millrace_engine.consumer_group g
-        where g.id = p_group and g.max_attempts > 0
-          and d.id in (select x.id from millrace_engine.delivery x
-                       where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and x.attempt >= g.max_attempts for update skip locked)
-        returning d.*
-    )
-    insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
-        select w.group_id, w."position", w.key, w.headers, w.payload, w.payload_bytes, w.created_at, w.attempt,
-               'not settled within the ack wait', w.errors, p_now
-        from worn w on conflict on constraint dead_letter_position_unique do nothing;
+    perform millrace_engine.end_expired(p_group, p_now);
+    perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
+        from (select x.id from millrace_engine.delivery x join millrace_engine.consumer_group g on g.id = x.group_id
+              where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and g.max_attempts > 0 and x.attempt >= g.max_attempts
+              for update of x skip locked) w
+        having count(*) > 0;
     return query
         with due as (
             select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
@@ -43,3 +30,34 @@ begin
 end $$;
 comment on function millrace_engine.receive_deliveries(integer, text, integer, timestamptz, timestamptz, bigint) is
     'Hands out messages that are due again after a nack or an expiry.';
+
+-- millrace_engine.end_expired(group, now) returns void
+-- Ends the expired claims of messages from the delivery table; each message gets an entry in its error history. A claim is ended as a whole,
+-- or not at all while somebody settles it.
+create or replace function millrace_engine.end_expired(p_group integer, p_now timestamptz) returns void
+language plpgsql volatile as $$
+declare
+    expired bigint;
+begin
+    for expired in select distinct x.nonce from millrace_engine.delivery x where x.group_id = p_group and x.visible_at <= p_now and x.nonce is not null loop
+        if pg_try_advisory_xact_lock(1073741824, (expired & 2147483647)::integer) then
+            update millrace_engine.delivery d set nonce = null, member = null,
+                    errors = millrace_engine.add_error(d.errors, d.attempt, 'not settled within the ack wait')
+                where d.group_id = p_group and d.nonce = expired and d.visible_at <= p_now;
+        end if;
+    end loop;
+end $$;
+
+-- millrace_engine.bury(delivery ids, reason) returns void
+-- Moves messages from the delivery table to the dead letters, with their errors.
+create or replace function millrace_engine.bury(p_ids bigint[], p_reason text) returns void
+language plpgsql volatile as $$
+begin
+    with worn as (
+        delete from millrace_engine.delivery d where d.id = any (p_ids) returning d.*
+    )
+    insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
+        select w.group_id, w."position", w.key, w.headers, w.payload, w.payload_bytes, w.created_at, w.attempt,
+               p_reason, w.errors, millrace_engine.clock()
+        from worn w on conflict on constraint dead_letter_position_unique do nothing;
+end $$;
