@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/test/env/postgres"
@@ -217,6 +218,38 @@ func TestEveryFunctionOfThePublicSchemaIsDescribed(t *testing.T) {
 	}
 }
 
+// dropRole drops roles, and first what the first of them was granted in this database.
+func dropRole(t *testing.T, dsn, granted string, others ...string) {
+	t.Helper()
+	ctx := context.Background()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	statements := []string{"drop owned by " + granted + " cascade"}
+	for _, r := range others {
+		statements = append(statements, "drop role "+r)
+	}
+	for _, sql := range append(statements, "drop role "+granted) {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
+
+// pools returns a pool of connections.
+func pools(t *testing.T, dsn string) *pgxpool.Pool {
+	t.Helper()
+	pool, err := pgxpool.New(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	return pool
+}
+
 // as returns a connection of a login role that was granted the runtime role, and of no other power.
 func as(t *testing.T, dsn, user string) *pgx.Conn {
 	t.Helper()
@@ -237,18 +270,7 @@ func TestTheRuntimeRoleCanPublishAndConsumeAndNothingElse(t *testing.T) {
 	role, user, stranger := "runtime_"+suffix, "app_"+suffix, "stranger_"+suffix
 	run(t, owner, fmt.Sprintf("create role %s nologin; create role %s login password 'secret' in role %s; create role %s login password 'secret'", role, user, role, stranger))
 	t.Cleanup(func() {
-		// The database goes first, with everything that was granted in it.
-		ctx := context.Background()
-		for _, sql := range []string{"drop owned by " + role + " cascade", "drop role " + user, "drop role " + stranger, "drop role " + role} {
-			conn, err := pgx.Connect(ctx, dsn)
-			if err != nil {
-				return
-			}
-			if _, err := conn.Exec(ctx, sql); err != nil {
-				t.Errorf("%s: %v", sql, err)
-			}
-			_ = conn.Close(ctx)
-		}
+		dropRole(t, dsn, role, user, stranger)
 	})
 	migrate(t, owner, schema.Options{})
 	run(t, owner, "select millrace.create_stream('before')")
