@@ -2,26 +2,43 @@ package pgstream
 
 import (
 	"context"
+	cryptorand "crypto/rand"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// Reconnecting begins fast, because consumers only poll meanwhile, and ends slow, to leave a server in trouble alone.
+// Reconnecting begins fast, because consumers only poll meanwhile, and ends slow, to leave a server in trouble alone. A listener that hears nothing needs
+// a person, so it tries again even more slowly.
 const (
 	reconnectMin = 100 * time.Millisecond
 	reconnectMax = 10 * time.Second
+	silentMax    = time.Minute
 )
 
+// ErrSilent means that LISTEN was accepted, but notifications do not arrive.
+var ErrSilent = errors.New("LISTEN is silent")
+
 // Listener holds the one LISTEN connection of a process and wakes its consumers. Everything works without it, by polling; it only makes
-// waiting shorter.
+// waiting shorter. It listens while it runs, whether or not a consumer waits: an idle LISTEN costs nothing, because publishers notify only
+// while somebody is registered to wait (stream_state.sql), and UNLISTEN with every pause would miss what comes in between.
 //
 // Invariant: a waiter that subscribed before it looked for messages is woken by every notification sent after it looked, and by
 // every reconnection, because notifications sent while the connection was down are lost.
 type Listener struct {
+	// Report, when set before Run, is told when notifications do not arrive though the connection stands (ErrSilent), once until they do again.
+	Report func(error)
+	// ProbeInterval is for how long nothing may be heard before the listener makes sure that it would hear something. Default 30s. Set it before Run.
+	ProbeInterval time.Duration
+	// ProbeTimeout is how long a notification of the listener's own may take. Default 5s. Set it before Run.
+	ProbeTimeout time.Duration
+
 	cfg *pgx.ConnConfig
 
 	mu      sync.Mutex
@@ -30,29 +47,38 @@ type Listener struct {
 }
 
 // NewListener returns a listener that connects with cfg, which must reach PostgreSQL directly and not through a transaction-pooling
-// proxy, where LISTEN is silently lost.
+// proxy: LISTEN is silently lost there. The listener notices, and consumers poll.
 func NewListener(cfg *pgx.ConnConfig) *Listener {
 	return &Listener{cfg: cfg.Copy(), waiting: map[int32]chan struct{}{}}
 }
 
 // Run listens until ctx ends, and then returns nil. It reconnects with backoff.
 func (l *Listener) Run(ctx context.Context) error {
-	pause := reconnectMin
+	l.ProbeInterval = orDefault(l.ProbeInterval, 30*time.Second)
+	l.ProbeTimeout = orDefault(l.ProbeTimeout, 5*time.Second)
+	pause, silent := reconnectMin, false
 	for {
-		connected, err := l.listen(ctx)
+		heard, err := l.listen(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		_ = err // consumers poll meanwhile; their own calls report a server that is down
-		if connected {
-			pause = reconnectMin
+		if heard {
+			pause, silent = reconnectMin, false
+		}
+		longest := reconnectMax
+		if errors.Is(err, ErrSilent) { // other errors are of a server that is down, and the consumers' own calls tell that
+			longest = silentMax
+			if !silent && l.Report != nil {
+				l.Report(err)
+			}
+			silent = true
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(pause):
 		}
-		pause = min(2*pause, reconnectMax)
+		pause = min(2*pause, longest)
 	}
 }
 
@@ -63,7 +89,8 @@ func (l *Listener) Alive() bool {
 	return l.alive
 }
 
-func (l *Listener) listen(ctx context.Context) (connected bool, err error) {
+// listen returns when the connection is lost or silent. heard says whether it was good before.
+func (l *Listener) listen(ctx context.Context) (heard bool, err error) {
 	conn, err := pgx.ConnectConfig(ctx, l.cfg)
 	if err != nil {
 		return false, fmt.Errorf("connect to listen: %w", err)
@@ -77,16 +104,93 @@ func (l *Listener) listen(ctx context.Context) (connected bool, err error) {
 	if _, err := conn.Exec(ctx, "listen millrace"); err != nil {
 		return false, fmt.Errorf("listen: %w", err)
 	}
+	if err := l.probe(ctx, conn); err != nil {
+		return false, err
+	}
 	l.setAlive(true)
 	for {
-		n, err := conn.WaitForNotification(ctx)
-		if err != nil {
-			return true, fmt.Errorf("wait for a notification: %w", err)
+		// Whatever is heard, another listener's probe too, shows that LISTEN works.
+		pause := l.ProbeInterval + rand.N(l.ProbeInterval/4+1)
+		err := l.wait(ctx, conn, pause)
+		if errors.Is(err, errNothing) {
+			err = l.probe(ctx, conn)
 		}
-		if id, err := strconv.ParseInt(n.Payload, 10, 32); err == nil {
-			l.wake(int32(id))
+		if err != nil {
+			return true, err
 		}
 	}
+}
+
+// errNothing means that no notification came in time. The connection is as good as before: pgx ends the wait by a read deadline, which loses nothing.
+var errNothing = errors.New("no notification came")
+
+// wait waits for one notification, wakes whom it is for, and returns errNothing when none comes.
+func (l *Listener) wait(ctx context.Context, conn *pgx.Conn, limit time.Duration) error {
+	waiting, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	n, err := conn.WaitForNotification(waiting)
+	if err != nil {
+		if ctx.Err() == nil && waiting.Err() != nil && !conn.IsClosed() {
+			return errNothing
+		}
+		return fmt.Errorf("wait for a notification: %w", err)
+	}
+	l.hear(n)
+	return nil
+}
+
+func (l *Listener) hear(n *pgconn.Notification) {
+	if id, err := strconv.ParseInt(n.Payload, 10, 32); err == nil {
+		l.wake(int32(id))
+	}
+}
+
+// probe makes sure that notifications arrive, and returns ErrSilent when they do not. Through a transaction-pooling proxy, a notification
+// that the listener sends itself can arrive with the answer, from the server connection that happened to get both LISTEN and NOTIFY, and no other
+// ever would. So behind a proxy, which is known by its own idea of the backend's process id, another connection sends it.
+func (l *Listener) probe(ctx context.Context, conn *pgx.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, l.ProbeTimeout)
+	defer cancel()
+	word := "probe:" + cryptorand.Text()
+	// In the simple protocol: a proxy may not know prepared statements.
+	results, err := conn.PgConn().Exec(ctx, "notify millrace, '"+word+"'; select pg_backend_pid()").ReadAll()
+	if err != nil {
+		return fmt.Errorf("notify to see whether it is heard: %w", err)
+	}
+	direct := string(results[1].Rows[0][0]) == strconv.FormatUint(uint64(conn.PgConn().PID()), 10)
+	if !direct {
+		word = "probe:" + cryptorand.Text()
+		if err := l.notify(ctx, word); err != nil {
+			return fmt.Errorf("notify to see whether it is heard: %w", err)
+		}
+	}
+	for {
+		n, err := conn.WaitForNotification(ctx)
+		switch {
+		case err == nil && n.Payload == word:
+			return nil
+		case err == nil:
+			l.hear(n)
+		case !errors.Is(ctx.Err(), context.DeadlineExceeded) || conn.IsClosed():
+			return fmt.Errorf("wait for a notification: %w", err)
+		case direct:
+			return fmt.Errorf("%w: a notification of its own did not arrive within %s. Waiting consumers poll until one does", ErrSilent, l.ProbeTimeout)
+		default:
+			return fmt.Errorf("%w: the connection goes through a transaction-pooling proxy. Waiting consumers poll; "+
+				"give the listener a connection string that reaches PostgreSQL directly, or through a session pool", ErrSilent)
+		}
+	}
+}
+
+// notify notifies through a connection of its own.
+func (l *Listener) notify(ctx context.Context, word string) error {
+	conn, err := pgx.ConnectConfig(ctx, l.cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	_, err = conn.Exec(ctx, "notify millrace, '"+word+"'")
+	return err
 }
 
 // setAlive wakes everybody: whatever changed, what was sent meanwhile is not known.

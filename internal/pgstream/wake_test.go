@@ -3,7 +3,10 @@ package pgstream_test
 import (
 	"context"
 	"errors"
+	"net"
 	"net/url"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +22,15 @@ func (e *engine) listener() *pgstream.Listener {
 	cfg, err := pgx.ParseConfig(e.dsn)
 	must(e.t, err)
 	l := pgstream.NewListener(cfg)
+	l.Report = func(err error) { e.t.Errorf("the listener reports: %v", err) }
+	e.listen(l)
+	e.eventually("the listener listens", l.Alive)
+	return l
+}
+
+// listen runs l until the test ends.
+func (e *engine) listen(l *pgstream.Listener) {
+	e.t.Helper()
 	ctx, cancel := context.WithCancel(e.ctx)
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
@@ -28,8 +40,6 @@ func (e *engine) listener() *pgstream.Listener {
 			e.t.Errorf("Listener.Run: %v", err)
 		}
 	})
-	e.eventually("the listener listens", l.Alive)
-	return l
 }
 
 type received struct {
@@ -164,7 +174,7 @@ func TestAReconnectedListenerWakesEverybody(t *testing.T) {
 	must(t, err)
 	defer func() { _ = outside.Close(context.Background()) }()
 	exec(e, outside, "alter database "+name+" allow_connections false")
-	if n := one[int](e, "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and query = 'listen millrace'"); n != 1 {
+	if n := one[int](e, "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = current_database() and query like 'notify millrace%'"); n != 1 {
 		t.Fatalf("%d listeners were stopped", n)
 	}
 	e.eventually("the listener knows", func() bool { return !l.Alive() })
@@ -290,4 +300,75 @@ func TestAConsumerThatWaitsForLongStaysRegistered(t *testing.T) {
 	})
 	publishIn(e, e, "orders")
 	same(t, "woken", positions(e.mustWake(done)), []int64{1})
+}
+
+// The wait for notifications is interrupted at every probe, and the connection stays.
+func TestAListenerProbesWithoutLosingItsConnection(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	ear := e.connect()
+	exec(e, ear, "listen millrace")
+	cfg, err := pgx.ParseConfig(e.dsn)
+	must(t, err)
+	l := pgstream.NewListener(cfg)
+	l.ProbeInterval = 2 * time.Millisecond
+	l.Report = func(err error) { t.Errorf("the listener reports: %v", err) }
+	e.listen(l)
+	e.eventually("the listener listens", l.Alive)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: l})
+	backends := map[uint32]int{}
+	probes := 0
+	for probes < 100 {
+		done := e.waiting(c)
+		for range 10 {
+			n, err := ear.WaitForNotification(e.ctx)
+			must(t, err)
+			if strings.HasPrefix(n.Payload, "probe:") {
+				backends[n.PID]++
+				probes++
+			}
+		}
+		publishIn(e, e, "orders")
+		must(t, c.Ack(e.ctx, e.mustWake(done).Token))
+	}
+	if len(backends) != 1 {
+		t.Errorf("probes came from the backends %v, want only one", backends)
+	}
+}
+
+// blackhole swallows what comes from the server while it is closed, as a network that has lost the way back.
+type blackhole struct {
+	net.Conn
+	closed *atomic.Bool
+}
+
+func (b blackhole) Read(p []byte) (int, error) {
+	for {
+		n, err := b.Conn.Read(p)
+		if err != nil || !b.closed.Load() {
+			return n, err
+		}
+	}
+}
+
+func TestAListenerNoticesADeadConnection(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	var closed atomic.Bool
+	cfg, err := pgx.ParseConfig(e.dsn)
+	must(t, err)
+	cfg.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
+		return blackhole{conn, &closed}, err
+	}
+	l := pgstream.NewListener(cfg)
+	l.ProbeInterval, l.ProbeTimeout = 10*time.Millisecond, 500*time.Millisecond
+	e.listen(l)
+	e.eventually("the listener listens", l.Alive)
+	closed.Store(true)
+	e.eventually("the listener knows", func() bool { return !l.Alive() })
+	closed.Store(false)
+	e.eventually("the listener listens again", l.Alive)
 }
