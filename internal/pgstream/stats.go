@@ -26,19 +26,41 @@ type GroupStats struct {
 	OldestAge     time.Duration // age of the oldest unsettled message; 0 when there is none
 	AckFloor      int64         // every position up to it is settled
 	Members       []GroupMember
+	Paused        bool
+	Lapsed        string // why the group does not receive any more; empty while it does
+}
+
+// StreamStats describes what a stream holds and how it fares. The priorities of a stream are counted together; positions are those of the
+// lowest.
+type StreamStats struct {
+	Stream        string
+	Messages      int64 // an upper bound: rolled-back positions and open transactions count
+	FirstPosition int64 // lowest position still readable
+	LastPosition  int64 // last allocated
+	Horizon       int64 // last position that is safe to read; 0 on a standby, where it is not known
+	Bytes         int64
+	// StalledBy is the open transaction that holds the horizon back, "pid 123" or "prepared transaction <gid>", and StalledFor for how long at
+	// most. Empty when there is none.
+	StalledBy          string
+	StalledFor         time.Duration
+	PublishedPerSecond float64 // over the last minute
+	Delayed            int64   // messages that wait for their time
+	Segments           int
+	SegmentsUsed       int // as many as Segments: retention keeps the ring full, and nothing can be rotated
 }
 
 // Stats returns the statistics of every group in the database, in one call. Its cost does not depend on the backlog.
 func Stats(ctx context.Context, db DB) ([]GroupStats, error) {
 	rows, err := db.Query(ctx, `select stream, "group", mode, lag, in_flight, retrying, dead_letters,
-		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members from millrace.stats()`)
+		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members, paused, coalesce(lapsed, '')
+		from millrace.stats()`)
 	if err != nil {
 		return nil, fmt.Errorf("read statistics: %w", translate(err))
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (GroupStats, error) {
 		var s GroupStats
 		var age float64
-		err := row.Scan(&s.Stream, &s.Group, &s.Mode, &s.Lag, &s.InFlight, &s.Retrying, &s.DeadLetters, &age, &s.AckFloor, &s.Members)
+		err := row.Scan(&s.Stream, &s.Group, &s.Mode, &s.Lag, &s.InFlight, &s.Retrying, &s.DeadLetters, &age, &s.AckFloor, &s.Members, &s.Paused, &s.Lapsed)
 		s.OldestAge = time.Duration(age * float64(time.Second))
 		return s, err
 	})
@@ -46,4 +68,61 @@ func Stats(ctx context.Context, db DB) ([]GroupStats, error) {
 		return nil, fmt.Errorf("read statistics: %w", translate(err))
 	}
 	return all, nil
+}
+
+// AllStreamStats returns the statistics of every stream in the database, in one call. Its cost does not depend on what they hold.
+func AllStreamStats(ctx context.Context, db DB) ([]StreamStats, error) {
+	rows, err := db.Query(ctx, `select stream, messages, first_position, last_position, coalesce(horizon, 0), bytes, coalesce(stalled_by, ''),
+		coalesce(extract(epoch from stalled_for), 0)::float8, coalesce(published_per_second, 0), delayed, segments, segments_used
+		from millrace.stream_stats()`)
+	if err != nil {
+		return nil, fmt.Errorf("read statistics of streams: %w", translate(err))
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (StreamStats, error) {
+		var s StreamStats
+		var stalled float64
+		err := row.Scan(&s.Stream, &s.Messages, &s.FirstPosition, &s.LastPosition, &s.Horizon, &s.Bytes, &s.StalledBy, &stalled,
+			&s.PublishedPerSecond, &s.Delayed, &s.Segments, &s.SegmentsUsed)
+		s.StalledFor = time.Duration(stalled * float64(time.Second))
+		return s, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read statistics of streams: %w", translate(err))
+	}
+	return all, nil
+}
+
+// PositionAt returns the first position whose CreatedAt is at or after t; when there is none, the next one to be read. CreatedAt is when the
+// publishing statement began: see position_at.sql for what that means while long statements run. ErrNotFound when there is no such stream.
+func PositionAt(ctx context.Context, db DB, stream string, t time.Time) (int64, error) {
+	var position int64
+	if err := db.QueryRow(ctx, "select millrace.position_at($1, $2)", stream, t).Scan(&position); err != nil {
+		return 0, fmt.Errorf("position at %s in stream %q: %w", t.Format(time.RFC3339), stream, translate(err))
+	}
+	return position, nil
+}
+
+// TrimLimits say what Trim removes: whatever any of them says. A nil field says nothing.
+type TrimLimits struct {
+	Before      *int64         // positions below it
+	MaxMessages *int64         // all but the newest
+	MaxAge      *time.Duration // what is older
+	// Approximate removes only what can be freed by whole segments: more may be left than was asked for, never less.
+	Approximate bool
+}
+
+// Trim removes the oldest messages of a stream, whatever its retention policy and its groups, and returns the first position that is left.
+// Claims that were handed out, retries and dead letters stay. ErrNotFound when there is no such stream, ErrRefused when the limits are not valid.
+func Trim(ctx context.Context, db DB, stream string, limits TrimLimits) (int64, error) {
+	var age *float64
+	if limits.MaxAge != nil {
+		s := limits.MaxAge.Seconds()
+		age = &s
+	}
+	var first int64
+	if err := db.QueryRow(ctx, "select millrace.trim($1, $2, $3, $4, $5)", stream, limits.Before, limits.MaxMessages, age,
+		!limits.Approximate).Scan(&first); err != nil {
+		return 0, fmt.Errorf("trim stream %q: %w", stream, translate(err))
+	}
+	return first, nil
 }

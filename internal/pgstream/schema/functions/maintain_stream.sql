@@ -1,5 +1,7 @@
 -- millrace_engine.maintain_stream(stream id) returns text[]
--- One round of rotation and retention for a stream; returns what it did. Publishing and consuming never wait for it and never need it.
+-- One round of rotation, lapsing and retention for a stream; returns what it did. Publishing and consuming never wait for it and never need it.
+-- What is below the trim mark goes whatever the policy; under Interest and WorkQueue a group that has lapsed keeps nothing (lapse.sql).
+-- Locks:  the stream's row, so that no group begins at what is removed meanwhile; the segments that it removes, for a moment.
 -- Raises: 55P03 when readers keep a segment busy; call it again later.
 create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
 language plpgsql volatile
@@ -12,6 +14,7 @@ declare
     bytes bigint := 0;
     keep_from bigint;
     next_ smallint;
+    freed integer;
     used boolean;
     top record;
     newest bigint;
@@ -28,23 +31,30 @@ begin
     current_ := millrace_engine.segment(p_stream);
 
     -- Rotation. A segment covers a share of what the limits keep, so that removing one is a small step.
-    next_ := (current_ + 1) % s.segments;
-    execute format('select exists (select from millrace_engine.segment_%s_%s)', p_stream, next_) into used;
     bytes := pg_relation_size(format('millrace_engine.segment_%s_%s', p_stream, current_)::regclass);
-    if not used and bytes > 0 and (bytes > coalesce(nullif(s.max_bytes, 0) / s.segments, 1073741824)
+    if bytes > 0 and (bytes > coalesce(nullif(s.max_bytes, 0) / s.segments, 1073741824)
             or (s.max_age_seconds > 0 and clock_timestamp() > s.segment_started_at + make_interval(secs => s.max_age_seconds / (s.segments - 1.0)))
             or (s.max_messages > 0 and millrace_engine.segment_span(p_stream, current_) > s.max_messages / s.segments)
             or (s.retention_policy <> 'Limits' and bytes > 67108864)) then
-        perform millrace_engine.set_state(p_stream, next_, null);
-        update millrace_engine.stream x set segment_started_at = clock_timestamp() where x.id = p_stream;
-        current_ := next_;
-        did := did || format('rotated to segment %s', next_ + 1);
+        if millrace_engine.next_segment(s, current_) then
+            current_ := millrace_engine.segment(p_stream);
+            did := did || format('rotated to segment %s', current_ + 1);
+        end if;
     end if;
 
-    -- What every group has settled. Groups hold messages back under Interest and WorkQueue only.
+    did := did || millrace_engine.lapse_groups(p_stream);
+
+    freed := millrace_engine.free_segments(p_stream);
+    if freed > 0 then
+        current_ := millrace_engine.segment(p_stream);
+        did := did || format('truncated %s segments below the trim mark', freed);
+    end if;
+
+    -- What every group has settled. Groups hold messages back under Interest and WorkQueue only, until they lapse.
     if s.retention_policy <> 'Limits' then
-        select min(t.ack_floor) into keep_from from millrace.stats(s.name) t;
-        if keep_from is null and s.retention_policy = 'WorkQueue' then
+        select min(t.ack_floor) into keep_from from millrace_engine.progress(array[p_stream]) t
+            join millrace_engine.consumer_group g on g.id = t.group_id where g.lapsed_at is null;
+        if s.retention_policy = 'WorkQueue' and not exists (select from millrace_engine.consumer_group g where g.stream_id = p_stream) then
             keep_from := 0;   -- nobody has worked on the queue yet
         end if;
     end if;
