@@ -18,6 +18,7 @@ has_postgres() {
 PATH="$PATH:/usr/sbin:/sbin"
 has_postgres || need postgresql
 has redis-server || has valkey-server || need redis-server
+has pgbouncer || need pgbouncer
 # A node of our own needs root anyway; others use CLUSTER=current.
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] && [ "${CLUSTER:-}" != current ]; then
   has runc || need runc
@@ -30,7 +31,7 @@ fi
 if [ "${#packages[@]}" -gt 0 ]; then
   if ! has apt-get; then
     echo "Please install: ${packages[*]}" >&2
-    [ "$(uname -s)" = Darwin ] && echo "With Homebrew: brew install postgresql@18 redis" >&2
+    [ "$(uname -s)" = Darwin ] && echo "With Homebrew: brew install postgresql@18 redis pgbouncer" >&2
     exit 1
   fi
   if [ "$(id -u)" -ne 0 ]; then
