@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -40,6 +41,7 @@ type ConsumerConfig struct {
 	Lease         time.Duration // default: the group's ack wait
 	PollInterval  time.Duration // fallback when no notification comes; default 1s
 	Listener      *Listener     // nil: polling only
+	AutoAck       bool          // settle messages as they are received: at most once
 }
 
 // repollMin is the shortest pause between two looks. After a wake-up the pauses grow with the time since: not every publisher is announced
@@ -56,6 +58,8 @@ type Consumer struct {
 	cfg        ConsumerConfig
 	stream     int32
 	receiveSQL string
+
+	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
 
 	mu         sync.Mutex
 	registered time.Time // when publishers were last asked to notify
@@ -83,8 +87,10 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 	if payloadType == PayloadBytes {
 		payload = "payload_bytes"
 	}
-	c.receiveSQL = fmt.Sprintf(`select claim, "position", key, headers, %s, created_at, attempt, expires_at
-		from millrace_engine.receive_%d($1, $2, $3, $4, $5)`, payload, c.stream)
+	// The setting is local to the statement's own transaction, and is made before the function runs because the function's argument needs it.
+	c.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
+		from set_config('synchronous_commit', 'off', true) s, millrace_engine.receive_%d(case when s is not null then $1 end, $2, $3, $4, $5, $6) r`,
+		payload, c.stream)
 	return c, nil
 }
 
@@ -187,31 +193,41 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 		ms := c.cfg.Lease.Milliseconds()
 		lease = &ms
 	}
-	var claim *Claim
-	batch := &pgx.Batch{}
-	batch.Queue("begin isolation level read committed")
-	batch.Queue("set local synchronous_commit = off")
-	batch.Queue(c.receiveSQL, c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack).Query(func(rows pgx.Rows) (err error) {
-		claim, err = readClaim(rows)
-		return err
-	})
-	batch.Queue("commit")
 	conn, err := c.pool.Acquire(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
 	defer conn.Release()
-	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
-		if conn.Conn().PgConn().TxStatus() == 'E' {
-			// The batch stopped before its commit. A pool closes connections that come back like that, and being fenced is normal.
-			_, _ = conn.Exec(ctx, "rollback")
-		}
+	claim, err := c.receive(ctx, conn, lease, ack)
+	if err != nil {
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
 	return claim, nil
 }
 
+// receive runs one receive as a transaction of its own, which is the statement itself. Where the role or the database has another isolation
+// level by default, it is begun explicitly.
+func (c *Consumer) receive(ctx context.Context, conn *pgxpool.Conn, lease *int64, ack *string) (*Claim, error) {
+	args := []any{c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack, c.cfg.AutoAck}
+	if !c.otherIsolation.Load() {
+		rows, _ := conn.Query(ctx, c.receiveSQL, args...)
+		claim, err := readClaim(rows)
+		if !isIsolation(err) {
+			return claim, err
+		}
+		c.otherIsolation.Store(true)
+	}
+	var claim *Claim
+	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) (err error) {
+		rows, _ := tx.Query(ctx, c.receiveSQL, args...)
+		claim, err = readClaim(rows)
+		return err
+	})
+	return claim, err
+}
+
 func readClaim(rows pgx.Rows) (*Claim, error) {
+	defer rows.Close()
 	var claim *Claim
 	for rows.Next() {
 		var m Message

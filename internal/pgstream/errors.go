@@ -20,6 +20,10 @@ var (
 	ErrFenced = errors.New("fenced")
 	// ErrNotEmpty means that a drop with onlyIfEmpty found messages.
 	ErrNotEmpty = errors.New("not empty")
+	// ErrOutOfRange means that a position was asked for that has been removed.
+	ErrOutOfRange = errors.New("position out of range")
+	// ErrLapsed means that the group was too far behind and keeps nothing any more: messages may have been removed unseen. ResetGroup ends it.
+	ErrLapsed = errors.New("the group has lapsed")
 )
 
 // The engine's SQLSTATEs, as the functions in schema/functions raise them.
@@ -29,6 +33,9 @@ const (
 	codeRefused  = "MR004"
 	codeNotEmpty = "MR005"
 	codeOwned    = "MR007"
+	codeRange    = "MR008"
+	codeLapsed   = "MR010"
+	codeIsolated = "MR003"
 )
 
 // translate is the one place that turns SQLSTATEs of our class into the errors above. The server's message and hint are kept; they
@@ -51,10 +58,20 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrOwned, text)
 	case codeRefused:
 		return fmt.Errorf("%w: %s", ErrRefused, text)
+	case codeRange:
+		return fmt.Errorf("%w: %s", ErrOutOfRange, text)
+	case codeLapsed:
+		return fmt.Errorf("%w: %s", ErrLapsed, text)
 	case "23502", "23514", "22P02", "22023": // a value that a constraint or a type refuses
 		return fmt.Errorf("%w: %s", ErrRefused, text)
 	}
 	return err
+}
+
+// isIsolation tells that a function needs another isolation level, or the primary.
+func isIsolation(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == codeIsolated
 }
 
 // IsTransient says whether the same call may succeed later without anybody changing anything: connection trouble, a server that starts or

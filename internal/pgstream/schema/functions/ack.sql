@@ -2,7 +2,11 @@
 -- Settles every message of the claim. In the caller's transaction: effect and ack commit together, which makes the effect exactly once.
 -- Raises: MR001 the claim has ended; nothing is settled then, and the caller must undo what it did for these messages; MR003 isolation level.
 create or replace function millrace.ack(p_claim text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
 begin
@@ -17,11 +21,13 @@ begin
         perform pg_advisory_xact_lock((1610612736 + t[2])::integer, (t[3] & 2147483647)::integer),
                 pg_advisory_xact_lock_shared((1073741824 + t[2])::integer, (t[3] & 2147483647)::integer);
         insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
-            select c.lane_id, c.claim, millrace_engine.clock(), l.ring, 'A'
-            from millrace_engine.claim c join millrace_engine.ledger l on l.id = 1
+            select c.lane_id, c.claim, millrace_engine.clock(), pg_sequence_last_value('millrace_engine.ring'), 'A'
+            from millrace_engine.claim c
             where c.lane_id = t[2] and c.claim = t[3] and c.nonce = t[4]
               and not exists (select from millrace_engine.settlement s
                   where s.lane_id = t[2] and s.claim = t[3] and s.kind in ('A', 'T', 'R'))
+              and not exists (select from millrace_engine.claim s
+                  where s.lane_id = t[2] and s.claim > t[3] and s.claim <= t[3] + 64 and s.settles = t[3])
             limit 1;
     end if;
     if not found then
@@ -81,7 +87,7 @@ begin
             hint = 'Pass positions that came with this claim.';
     end if;
     insert into millrace_engine.settlement (lane_id, claim, at, ring, kind, settled)
-        select p_claim.lane_id, p_claim.claim, millrace_engine.clock(), l.ring, 'P', progress from millrace_engine.ledger l where l.id = 1;
+        values (p_claim.lane_id, p_claim.claim, millrace_engine.clock(), pg_sequence_last_value('millrace_engine.ring'), 'P', progress);
     select coalesce(range_agg(s.settled), '{}') + coalesce(p_claim.settled, '{}') into done from millrace_engine.settlement s
         where s.lane_id = p_claim.lane_id and s.claim = p_claim.claim and s.kind = 'P';
     select coalesce(sum(upper(r) - lower(r)), 0) into total from unnest(done) r;
@@ -90,7 +96,8 @@ begin
     end if;
     -- Enough positions to be everything; make sure that they are the right ones before the rest is given up.
     select format('select exists (select from millrace.%I m where m."position" > $1 and m."position" <= $2
-            and millrace_engine.slot(m.key, m."position") between %s and %s - 1 and not $3 @> m."position")', st.name, l.slot_low, l.slot_high) into source
+            and millrace_engine.slot(m.key, m."position") between %s and %s - 1 and not $3 @> m."position"
+            and millrace_engine.matches(%L, m.key, m.headers))', st.name, l.slot_low, l.slot_high, g.filter) into source
         from millrace_engine.lane l
         join millrace_engine.consumer_group g on g.id = l.group_id
         join millrace_engine.stream st on st.id = g.stream_id
@@ -98,6 +105,6 @@ begin
     execute source into rest using p_claim.low, p_claim.high, done;
     if not rest then
         insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
-            select p_claim.lane_id, p_claim.claim, millrace_engine.clock(), l.ring, 'A' from millrace_engine.ledger l where l.id = 1;
+            values (p_claim.lane_id, p_claim.claim, millrace_engine.clock(), pg_sequence_last_value('millrace_engine.ring'), 'A');
     end if;
 end $$;

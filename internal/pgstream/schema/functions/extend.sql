@@ -21,7 +21,7 @@ begin
     end if;
     c := millrace_engine.hold_claim(t, false);
     insert into millrace_engine.settlement (lane_id, claim, at, expires_at, ring, kind)
-        select c.lane_id, c.claim, millrace_engine.clock(), ends, l.ring, 'E' from millrace_engine.ledger l where l.id = 1;
+        values (c.lane_id, c.claim, millrace_engine.clock(), ends, pg_sequence_last_value('millrace_engine.ring'), 'E');
     update millrace_engine.member m set expires_at = ends
         where m.group_id = t[1] and m.name = c.member and m.expires_at < ends;
     return ends;

@@ -20,6 +20,8 @@ begin
           and exists (select from millrace_engine.lane l where l.id = d.lane_id)   -- gone with its group
           and not exists (select from millrace_engine.settlement s
               where s.lane_id = d.lane_id and s.claim = d.claim and s.kind in ('A', 'T', 'R'))
+          and not exists (select from millrace_engine.claim s
+              where s.lane_id = d.lane_id and s.claim > d.claim and s.claim <= d.claim + 64 and s.settles = d.claim)
         order by d.copy desc limit 1;
     if not found then
         raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001',

@@ -7,6 +7,7 @@ declare
     s millrace_engine.stream;
     f record;
     source text;
+    block text;
     runtime text;
 begin
     select * into strict s from millrace_engine.stream x where x.id = p_stream;
@@ -23,6 +24,14 @@ begin
             source := replace(source, 'millrace_engine.notified_template', 'millrace_engine.notified_' || s.parent_id);
         end if;
         source := replace(source, '_template', '_' || p_stream);
+        -- What is written once for "each ring" of the ledgers becomes three branches with static names.
+        loop
+            block := substring(source from '/\* each ring \*/(.*?)/\* end \*/');
+            exit when block is null;
+            source := replace(source, '/* each ring */' || block || '/* end */', (
+                select string_agg(format(E'if ring_ = %s then%s    end if;', ring, replace(replace(block, 'claim_ring', 'claim_' || ring),
+                    'settlement_ring', 'settlement_' || ring)), E'\n') from generate_series(0, 2) ring));
+        end loop;
         if s.payload_type = 'Bytes' then
             source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');
         end if;

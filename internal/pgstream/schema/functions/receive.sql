@@ -1,21 +1,29 @@
--- millrace.receive(stream, group, member, max, lease_seconds, ack) returns the messages of one claim
+-- millrace.receive(stream, group, member, max, lease_seconds, ack, auto_ack) returns the messages of one claim
 -- Gives the member up to max messages that nobody else in the group holds, for lease_seconds (null: the group's ack wait). Returns no row
 -- when there is nothing now. Every row carries the same claim; settle it with ack, ack_messages, nack, dead_letter or release before
 -- expires_at, or extend it. ack, when not null, settles the previous claim first, in the same round trip.
+-- With auto_ack the messages are settled by the call itself: at most once, for what may be lost but must be fast.
 -- payload is set in JSON streams, payload_bytes in Bytes streams. attempt is 1 on the first delivery.
+-- In a stream with priorities the claim is of the highest priority that has anything for the member.
 -- Raises: as receive_template.
 create or replace function millrace.receive(p_stream text, p_group text, p_member text, p_max integer default 100,
-    p_lease_seconds double precision default null, p_ack text default null)
+    p_lease_seconds double precision default null, p_ack text default null, p_auto_ack boolean default false)
 returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
     expires_at timestamptz)
 language plpgsql volatile as $$
 declare
-    stream integer := millrace_engine.stream_id(p_stream);
+    stream integer;
+    lanes smallint;
 begin
-    return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5)', stream)
-        using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack;
+    select s.id, s.priorities into stream, lanes from millrace_engine.stream s where s.name = p_stream;
+    if lanes > 1 then
+        return query select * from millrace_engine.receive_priorities(stream, p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack);
+        return;
+    end if;
+    return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', coalesce(stream, millrace_engine.stream_id(p_stream)))
+        using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack;
 end $$;
-comment on function millrace.receive(text, text, text, integer, double precision, text) is
+comment on function millrace.receive(text, text, text, integer, double precision, text, boolean) is
     'Claims messages for a member of a consumer group, after settling its previous claim.';
 
 -- millrace_engine.stream_id(name) returns integer

@@ -1,4 +1,10 @@
--- The ledgers are three rings. Rows go to the current one; what is still needed from the one before is carried over; the third is truncated.
+-- The ledgers are three rings. Rows go to the current one, whose number is in the sequence millrace_engine.ring; what is still needed from the one before
+-- is carried over; the third is truncated.
+--
+-- Whoever writes asks for the ring under the lock that protects what it writes: the group's receive lock for claims, the claim's lock for settlements.
+-- Hence two facts that let the hot path look at one ring only (receive_template.sql):
+--   * a lane's rows in the current ring are its newest, because its claims are written one after the other;
+--   * what settles a claim whose newest copy is in the current ring is there too, because it was written later.
 --
 -- millrace_engine.rotate_ledger(bytes) returns boolean
 -- Moves to the next ring when the current one is larger than bytes and the next is empty. True when it moved. A writer that still has the old
@@ -10,7 +16,8 @@ declare
     next_ smallint;
     used boolean;
 begin
-    select l.ring into cur from millrace_engine.ledger l where l.id = 1 for update;
+    perform pg_advisory_xact_lock(1836019570, 2);   -- one rotation at a time
+    cur := pg_sequence_last_value('millrace_engine.ring');
     next_ := (cur + 1) % 3;
     if pg_relation_size(format('millrace_engine.claim_%s', cur)::regclass)
             + pg_relation_size(format('millrace_engine.settlement_%s', cur)::regclass) < p_bytes then
@@ -21,7 +28,7 @@ begin
     if used then
         return false;
     end if;
-    update millrace_engine.ledger l set ring = next_, rotated_at = clock_timestamp() where l.id = 1;
+    perform setval('millrace_engine.ring', next_);
     return true;
 end $$;
 comment on function millrace_engine.rotate_ledger(bigint) is 'Moves new ledger rows to the next ring when the current one is large.';
@@ -43,9 +50,19 @@ begin
             hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
     end if;
     perform pg_advisory_xact_lock(536870912 + p_group, 0);
-    select x.ring into cur from millrace_engine.ledger x where x.id = 1;
+    cur := pg_sequence_last_value('millrace_engine.ring');
     for l in select x.id from millrace_engine.lane x where x.group_id = p_group order by x.id loop
         select c.* into strict last from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1;
+        -- First the row that is the newest: a lane's highest row must be in the current ring if any is, also when we stop half-way.
+        if last.ring <> cur then
+            insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring,
+                    stragglers, careful_to, settled)
+                select l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, f.new_floor, 0, 'infinity', last.next_check,
+                    0, 0, cur, f.new_stragglers, last.careful_to, last.settled
+                from millrace_engine.raise_floor(l.id, last.claim, last.floor, last.stragglers) f;
+            insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
+                values (l.id, last.claim + 1, millrace_engine.clock(), cur, 'A');
+        end if;
         for o in select * from millrace_engine.open_claims(l.id, last.floor, last.stragglers) loop
             continue when o.ring = cur;
             if not pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
@@ -55,15 +72,6 @@ begin
                 select jsonb_populate_record(y, jsonb_build_object('ring', cur, 'copy', y.copy + 1)) as x
                 from millrace_engine.open_claim(l.id, o.claim) y) z;
         end loop;
-        if last.ring <> cur then
-            insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring,
-                    stragglers, careful_to, settled)
-                select l.id, last.claim + 1, last.frontier, last.frontier, last.frontier, last.horizon, f.floor, 0, 'infinity', last.next_check,
-                    0, 0, cur, f.stragglers, last.careful_to, last.settled
-                from millrace_engine.raise_floor(last) f;
-            insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
-                values (l.id, last.claim + 1, millrace_engine.clock(), cur, 'A');
-        end if;
     end loop;
     return true;
 end $$;
@@ -84,7 +92,7 @@ begin
         raise exception 'maintenance needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
             hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
     end if;
-    select x.ring into cur from millrace_engine.ledger x where x.id = 1;
+    cur := pg_sequence_last_value('millrace_engine.ring');
     old := (cur + 1) % 3;
     if not exists (select from millrace_engine.claim c where c.ring = old) and not exists (select from millrace_engine.settlement s where s.ring = old) then
         return true;

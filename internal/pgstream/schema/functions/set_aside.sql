@@ -11,7 +11,7 @@ declare
     source record;
     wanted text;
 begin
-    select st.name, l.slot_low, l.slot_high, l.group_id,
+    select st.name, l.slot_low, l.slot_high, l.group_id, g.filter,
            case st.payload_type when 'JSON' then 'm.payload, null::bytea' else 'null::jsonb, m.payload' end as payload
         into strict source
         from millrace_engine.lane l
@@ -19,7 +19,8 @@ begin
         join millrace_engine.stream st on st.id = g.stream_id
         where l.id = p_claim.lane_id;
     wanted := format('from millrace.%I m where m."position" > $1 and m."position" <= $2 and millrace_engine.slot(m.key, m."position") between %s and %s - 1
-        and not $3 @> m."position" and ($4 is null or m."position" = any ($4))', source.name, source.slot_low, source.slot_high);
+        and millrace_engine.matches(%L, m.key, m.headers)
+        and not $3 @> m."position" and ($4 is null or m."position" = any ($4))', source.name, source.slot_low, source.slot_high, source.filter);
     if p_dead then
         execute format('insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at,
                 attempts, reason, errors, dead_at)
@@ -45,13 +46,12 @@ declare
     due timestamptz := millrace_engine.clock() + p_delay;
 begin
     insert into millrace_engine.settlement (lane_id, claim, at, expires_at, next_attempt, ring, kind)
-        select p_claim.lane_id, p_claim.claim, millrace_engine.clock(), due, p_next_attempt, l.ring, 'R'
-        from millrace_engine.ledger l where l.id = 1;
+        values (p_claim.lane_id, p_claim.claim, millrace_engine.clock(), due, p_next_attempt, pg_sequence_last_value('millrace_engine.ring'), 'R');
     -- Ordered groups look at their one open claim anyway, and would wait here for a caller whose transaction stays open.
     update millrace_engine.lane l set recheck_at = least(l.recheck_at, due) from millrace_engine.consumer_group g
         where l.id = p_claim.lane_id and g.id = l.group_id and g.mode = 'Shared';
     if p_delay <= interval '0' then
-        perform pg_notify('millrace', p_stream::text);
+        perform millrace_engine.announce(p_stream);
     end if;
 end $$;
 
