@@ -83,9 +83,6 @@ declare
     most integer;
     worn record;
 begin
-    if not exists (select from millrace_engine.delivery d where d.group_id = p_group and d.visible_at <= p_now) then
-        return;
-    end if;
     perform millrace_engine.end_expired(p_group, p_now);
     select g.max_attempts into most from millrace_engine.consumer_group g where g.id = p_group;
     if most > 0 then
@@ -118,13 +115,13 @@ end $$;
 comment on function millrace_engine.receive_parked(integer, integer, integer, text, integer, timestamptz, timestamptz, bigint) is
     'Hands out parked messages that are due, in order of position among those of a key.';
 
--- millrace_engine.divert_template(group, slots, low, high, settled, max, filter, out high, out diverted, out stopped)
+-- millrace_engine.divert_template(group, slots, low, high, settled, max, filter, out high, out diverted, out n, out stopped)
 -- Moves the messages of parked keys in (low, high] of the log behind the parked ones, as far as the first max others. high
--- becomes the place up to which it looked; diverted are the positions that were moved, for the caller to note as settled. A key that somebody
+-- becomes the place up to which it looked; diverted are the n positions that were moved, for the caller to note as settled. A key that somebody
 -- unparks this moment ends the range before its first message, and stopped is true: its next message is then read by a later call.
 -- Under the group's receive lock, while no claim of the lane is open; never waits for whoever unparks.
 create or replace function millrace_engine.divert_template(p_group integer, p_slot_low integer, p_slot_high integer, p_low bigint, p_high bigint,
-    p_settled int8multirange, p_max integer, p_filter jsonb, out high bigint, out diverted int8multirange, out stopped boolean)
+    p_settled int8multirange, p_max integer, p_filter jsonb, out high bigint, out diverted int8multirange, out n integer, out stopped boolean)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -141,6 +138,7 @@ declare
 begin
     high := p_high;
     diverted := '{}';
+    n := 0;
     stopped := false;
     if not exists (select from millrace_engine.parked_key k where k.group_id = p_group and k.slot >= p_slot_low and k.slot < p_slot_high) then
         return;
@@ -180,7 +178,7 @@ begin
                    then millrace_engine.clock() else 'infinity' end, true
         from millrace.stream_template m where m."position" = any (hits) and m."position" <= high
         on conflict on constraint delivery_position_unique do nothing;
-    select coalesce(range_agg(int8range(p, p, '[]')), '{}') into diverted from unnest(hits) p where p <= high;
+    select coalesce(range_agg(int8range(p, p, '[]')), '{}'), count(*) into diverted, n from unnest(hits) p where p <= high;
 end $$;
 
 -- millrace_engine.unpark() is the trigger on deliveries: it makes the next message of each key due from which a parked one was removed.

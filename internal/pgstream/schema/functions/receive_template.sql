@@ -39,6 +39,10 @@ declare
     last     record;
     t        record;
     taken    millrace_engine.claim;
+    parks    boolean := false;  -- Ordered: messages of the group were parked, or may be (park.sql)
+    parking  boolean;        -- keys of this lane are parked
+    diverted integer;        -- how many of their messages were moved out of the log
+    stopped  boolean;        -- somebody unparks the key of the next message this moment
     dense    boolean;        -- the lane has every position, so the next n messages are the next n positions
     fresh    boolean;
     next_    timestamptz;
@@ -151,7 +155,9 @@ begin
 
     foreach lane_ in array lanes loop
         if g.mode = 'Ordered' then
-            select x.slot_low, x.slot_high - 1, x.recheck_at into strict low_slot, top_slot, recheck from millrace_engine.lane x where x.id = lane_;
+            -- parks is read here, under the lock: once a parked message has been handed out, every later receive must know of its key.
+            select x.slot_low, x.slot_high - 1, x.recheck_at, y.parks or y.failure_policy = 'Park' into strict low_slot, top_slot, recheck, parks
+                from millrace_engine.lane x join millrace_engine.consumer_group y on y.id = x.group_id where x.id = lane_;
         end if;
 
         -- The lane's newest row is in the current ring, or else in an older one (rotate_ledger.sql). The same query says whether the claim to ack is open.
@@ -206,6 +212,20 @@ begin
             end if;
             continue when g.mode = 'Ordered' and t.blocked and taken.claim is null;
         end if;
+        if parks and taken.claim is null and exists (select from millrace_engine.delivery d where d.group_id = g.id and d.visible_at <= millrace_engine.clock()) then
+            if acks is not null then
+                insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
+                    values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
+                acks := null;
+            end if;
+            return query select * from millrace_engine.receive_parked(g.id, low_slot, top_slot, p_member, p_max, millrace_engine.clock(), ends, nonce_);
+            if found then
+                if p_auto_ack then
+                    perform millrace.ack(g.id || '.0.0.' || nonce_);
+                end if;
+                return;
+            end if;
+        end if;
         token := g.id || '.' || lane_ || '.' || last.claim + 1 || '.' || nonce_;
         edge := last.frontier;
         safe := last.horizon;
@@ -252,7 +272,11 @@ begin
             edge := greatest(edge, g.first_position - 1);
             low_ := edge;
             most := case when g.mode = 'Ordered' and edge < careful then 1 else p_max end;
-            dense := low_slot = 0 and top_slot = 1023 and g.filter is null and skip is null;
+            -- A later statement than the one that saw the lane''s last claim settled: keys that were parked with it are seen.
+            parking := parks and exists (select from millrace_engine.parked_key k where k.group_id = g.id and k.slot >= low_slot and k.slot <= top_slot);
+            diverted := 0;
+            stopped := false;
+            dense := low_slot = 0 and top_slot = 1023 and g.filter is null and skip is null and not parking;
             fresh := false;
             loop
                 if safe <= edge then
@@ -279,6 +303,10 @@ begin
                     -- A window that holds fewer than the messages asked for, if slots are spread evenly: then its end is the claim's end, and nothing is read twice.
                     high_ := case when most < 50 or g.filter is not null then safe
                                   else least(safe, edge + most * 900 / (top_slot - low_slot + 1)) end;
+                    if parking then
+                        select x.high, nullif(coalesce(skip, '{}') + x.diverted, '{}'), diverted + x.n, x.stopped into high_, skip, diverted, stopped
+                            from millrace_engine.divert_template(g.id, low_slot, top_slot, edge, high_, skip, most, g.filter) x;
+                    end if;
                     return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
                         from millrace.stream_template m
                         where m."position" > edge and m."position" <= high_ and millrace_engine.slot(m.key, m."position") between low_slot and top_slot
@@ -292,17 +320,18 @@ begin
                             order by m."position" limit most) x;
                     end if;
                     edge := high_;
-                    exit when n > 0;
+                    exit when n > 0 or stopped or diverted > 10000;
                 end if;
             end loop;
-            if n = 0 and (taken.claim is null or g.mode = 'Shared') and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
+            if n = 0 and (taken.claim is null or g.mode = 'Shared') and diverted = 0 and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
                 if acks is not null then
                     insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                         values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
                 end if;
                 continue;
             end if;
-            -- The lane has read past other lanes' messages, past what its filter hides, or past a dead letter. An empty claim keeps that progress.
+            -- The lane has read past other lanes' messages, past what its filter hides, past a dead letter, or past messages of parked keys, which
+            -- must not come from the log once they have been moved. An empty claim keeps that progress.
         end if;
 
         if g.mode = 'Ordered' then
