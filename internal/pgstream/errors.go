@@ -62,6 +62,9 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrOutOfRange, text)
 	case codeLapsed:
 		return fmt.Errorf("%w: %s", ErrLapsed, text)
+	case "26000", "42P05": // invalid_sql_statement_name, duplicate_prepared_statement
+		return fmt.Errorf("%w. If the connection goes through a transaction-pooling proxy, add default_query_exec_mode=cache_describe "+
+			"to its connection string", err)
 	case "23502", "23514", "22P02", "22023": // a value that a constraint or a type refuses
 		return fmt.Errorf("%w: %s", ErrRefused, text)
 	}
