@@ -152,12 +152,10 @@ func (l *Listener) probe(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, l.ProbeTimeout)
 	defer cancel()
 	word := "probe:" + cryptorand.Text()
-	// In the simple protocol: a proxy may not know prepared statements.
-	results, err := conn.PgConn().Exec(ctx, "notify millrace, '"+word+"'; select pg_backend_pid()").ReadAll()
+	direct, err := isDirect(ctx, conn, "notify millrace, '"+word+"'; ")
 	if err != nil {
 		return fmt.Errorf("notify to see whether it is heard: %w", err)
 	}
-	direct := string(results[1].Rows[0][0]) == strconv.FormatUint(uint64(conn.PgConn().PID()), 10)
 	if !direct {
 		word = "probe:" + cryptorand.Text()
 		if err := l.notify(ctx, word); err != nil {
