@@ -87,10 +87,14 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 	if payloadType == PayloadBytes {
 		payload = "payload_bytes"
 	}
+	autoAck := ""
+	if cfg.AutoAck {
+		autoAck = ", true" // the functions of the previous release do not have it
+	}
 	// The setting is local to the statement's own transaction, and is made before the function runs because the function's argument needs it.
 	c.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
-		from set_config('synchronous_commit', 'off', true) s, millrace_engine.receive_%d(case when s is not null then $1 end, $2, $3, $4, $5, $6) r`,
-		payload, c.stream)
+		from set_config('synchronous_commit', 'off', true) s, millrace_engine.receive_%d(case when s is not null then $1 end, $2, $3, $4, $5%s) r`,
+		payload, c.stream, autoAck)
 	return c, nil
 }
 
@@ -208,7 +212,7 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 // receive runs one receive as a transaction of its own, which is the statement itself. Where the role or the database has another isolation
 // level by default, it is begun explicitly.
 func (c *Consumer) receive(ctx context.Context, conn *pgxpool.Conn, lease *int64, ack *string) (*Claim, error) {
-	args := []any{c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack, c.cfg.AutoAck}
+	args := []any{c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack}
 	if !c.otherIsolation.Load() {
 		rows, _ := conn.Query(ctx, c.receiveSQL, args...)
 		claim, err := readClaim(rows)
