@@ -21,14 +21,18 @@ create or replace function millrace_engine.horizon_holders() returns table (stre
 language plpgsql volatile as $$
 begin
     return query
+        with lock as materialized (
+            select k.* from pg_locks k where k.granted and (k.locktype = 'advisory' and k.objsubid = 1 and k.mode = 'ShareLock'
+                and k.database = (select d.oid from pg_database d where d.datname = current_database())
+                or k.locktype = 'transactionid' and k.pid is null)   -- a prepared transaction has no backend; this lock tells which it is
+        )
         select distinct on (x.stream) x.stream, coalesce('pid ' || x.pid, 'prepared transaction ' || p.gid, 'an unknown transaction'),
                coalesce(a.xact_start, p.prepared)
         from (select (k.classid::bigint >> 8)::integer as stream, ((k.classid::bigint & 255) << 32) | k.objid::bigint as l, k.pid, k.virtualtransaction
-              from pg_locks k
-              where k.locktype = 'advisory' and k.objsubid = 1 and k.mode = 'ShareLock' and k.granted
-                and k.database = (select d.oid from pg_database d where d.datname = current_database())) x
+              from lock k where k.locktype = 'advisory') x
         left join pg_stat_activity a on a.pid = x.pid
-        left join pg_prepared_xacts p on x.pid is null and x.virtualtransaction = '-1/' || p.transaction
+        left join lock t on x.pid is null and t.locktype = 'transactionid' and t.virtualtransaction = x.virtualtransaction
+        left join pg_prepared_xacts p on p.transaction = t.transactionid
         order by x.stream, x.l, coalesce(a.xact_start, p.prepared), x.pid;
 end $$;
 comment on function millrace_engine.horizon_holders() is 'Which open transactions hold the horizons of streams back.';

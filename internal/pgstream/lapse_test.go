@@ -1,0 +1,175 @@
+package pgstream_test
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// lapsing gives group g its limits; 0 is none.
+func (e *engine) lapsing(after time.Duration, lag int) {
+	e.t.Helper()
+	e.run("update millrace_engine.consumer_group set lapse_after_seconds = $1, lapse_lag = $2 where name = 'g'", int64(after.Seconds()), lag)
+}
+
+// lapsed runs maintenance and returns why the group has lapsed.
+func (e *engine) lapsed() string {
+	e.t.Helper()
+	e.maintain(1)
+	return e.stats("orders", "g").Lapsed
+}
+
+func TestAGroupLapsesByItsLag(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "other", Mode: mode})
+		e.lapsing(0, 100)
+		e.publish("orders", 100)
+		if why := e.lapsed(); why != "" {
+			t.Fatalf("lapsed at its limit: %s", why)
+		}
+		e.publish("orders", 1)
+		if why := e.lapsed(); !strings.Contains(why, "lag 101") || !strings.Contains(why, "100") {
+			t.Errorf("above its limit: %q", why)
+		}
+		if s := e.stats("orders", "other"); s.Lapsed != "" {
+			t.Errorf("a group without a limit: %q", s.Lapsed)
+		}
+	})
+}
+
+func TestAGroupLapsesWhenNobodyWorksWhileMessagesWait(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: time.Minute})
+		e.lapsing(time.Hour, 0)
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
+		stays := func(when string) {
+			t.Helper()
+			if why := e.lapsed(); why != "" {
+				t.Fatalf("%s: lapsed: %s", when, why)
+			}
+		}
+		stays("new")
+		e.jump(48 * time.Hour)
+		stays("for two days there was nothing to do")
+		e.publish("orders", 10)
+		e.run("update millrace.orders set created_at = (select now from public.test_clock)")
+		stays("messages came just now")
+		for range 6 {
+			e.jump(45 * time.Minute)
+			claim := mustReceive(e, c)
+			stays("it works slowly")
+			must(t, c.Ack(e.ctx, claim.Token))
+		}
+		// A claim that is held for long, and extended, is work.
+		claim := mustReceive(e, c)
+		for range 4 {
+			if _, err := c.Extend(e.ctx, claim.Token, 50*time.Minute); err != nil {
+				t.Fatal(err)
+			}
+			e.jump(45 * time.Minute)
+			stays("it holds a claim")
+		}
+		// Ledgers that turn are not work.
+		for range 5 {
+			e.jump(11 * time.Minute)
+			if _, err := pgstream.MaintainWithRing(e.ctx, e.Pool, 1); err != nil {
+				t.Fatal(err)
+			}
+			stays("not yet for an hour")
+		}
+		e.jump(30 * time.Minute)
+		if why := e.lapsed(); !strings.Contains(why, "3600 seconds") {
+			t.Errorf("after more than an hour: %q", why)
+		}
+	})
+}
+
+func TestAPausedGroupDoesNotLapseByTime(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Paused: true})
+	e.lapsing(time.Hour, 0)
+	e.publish("orders", 10)
+	for range 3 {
+		e.jump(2 * time.Hour)
+		if why := e.lapsed(); why != "" {
+			t.Fatalf("while it is paused: %s", why)
+		}
+	}
+	e.run("update millrace_engine.consumer_group set paused = false")
+	if why := e.lapsed(); why != "" {
+		t.Errorf("when it is resumed: %s", why)
+	}
+	if s := e.stats("orders", "g"); s.Paused {
+		t.Error("it is shown as paused")
+	}
+	e.jump(2 * time.Hour)
+	if why := e.lapsed(); why == "" {
+		t.Error("nobody has worked since, and it has not lapsed")
+	}
+}
+
+// Invariant 6: truncation never removes what a live group within its limits still needs; one that has lapsed keeps nothing.
+func TestAGroupThatHasLapsedKeepsNothing(t *testing.T) {
+	t.Parallel()
+	for _, policy := range []pgstream.RetentionPolicy{pgstream.RetentionInterest, pgstream.RetentionWorkQueue} {
+		t.Run(string(policy), func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.retained(pgstream.Retention{Policy: policy})
+			e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+			if policy == pgstream.RetentionInterest {
+				e.group(pgstream.GroupSpec{Stream: "orders", Name: "live"})
+			}
+			e.fillRing()
+			e.maintain(5)
+			if n := e.kept(); n != 400 {
+				t.Fatalf("%d messages are kept before, want 400", n)
+			}
+			e.lapsing(0, 399)
+			e.maintain(5)
+			if policy == pgstream.RetentionInterest {
+				if n := e.kept(); n != 400 {
+					t.Fatalf("%d messages are kept while another group needs them, want 400", n)
+				}
+				c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "live", MaxMessages: 150})
+				must(t, c.Ack(e.ctx, mustReceive(e, c).Token))
+				e.maintain(5)
+				if n := e.kept(); n != 300 {
+					t.Errorf("%d messages are kept, want the 300 in segments that the live group still needs", n)
+				}
+				drain(e, c)
+				e.maintain(5)
+			}
+			if n := e.kept(); n != 100 {
+				t.Errorf("%d messages are kept, want the 100 of the current segment", n)
+			}
+		})
+	}
+}
+
+func TestAGroupThatHasLapsedIsSeenToKeepEverythingWithoutTheCheck(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.mutate("millrace_engine.maintain_stream", "where g.lapsed_at is null", "")
+	e.fillRing()
+	e.lapsing(0, 399)
+	e.maintain(5)
+	if n := e.kept(); n != 400 || e.stats("orders", "g").Lapsed == "" {
+		t.Errorf("%d messages are kept, lapsed %q: the checker sees nothing wrong", n, e.stats("orders", "g").Lapsed)
+	}
+}

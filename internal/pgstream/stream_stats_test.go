@@ -1,0 +1,87 @@
+package pgstream_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+func (e *engine) streamStats(stream string) pgstream.StreamStats {
+	e.t.Helper()
+	all, err := pgstream.AllStreamStats(e.ctx, e)
+	must(e.t, err)
+	for _, s := range all {
+		if s.Stream == stream {
+			return s
+		}
+	}
+	e.t.Fatalf("no statistics of stream %s", stream)
+	return pgstream.StreamStats{}
+}
+
+func TestStreamStatsTellWhatAStreamHolds(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.stream("empty")
+	if s := e.streamStats("empty"); s.Messages != 0 || s.FirstPosition != 1 || s.LastPosition != 0 || s.Horizon != 0 || s.StalledBy != "" || s.StalledFor != 0 ||
+		s.PublishedPerSecond != 0 || s.Segments != 4 || s.SegmentsUsed != 0 {
+		t.Errorf("an empty stream: %+v", s)
+	}
+	e.fillRing()
+	s := e.streamStats("orders")
+	if s.Messages != 400 || s.FirstPosition != 1 || s.LastPosition != 400 || s.Horizon != 400 || s.Bytes < 400*50 || s.SegmentsUsed != 4 || s.Delayed != 0 {
+		t.Errorf("a full ring: %+v", s)
+	}
+	if rate := s.PublishedPerSecond; rate < 6.6 || rate > 6.7 {
+		t.Errorf("%f messages per second, want 400 in a minute", rate)
+	}
+	e.run("update millrace.orders set created_at = created_at - interval '1 hour' where position <= 340")
+	if rate := e.streamStats("orders").PublishedPerSecond; rate != 1 {
+		t.Errorf("%f messages per second, want 60 in a minute", rate)
+	}
+	e.run("update millrace.orders set created_at = created_at - interval '1 hour'")
+	e.trim("201")
+	if s := e.streamStats("orders"); s.Messages != 200 || s.FirstPosition != 201 || s.PublishedPerSecond != 0 || s.SegmentsUsed != 2 {
+		t.Errorf("after a trim and an hour: %+v", s)
+	}
+	e.run(`insert into millrace_engine.delayed (stream_id, due_at, payload) select 1, 'infinity', '{}' from generate_series(1, 3)`)
+	if s := e.streamStats("orders"); s.Delayed != 3 {
+		t.Errorf("%d delayed messages, want 3", s.Delayed)
+	}
+}
+
+func TestStreamStatsNameWhoHoldsTheHorizonBack(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.stream("other")
+	e.publish("orders", 10)
+	prepared := e.begin()
+	exec(e, prepared, "set local millrace.notify = off")
+	publishIn(e, prepared, "orders")
+	exec(e, prepared, "prepare transaction 'the one'")
+	t.Cleanup(func() { _, _ = e.Exec(e.ctx, "rollback prepared 'the one'") })
+	open := e.begin()
+	exec(e, open, "select pg_sleep(0.01)")
+	publishIn(e, open, "orders")
+	e.publish("orders", 10)
+	s := e.streamStats("orders")
+	if s.StalledBy != "prepared transaction the one" || s.Horizon != 10 || s.LastPosition != 22 || s.StalledFor <= 0 || s.StalledFor > time.Minute {
+		t.Errorf("with a prepared transaction: %+v", s)
+	}
+	if s := e.streamStats("other"); s.StalledBy != "" || s.StalledFor != 0 {
+		t.Errorf("another stream: %+v", s)
+	}
+	e.run("rollback prepared 'the one'")
+	s = e.streamStats("orders")
+	if want := fmt.Sprintf("pid %d", pid(open)); s.StalledBy != want || s.Horizon != 11 || s.StalledFor < time.Millisecond {
+		t.Errorf("with an open transaction: %+v, want %s", s, want)
+	}
+	rollback(e, open)
+	if s := e.streamStats("orders"); s.StalledBy != "" || s.Horizon != 22 {
+		t.Errorf("afterwards: %+v", s)
+	}
+}
