@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -43,9 +44,18 @@ type FailurePolicy string
 const (
 	FailureBlock FailurePolicy = "Block" // retry in place; later messages of the partition wait
 	FailureSkip  FailurePolicy = "Skip"  // after MaxAttempts: dead letter, and go on
+	FailurePark  FailurePolicy = "Park"  // the message and those of its key wait, in order; the others go on
 )
 
-// GroupSpec is the desired state of one consumer group. Mode and Start never change after creation.
+// Filter lets messages pass that have everything it asks for. The zero Filter lets every message pass.
+type Filter struct {
+	Headers   map[string]any `json:"headers,omitempty"`    // each is in the message's headers with that string, number, boolean or null
+	Keys      []string       `json:"keys,omitempty"`       // the message's key is one of these, at most 1,000
+	KeyPrefix string         `json:"key_prefix,omitempty"` // the message's key begins with it
+}
+
+// GroupSpec is the desired state of one consumer group. Mode and Start never change after creation. In a stream with priorities the group begins in each
+// priority where Start says; with StartPosition, which means a position of priority 0, at the earliest message of the others.
 type GroupSpec struct {
 	Stream         string
 	Name           string // [a-z][a-z0-9_]{0,47}
@@ -59,7 +69,13 @@ type GroupSpec struct {
 	BackoffMax     time.Duration
 	FailurePolicy  FailurePolicy
 	Paused         bool
-	Owner          Owner
+	// Filter holds for what is claimed after it was set: messages that are held, set aside or dead stay what they are.
+	Filter Filter
+	// The group lapses, and keeps no message from being removed any more, when it has not moved for LapseAfter while messages wait, or when more
+	// than LapseLag messages wait. In a stream with priorities they count for each alone. Zero: never.
+	LapseAfter time.Duration // in seconds
+	LapseLag   int64
+	Owner      Owner
 }
 
 // spec is GroupSpec as millrace_engine.apply_group reads it.
@@ -69,7 +85,7 @@ func (g GroupSpec) spec() map[string]any {
 	case StartPosition:
 		start["position"] = g.StartPosition
 	case StartTime:
-		start["time"] = g.StartTime.UTC().Format(time.RFC3339Nano)
+		start["time"] = g.StartTime.UTC().Truncate(time.Microsecond).Format(time.RFC3339Nano)
 	}
 	initial := orDefault(g.BackoffInitial, time.Second)
 	m := map[string]any{
@@ -83,11 +99,94 @@ func (g GroupSpec) spec() map[string]any {
 		"backoff_max_ms":     max(orDefault(g.BackoffMax, 5*time.Minute), initial).Milliseconds(),
 		"failure_policy":     orDefault(g.FailurePolicy, FailureBlock),
 		"paused":             g.Paused,
+		"filter":             nil,
+		// Rounded up, because zero would mean never.
+		"lapse_after_seconds": int64(math.Ceil(g.LapseAfter.Seconds())),
+		"lapse_lag":           g.LapseLag,
 	}
-	if g.Owner != (Owner{}) {
-		m["owner"] = g.Owner
+	if len(g.Filter.Headers) > 0 || len(g.Filter.Keys) > 0 || g.Filter.KeyPrefix != "" {
+		m["filter"] = g.Filter
 	}
+	put(m, "owner", g.Owner)
 	return m
+}
+
+// group is what the database says about one group.
+type group struct {
+	streamExists, exists bool
+	has                  map[string]any // with the keys of apply_group
+	owner                Owner
+	lapsedAt             time.Time
+	lapseReason          string
+}
+
+func describeGroup(ctx context.Context, db DB, stream, name string) (group, error) {
+	var g group
+	var owner *Owner
+	var lapsedAt *time.Time
+	var reason *string
+	if err := db.QueryRow(ctx, describeGroupSQL, stream, name).Scan(&g.streamExists, &g.exists, &g.has, &owner, &lapsedAt, &reason); err != nil {
+		return g, fmt.Errorf("describe group %q: %w", name, translate(err))
+	}
+	if owner != nil {
+		g.owner = *owner
+	}
+	if lapsedAt != nil {
+		g.lapsedAt = *lapsedAt
+	}
+	if reason != nil {
+		g.lapseReason = *reason
+	}
+	return g, nil
+}
+
+// GroupInfo is what the database says about one group.
+type GroupInfo struct {
+	Spec        GroupSpec
+	LapsedAt    time.Time // zero while the group has not lapsed
+	LapseReason string
+}
+
+// DescribeGroup reads one group. ErrNotFound when there is none, or no such stream.
+func DescribeGroup(ctx context.Context, db DB, stream, name string) (GroupInfo, error) {
+	g, err := describeGroup(ctx, db, stream, name)
+	if err != nil {
+		return GroupInfo{}, err
+	}
+	if !g.exists {
+		return GroupInfo{}, fmt.Errorf("consumer group %q of stream %q: %w", name, stream, ErrNotFound)
+	}
+	var has struct {
+		Mode  Mode
+		Start struct {
+			From     StartFrom
+			Position int64
+			Time     time.Time
+		}
+		AckWaitMS         int64         `json:"ack_wait_ms"`
+		MaxAttempts       int           `json:"max_attempts"`
+		BackoffInitialMS  int64         `json:"backoff_initial_ms"`
+		BackoffMaxMS      int64         `json:"backoff_max_ms"`
+		FailurePolicy     FailurePolicy `json:"failure_policy"`
+		Paused            bool
+		Filter            Filter
+		LapseAfterSeconds int64 `json:"lapse_after_seconds"`
+		LapseLag          int64 `json:"lapse_lag"`
+	}
+	b, err := json.Marshal(g.has)
+	if err == nil {
+		err = json.Unmarshal(b, &has)
+	}
+	if err != nil {
+		return GroupInfo{}, fmt.Errorf("describe group %q: %w", name, err)
+	}
+	return GroupInfo{LapsedAt: g.lapsedAt, LapseReason: g.lapseReason, Spec: GroupSpec{
+		Stream: stream, Name: name, Mode: has.Mode, StartFrom: has.Start.From, StartPosition: has.Start.Position, StartTime: has.Start.Time,
+		AckWait: time.Duration(has.AckWaitMS) * time.Millisecond, MaxAttempts: has.MaxAttempts,
+		BackoffInitial: time.Duration(has.BackoffInitialMS) * time.Millisecond, BackoffMax: time.Duration(has.BackoffMaxMS) * time.Millisecond,
+		FailurePolicy: has.FailurePolicy, Paused: has.Paused, Filter: has.Filter,
+		LapseAfter: time.Duration(has.LapseAfterSeconds) * time.Second, LapseLag: has.LapseLag, Owner: g.owner,
+	}}, nil
 }
 
 //go:embed queries/describe_group.sql
@@ -96,27 +195,27 @@ var describeGroupSQL string
 // PlanGroup compares spec with the database and writes nothing. ErrRefused when mode or start would change, ErrOwned when
 // another owner holds the group, ErrNotFound when the stream does not exist.
 func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
-	var streamExists, exists bool
-	var has map[string]any
-	var owner *Owner
-	if err := db.QueryRow(ctx, describeGroupSQL, spec.Stream, spec.Name).Scan(&streamExists, &exists, &has, &owner); err != nil {
-		return nil, fmt.Errorf("describe group %q: %w", spec.Name, translate(err))
+	g, err := describeGroup(ctx, db, spec.Stream, spec.Name)
+	if err != nil {
+		return nil, err
 	}
-	if !streamExists {
+	if !g.streamExists {
 		return nil, fmt.Errorf("stream %q: %w", spec.Stream, ErrNotFound)
 	}
-	if !exists {
+	if !g.exists {
 		return []Step{{Summary: fmt.Sprintf("create %s consumer group %q of stream %q", orDefault(spec.Mode, ModeShared), spec.Name, spec.Stream),
 			SQL: "select millrace_engine.apply_group(…)"}}, nil
 	}
-	if owner != nil {
-		if err := ownedBy(*owner, spec.Owner, "consumer group "+strconv.Quote(spec.Name)); err != nil {
-			return nil, err
-		}
+	if err := ownedBy(g.owner, spec.Owner, "consumer group "+strconv.Quote(spec.Name)); err != nil {
+		return nil, err
 	}
+	has := g.has
 	want, err := asJSON(spec.spec())
 	if err != nil {
 		return nil, err
+	}
+	if samePlace(has["start"], want["start"]) {
+		want["start"] = has["start"]
 	}
 	for _, name := range []string{"mode", "start"} {
 		if !reflect.DeepEqual(has[name], want[name]) {
@@ -125,7 +224,7 @@ func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
 		}
 	}
 	var steps []Step
-	if spec.Owner != (Owner{}) && owner == nil {
+	if spec.Owner != (Owner{}) && g.owner == (Owner{}) {
 		steps = append(steps, Step{Summary: "become the owner", SQL: "select millrace_engine.apply_group(…)"})
 	}
 	for _, name := range slices.Sorted(maps.Keys(has)) {
@@ -135,6 +234,21 @@ func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
 		}
 	}
 	return steps, nil
+}
+
+// samePlace says whether two starts are the same time, however it is written.
+func samePlace(a, b any) bool {
+	var times [2]time.Time
+	for i, start := range []any{a, b} {
+		m, _ := start.(map[string]any)
+		text, _ := m["time"].(string)
+		t, err := time.Parse(time.RFC3339Nano, text)
+		if err != nil || m["from"] != string(StartTime) {
+			return false
+		}
+		times[i] = t
+	}
+	return times[0].Equal(times[1])
 }
 
 // asJSON gives m the types that it would have after a journey through JSON, so that it compares with what the database says.
@@ -165,25 +279,48 @@ func ApplyGroup(ctx context.Context, db DB, spec GroupSpec) error {
 
 // DropGroup removes the group with its claims, deliveries and dead letters. owner must match (ErrOwned otherwise). A group that
 // does not exist is success.
-func DropGroup(ctx context.Context, db DB, stream, group string, owner Owner) error {
-	var streamExists, exists bool
-	var has map[string]any
-	var holder *Owner
-	if err := db.QueryRow(ctx, describeGroupSQL, stream, group).Scan(&streamExists, &exists, &has, &holder); err != nil {
-		return fmt.Errorf("drop group %q: %w", group, translate(err))
+func DropGroup(ctx context.Context, db DB, stream, name string, owner Owner) error {
+	g, err := describeGroup(ctx, db, stream, name)
+	if err != nil || !g.exists {
+		return err
 	}
-	if !exists {
-		return nil
+	if err := ownedBy(g.owner, owner, "consumer group "+strconv.Quote(name)); err != nil {
+		return err
 	}
-	if holder != nil {
-		if err := ownedBy(*holder, owner, "consumer group "+strconv.Quote(group)); err != nil {
-			return err
-		}
-	}
-	if _, err := db.Exec(ctx, "select millrace_engine.drop_group($1, $2)", stream, group); err != nil {
-		return fmt.Errorf("drop group %q: %w", group, translate(err))
+	if _, err := db.Exec(ctx, "select millrace_engine.drop_group($1, $2)", stream, name); err != nil {
+		return fmt.Errorf("drop group %q: %w", name, translate(err))
 	}
 	return nil
+}
+
+// Place is where a group goes on after a reset.
+type Place struct {
+	From     StartFrom // default StartEarliest
+	Position int64     // with StartPosition: first position to deliver
+	Time     time.Time // with StartTime: first created_at to deliver
+}
+
+// ResetGroup moves a group to another place of its stream, back to deliver again or forward to pass over, and returns how many single deliveries it
+// removed: retries, and parked messages. From then on the group gets what a new group with that start would get. Whoever holds a claim gets
+// ErrFenced for whatever it does with it, except what another transaction is settling just then, which is waited for. Dead letters stay. A lapsed
+// group lives again. It is an operation and not a setting, so the owner of the group does not matter.
+//
+// ErrNotFound when there is no such stream or group, ErrRefused when there is no such place, ErrOutOfRange when retention has removed it. An error
+// that IsTransient when somebody keeps a claim locked for ten seconds.
+func ResetGroup(ctx context.Context, db DB, stream, name string, to Place) (removed int64, err error) {
+	var position *int64
+	var at *time.Time
+	switch to.From {
+	case StartPosition:
+		position = &to.Position
+	case StartTime:
+		at = &to.Time
+	}
+	err = db.QueryRow(ctx, "select millrace.reset_group($1, $2, $3, $4, $5)", stream, name, orDefault(to.From, StartEarliest), position, at).Scan(&removed)
+	if err != nil {
+		return 0, fmt.Errorf("reset group %q: %w", name, translate(err))
+	}
+	return removed, nil
 }
 
 // ReleaseGroup gives up ownership and keeps everything else.

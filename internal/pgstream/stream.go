@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,14 +54,19 @@ type Owner struct {
 	UID       string `json:"uid,omitempty"`
 }
 
-// StreamSpec is the desired state of one stream.
+// NoDedupe as StreamSpec.DedupeWindow: publishing with a dedupe key is refused.
+const NoDedupe time.Duration = -1
+
+// StreamSpec is the desired state of one stream. What only grows or never changes, when zero, stays as it is or takes its default.
 type StreamSpec struct {
-	Name            string // [a-z][a-z0-9_]{0,47}; also the table millrace.<name>
-	Partitions      int    // only grows; default 8
-	PayloadType     PayloadType
-	Segments        int // 2..16, default 4; only grows
+	Name            string      // [a-z][a-z0-9_]{0,47}; also the table millrace.<name>
+	Partitions      int         // only grows; default 8
+	PayloadType     PayloadType // never changes; default PayloadJSON
+	Segments        int         // 2..16, default 4; only grows
 	Retention       Retention
-	MaxMessageBytes int // default 1 MiB
+	MaxMessageBytes int           // default 1 MiB
+	DedupeWindow    time.Duration // how long a dedupe key is remembered, in seconds; default 2 minutes; NoDedupe: not at all
+	Priorities      int           // 1..8, default 1; only grows. Limits of Retention hold for each priority
 	Owner           Owner
 }
 
@@ -73,7 +79,7 @@ type StreamInfo struct {
 	// HorizonHolder is the backend pid whose open transaction holds the horizon back, 0 if none.
 	HorizonHolder int32
 	FirstPosition int64 // lowest position still readable
-	Bytes         int64
+	Bytes         int64 // of every priority, with indexes
 }
 
 // Step is one change that a plan would make.
@@ -90,23 +96,31 @@ type Plan struct {
 	Drift bool
 }
 
-// spec is StreamSpec as millrace_engine.apply_stream reads it.
+// spec is StreamSpec as millrace_engine.apply_stream reads it, which keeps what is missing.
 func (s StreamSpec) spec() map[string]any {
 	m := map[string]any{
-		"name":              s.Name,
-		"partitions":        orDefault(s.Partitions, 8),
-		"payload_type":      orDefault(s.PayloadType, PayloadJSON),
-		"segments":          orDefault(s.Segments, 4),
-		"retention_policy":  orDefault(s.Retention.Policy, RetentionLimits),
-		"max_age_seconds":   int64(s.Retention.MaxAge.Seconds()),
-		"max_bytes":         s.Retention.MaxBytes,
-		"max_messages":      s.Retention.MaxMessages,
-		"max_message_bytes": orDefault(s.MaxMessageBytes, 1<<20),
+		"name":                  s.Name,
+		"retention_policy":      orDefault(s.Retention.Policy, RetentionLimits),
+		"max_age_seconds":       int64(s.Retention.MaxAge.Seconds()),
+		"max_bytes":             s.Retention.MaxBytes,
+		"max_messages":          s.Retention.MaxMessages,
+		"max_message_bytes":     orDefault(s.MaxMessageBytes, 1<<20),
+		"dedupe_window_seconds": int64(math.Ceil(max(orDefault(s.DedupeWindow, 2*time.Minute), 0).Seconds())),
 	}
-	if s.Owner != (Owner{}) {
-		m["owner"] = s.Owner
-	}
+	put(m, "partitions", s.Partitions)
+	put(m, "payload_type", s.PayloadType)
+	put(m, "segments", s.Segments)
+	put(m, "priorities", s.Priorities)
+	put(m, "owner", s.Owner)
 	return m
+}
+
+// put sets m[name] unless v is zero.
+func put[T comparable](m map[string]any, name string, v T) {
+	var zero T
+	if v != zero {
+		m[name] = v
+	}
 }
 
 func orDefault[T comparable](v, d T) T {
@@ -117,8 +131,8 @@ func orDefault[T comparable](v, d T) T {
 	return v
 }
 
-// PlanStream compares spec with the database and writes nothing. It returns ErrRefused for what can never be done (partitions
-// lowered, payload type changed) and ErrOwned when another owner holds the name.
+// PlanStream compares spec with the database and writes nothing. It returns ErrRefused for what can never be done (partitions or priorities
+// lowered, payload type changed) and ErrOwned when another owner holds the name. The repairs of a stream include those of its priorities.
 func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	plan := Plan{Spec: spec}
 	info, err := DescribeStream(ctx, db, spec.Name)
@@ -167,6 +181,9 @@ func refuse(has, want StreamSpec) error {
 	case want.Segments != 0 && want.Segments < has.Segments:
 		return fmt.Errorf("%w: stream %q has %d segments and cannot go down to %d. Keep %d or more",
 			ErrRefused, has.Name, has.Segments, want.Segments, has.Segments)
+	case want.Priorities != 0 && want.Priorities < has.Priorities:
+		return fmt.Errorf("%w: stream %q has %d priorities and cannot go down to %d. Keep %d or more: messages may wait in each of them",
+			ErrRefused, has.Name, has.Priorities, want.Priorities, has.Priorities)
 	}
 	return nil
 }
@@ -217,14 +234,15 @@ func ApplyStream(ctx context.Context, db DB, plan Plan) error {
 	return nil
 }
 
-// DescribeStream reads one stream. ErrNotFound when there is none.
+// DescribeStream reads one stream; ErrNotFound when there is none. Positions and the horizon are those of priority 0, Bytes is the sum of all
+// priorities.
 func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error) {
 	info := StreamInfo{Spec: StreamSpec{Name: name}}
 	var owner *Owner
-	var age int64
+	var age, window int64
 	err := db.QueryRow(ctx, describeStreamSQL, name).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
 		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages,
-		&info.Spec.MaxMessageBytes, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
+		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return info, fmt.Errorf("stream %q: %w", name, ErrNotFound)
 	}
@@ -235,6 +253,9 @@ func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error)
 		info.Spec.Owner = *owner
 	}
 	info.Spec.Retention.MaxAge = time.Duration(age) * time.Second
+	if info.Spec.DedupeWindow = time.Duration(window) * time.Second; window == 0 {
+		info.Spec.DedupeWindow = NoDedupe
+	}
 	return info, nil
 }
 

@@ -16,7 +16,7 @@ import (
 func whole() pgstream.StreamSpec {
 	return pgstream.StreamSpec{Name: "orders", Partitions: 6, PayloadType: pgstream.PayloadJSON, Segments: 3,
 		Retention:       pgstream.Retention{Policy: pgstream.RetentionInterest, MaxAge: time.Hour, MaxBytes: 1 << 30, MaxMessages: 1000},
-		MaxMessageBytes: 1000, Owner: pgstream.Owner{Cluster: "c", Namespace: "n", Name: "orders", UID: "1"}}
+		MaxMessageBytes: 1000, DedupeWindow: time.Minute, Priorities: 1, Owner: pgstream.Owner{Cluster: "c", Namespace: "n", Name: "orders", UID: "1"}}
 }
 
 func TestAStreamIsWhatItsSpecificationSays(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/owner"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -62,17 +60,9 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 
 // groupOwner reads the owner of a group; exists is false when there is no such group.
 func groupOwner(ctx context.Context, db pgstream.DB, stream, group string) (o pgstream.Owner, exists bool, err error) {
-	var has *pgstream.Owner
-	err = db.QueryRow(ctx, `select g.owner from millrace_engine.consumer_group g
-		join millrace_engine.stream s on s.id = g.stream_id where s.name = $1 and g.name = $2`, stream, group).Scan(&has)
-	if errors.Is(err, pgx.ErrNoRows) {
+	info, err := pgstream.DescribeGroup(ctx, db, stream, group)
+	if errors.Is(err, pgstream.ErrNotFound) {
 		return o, false, nil
 	}
-	if err != nil {
-		return o, false, fmt.Errorf("read the owner of group %q: %w", group, err)
-	}
-	if has != nil {
-		o = *has
-	}
-	return o, true, nil
+	return info.Spec.Owner, err == nil, err
 }

@@ -1,12 +1,15 @@
 -- millrace_engine.apply_group(spec jsonb) returns integer
 -- Creates the consumer group, or brings its settings to the spec. Idempotent.
 -- Keys: stream, name, mode, start {from, position, time}, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms, failure_policy,
---       paused, owner. A missing key keeps the present value, or takes the default.
+--       paused, filter, lapse_after_seconds, lapse_lag, owner. A missing key keeps the present value, or takes the default; a filter that is null
+--       or empty ends filtering. A changed filter holds for what is claimed from then on: messages that are held, set aside or dead stay.
+-- A stream with priorities: the group is mirrored to every lane (mirror_group). Lapse settings count for each lane alone.
 -- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
 language plpgsql volatile as $$
 declare
     stream integer := millrace_engine.stream_id(p_spec ->> 'stream');
+    spec constant jsonb := jsonb_strip_nulls(p_spec - 'filter' - 'id' - 'stream_id' - 'parent_id' - 'lapsed_at' - 'lapse_reason' - 'created_at');
     s millrace_engine.stream;
     g millrace_engine.consumer_group;
     wanted millrace_engine.consumer_group;
@@ -18,25 +21,33 @@ begin
     end if;
     -- The stream''s row: retention decides with the same lock what no group needs any more.
     select * into strict s from millrace_engine.stream x where x.id = stream for update;
+    perform millrace_engine.refuse_lane(s);
     select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for update;
     if found then
-        wanted := jsonb_populate_record(g, jsonb_strip_nulls(p_spec) - 'id' - 'stream_id' - 'created_at');
-        if g.owner <> (p_spec -> 'owner') then
+        wanted := jsonb_populate_record(g, spec);
+        if p_spec ? 'filter' then
+            wanted.filter := millrace_engine.checked_filter(p_spec -> 'filter');
+        end if;
+        if g.owner <> (p_spec -> 'owner') or (g.owner is not null and p_spec ->> 'owner' is null and wanted is distinct from g) then
             raise exception 'consumer group "%" belongs to %', g.name, g.owner using errcode = 'MR007', hint = 'Let its owner release it first.';
         end if;
         if wanted.mode <> g.mode then
             raise exception 'consumer group "%" is % and cannot become %', g.name, g.mode, wanted.mode using errcode = 'MR004',
                 hint = 'Create another group with that mode, starting at the position this one has reached.';
         end if;
-        if wanted.start <> g.start then
+        if not millrace_engine.same_place(wanted.start, g.start) then
             raise exception 'consumer group "%" has started at % and cannot start elsewhere', g.name, g.start using errcode = 'MR004',
-                hint = 'Create another group with that start.';
+                hint = 'Move it with millrace.reset_group, or create another group with that start.';
         end if;
+        wanted.start := g.start;
         if wanted is distinct from g then
+            perform millrace_engine.check_group(wanted);
             update millrace_engine.consumer_group x set ack_wait_ms = wanted.ack_wait_ms, max_attempts = wanted.max_attempts,
                     backoff_initial_ms = wanted.backoff_initial_ms, backoff_max_ms = wanted.backoff_max_ms,
-                    failure_policy = wanted.failure_policy, paused = wanted.paused, owner = wanted.owner
+                    failure_policy = wanted.failure_policy, paused = wanted.paused, filter = wanted.filter,
+                    lapse_after_seconds = wanted.lapse_after_seconds, lapse_lag = wanted.lapse_lag, owner = wanted.owner
                 where x.id = g.id;
+            perform millrace_engine.mirror_group(g.id);
         end if;
         return g.id;
     end if;
@@ -46,54 +57,121 @@ begin
     end if;
     wanted := jsonb_populate_record(null::millrace_engine.consumer_group,
         '{"mode": "Shared", "start": {"from": "Earliest"}, "ack_wait_ms": 30000, "max_attempts": 10, "backoff_initial_ms": 1000,
-          "backoff_max_ms": 300000, "failure_policy": "Block", "paused": false}'::jsonb || jsonb_strip_nulls(p_spec));
-    case wanted.start ->> 'from'
-        when 'Earliest' then first_ := s.first_position;
-        when 'Latest' then first_ := greatest(millrace_engine.horizon(stream) + 1, s.first_position);
-        when 'Position' then first_ := (wanted.start ->> 'position')::bigint;
-        when 'Time' then
-            -- The horizon first: what is committed while we look may have lower positions than what we find.
-            first_ := millrace_engine.horizon(stream) + 1;
-            execute format('select least($2, min("position")) from millrace.%I where created_at >= $1', s.name)
-                into first_ using (wanted.start ->> 'time')::timestamptz, first_;
-        else
-            raise exception 'a consumer group cannot start at %', wanted.start ->> 'from' using errcode = 'MR004',
-                hint = 'Use Earliest, Latest, Position or Time.';
-    end case;
-    if first_ is null or first_ < 1 then
-        raise exception 'start position % is not valid', first_ using errcode = 'MR004', hint = 'Positions begin with 1.';
-    end if;
+          "backoff_max_ms": 300000, "failure_policy": "Block", "paused": false, "lapse_after_seconds": 0, "lapse_lag": 0}'::jsonb || spec);
+    wanted.filter := millrace_engine.checked_filter(p_spec -> 'filter');
+    perform millrace_engine.check_group(wanted);
+    first_ := millrace_engine.place(s, wanted.start);
     insert into millrace_engine.consumer_group (stream_id, name, mode, start, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms,
-            failure_policy, paused, owner)
+            failure_policy, paused, filter, lapse_after_seconds, lapse_lag, owner)
         values (stream, wanted.name, wanted.mode, wanted.start, wanted.ack_wait_ms, wanted.max_attempts, wanted.backoff_initial_ms,
-            wanted.backoff_max_ms, wanted.failure_policy, wanted.paused, wanted.owner)
+            wanted.backoff_max_ms, wanted.failure_policy, wanted.paused, wanted.filter, wanted.lapse_after_seconds, wanted.lapse_lag, wanted.owner)
         returning * into g;
     perform millrace_engine.open_lane(g.id, 0, 1024, first_ - 1, null);
+    perform millrace_engine.mirror_group(g.id);
     return g.id;
 end $$;
 comment on function millrace_engine.apply_group(jsonb) is 'Creates a consumer group or brings it to the given settings.';
 
--- millrace.create_group(stream, group, mode, start) returns integer
--- For users without Kubernetes. mode is Shared or Ordered; start is Earliest or Latest. Changes nothing when the group exists like that.
-create or replace function millrace.create_group(p_stream text, p_group text, p_mode text default 'Shared', p_start text default 'Earliest')
+-- millrace_engine.check_group(group) returns void
+-- Settings that do not fit together. What single columns allow is said by the table's constraints.
+-- Raises: MR004.
+create or replace function millrace_engine.check_group(p_group millrace_engine.consumer_group) returns void
+language plpgsql immutable as $$
+begin
+    if p_group.failure_policy not in ('Block', 'Park', 'Skip') then
+        raise exception 'failure policy % is not known', quote_literal(p_group.failure_policy) using errcode = 'MR004', hint = 'Use Block, Park or Skip.';
+    end if;
+    if p_group.mode = 'Shared' and p_group.failure_policy = 'Park' then
+        raise exception 'a Shared group cannot park: it has no order to keep' using errcode = 'MR004',
+            hint = 'In a Shared group a failed message waits alone anyway. Leave the policy out, or use mode Ordered.';
+    end if;
+    if p_group.lapse_after_seconds < 0 or p_group.lapse_lag < 0 then
+        raise exception 'a group cannot lapse after % seconds or % messages', p_group.lapse_after_seconds, p_group.lapse_lag using errcode = 'MR004',
+            hint = 'Both are positive, or 0 for never.';
+    end if;
+end $$;
+
+-- millrace_engine.place(stream, place {from, position, time}) returns bigint
+-- The first position to deliver of a group that begins or is reset there. In a priority lane a Position means the lane''s earliest message: positions
+-- of one lane say nothing about another. The caller holds the stream''s row, so that retention cannot remove what begins there.
+-- Raises: MR003 isolation level; MR004 no such place.
+create or replace function millrace_engine.place(p_stream millrace_engine.stream, p_place jsonb) returns bigint
+language plpgsql volatile as $$
+declare
+    since timestamptz;
+    result bigint;
+begin
+    case p_place ->> 'from'
+        when 'Earliest' then
+            return p_stream.first_position;
+        when 'Latest' then
+            return greatest(millrace_engine.horizon(p_stream.id) + 1, p_stream.first_position);
+        when 'Position' then
+            result := (p_place ->> 'position')::bigint;
+            if result is null or result < 1 then
+                raise exception 'start position % is not valid', coalesce(result::text, 'null') using errcode = 'MR004', hint = 'Positions begin with 1.';
+            end if;
+            return case when p_stream.parent_id is null then result else p_stream.first_position end;
+        when 'Time' then
+            since := (p_place ->> 'time')::timestamptz;
+            if since is null then
+                raise exception 'a start by time needs a time' using errcode = 'MR004', hint = 'Give the time of the first message to deliver.';
+            end if;
+            if current_setting('transaction_isolation') <> 'read committed' then
+                raise exception 'a group can be placed by time only at isolation level read committed, not %', current_setting('transaction_isolation')
+                    using errcode = 'MR003', hint = 'An older snapshot does not see every message since then.';
+            end if;
+            -- The horizon first: what is committed while we look may have lower positions than what we find.
+            result := millrace_engine.horizon(p_stream.id) + 1;
+            execute format('select least($2, min("position")) from millrace.%I where created_at >= $1', p_stream.name) into result using since, result;
+            return greatest(result, p_stream.first_position);
+        else
+            raise exception 'a consumer group cannot start at %', coalesce(p_place ->> 'from', 'null') using errcode = 'MR004',
+                hint = 'Use Earliest, Latest, Position or Time.';
+    end case;
+end $$;
+comment on function millrace_engine.place(millrace_engine.stream, jsonb) is 'First position of a group that begins or is reset at a place.';
+
+-- millrace_engine.same_place(place, place) returns boolean
+-- Whether two places say the same; times are compared as times, however they are written.
+create or replace function millrace_engine.same_place(a jsonb, b jsonb) returns boolean
+language sql stable
+return a ->> 'from' is not distinct from b ->> 'from'
+    and (a ->> 'from' is distinct from 'Position' or (a ->> 'position')::bigint is not distinct from (b ->> 'position')::bigint)
+    and (a ->> 'from' is distinct from 'Time' or (a ->> 'time')::timestamptz is not distinct from (b ->> 'time')::timestamptz);
+
+-- millrace.create_group(stream, group, mode, start, filter, failure_policy, max_attempts, ack_wait_seconds, position, time) returns integer
+-- For users without Kubernetes. Creates the group, or changes what is given of the settings that can change; null leaves a setting as it is, or takes its
+-- default. mode is Shared or Ordered; start is Earliest, Latest, Position (with position) or Time (with time). An empty filter, '{}', ends filtering.
+-- Raises: as apply_group.
+create or replace function millrace.create_group(p_stream text, p_group text, p_mode text default 'Shared', p_start text default 'Earliest',
+    p_filter jsonb default null, p_failure_policy text default null, p_max_attempts integer default null, p_ack_wait_seconds double precision default null,
+    p_position bigint default null, p_time timestamptz default null)
 returns integer
 language sql volatile
 return millrace_engine.apply_group(jsonb_build_object('stream', p_stream, 'name', p_group, 'mode', p_mode,
-    'start', jsonb_build_object('from', p_start)));
-comment on function millrace.create_group(text, text, text, text) is 'Creates a consumer group of a stream. Repeating it is harmless.';
+    'start', jsonb_strip_nulls(jsonb_build_object('from', p_start, 'position', p_position,
+        'time', to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))),
+    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', (p_ack_wait_seconds * 1000)::bigint)
+    || case when p_filter is null then '{}' else jsonb_build_object('filter', p_filter) end);
+comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz) is
+    'Creates a consumer group of a stream, or changes its settings. Repeating it is harmless.';
 
 -- millrace_engine.drop_group(stream, group) returns void
--- Removes the group with its deliveries and dead letters. Nothing happens when it does not exist. Rows left in the ledgers are unreachable
--- without their lane, and go with the next truncation.
+-- Removes the group with its deliveries and dead letters, in every priority lane. Nothing happens when it does not exist. Rows left in the ledgers are
+-- unreachable without their lane, and go with the next truncation.
+-- Raises: MR004 when the stream is a priority lane.
 create or replace function millrace_engine.drop_group(p_stream text, p_group text) returns void
 language plpgsql volatile as $$
 declare
+    s millrace_engine.stream;
     g integer;
 begin
-    select x.id into g from millrace_engine.consumer_group x join millrace_engine.stream s on s.id = x.stream_id
-        where s.name = p_stream and x.name = p_group for update of x;
+    select x.* into s from millrace_engine.stream x where x.name = p_stream;
+    perform millrace_engine.refuse_lane(s);
+    select x.id into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group for update of x;
     if found then
-        perform pg_advisory_xact_lock(536870912 + g, 0);
+        perform millrace_engine.hold_receives(g);
         delete from millrace_engine.consumer_group x where x.id = g;
     end if;
 end $$;

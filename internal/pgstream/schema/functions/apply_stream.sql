@@ -1,16 +1,20 @@
 -- millrace_engine.apply_stream(spec jsonb) returns integer
 -- Creates the stream, or brings its settings and its database objects to the spec. Idempotent; concurrent callers wait for each other.
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
---       max_message_bytes, owner. A missing key keeps the present value, or takes the default.
+--       max_message_bytes, dedupe_window_seconds, priorities, owner. A missing key keeps the present value, or takes the default.
+-- Priorities are lanes, streams of their own below this one (priority.sql), which follow it in everything.
 -- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
 language plpgsql volatile
 set client_min_messages = warning as $$
 declare
+    spec constant jsonb := jsonb_strip_nulls(p_spec) - '{id,incarnation,parent_id,priority,first_position,segment_started_at,created_at}'::text[];
     s millrace_engine.stream;
     wanted millrace_engine.stream;
     step record;
 begin
+    select x.* into s from millrace_engine.stream x where x.name = p_spec ->> 'name';
+    perform millrace_engine.refuse_lane(s);
     if p_spec ->> 'name' is null or p_spec ->> 'name' !~ '^[a-z][a-z0-9_]{0,47}$' then
         raise exception 'stream name % is not usable', coalesce(quote_literal(p_spec ->> 'name'), 'null') using errcode = 'MR004',
             hint = 'Use a lower case letter, then up to 47 lower case letters, digits or underscores.';
@@ -21,15 +25,16 @@ begin
     if not found then
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,
-              "max_messages": 0, "max_message_bytes": 1048576}'::jsonb || jsonb_strip_nulls(p_spec));
+              "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1}'::jsonb || spec);
+        perform millrace_engine.check_stream(wanted);
         insert into millrace_engine.stream (name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes,
-                max_messages, max_message_bytes, owner)
+                max_messages, max_message_bytes, dedupe_window_seconds, priorities, owner)
             values (wanted.name, wanted.partitions, wanted.payload_type, wanted.segments, wanted.retention_policy, wanted.max_age_seconds,
-                wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.owner)
+                wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.dedupe_window_seconds, wanted.priorities, wanted.owner)
             returning * into s;
     else
-        wanted := jsonb_populate_record(s, jsonb_strip_nulls(p_spec) - 'id' - 'incarnation' - 'first_position' - 'segment_started_at' - 'created_at');
-        if s.owner <> (p_spec -> 'owner') then
+        wanted := jsonb_populate_record(s, spec);
+        if s.owner <> (p_spec -> 'owner') or (s.owner is not null and p_spec ->> 'owner' is null and wanted is distinct from s) then
             raise exception 'stream "%" belongs to %', s.name, s.owner using errcode = 'MR007', hint = 'Let its owner release it first.';
         end if;
         if wanted.partitions < s.partitions then
@@ -44,11 +49,21 @@ begin
             raise exception 'stream "%" has % segments and cannot go down to %', s.name, s.segments, wanted.segments
                 using errcode = 'MR004', hint = format('Keep %s or more.', s.segments);
         end if;
+        if wanted.priorities < s.priorities then
+            raise exception 'stream "%" has % priorities and cannot go down to %', s.name, s.priorities, wanted.priorities
+                using errcode = 'MR004', hint = format('Keep %s or more: messages may wait in each of them.', s.priorities);
+        end if;
+        if wanted.retention_policy = 'WorkQueue'
+                and (select count(*) from millrace_engine.consumer_group g where g.stream_id = s.id) > 1 then
+            raise exception 'stream "%" has several consumer groups, and retention WorkQueue allows one', s.name
+                using errcode = 'MR004', hint = 'Drop the other groups first, or use retention Interest.';
+        end if;
         if wanted is distinct from s then
+            perform millrace_engine.check_stream(wanted);
             update millrace_engine.stream x set partitions = wanted.partitions, segments = wanted.segments,
                     retention_policy = wanted.retention_policy, max_age_seconds = wanted.max_age_seconds, max_bytes = wanted.max_bytes,
-                    max_messages = wanted.max_messages,
-                    max_message_bytes = wanted.max_message_bytes, owner = wanted.owner
+                    max_messages = wanted.max_messages, max_message_bytes = wanted.max_message_bytes,
+                    dedupe_window_seconds = wanted.dedupe_window_seconds, priorities = wanted.priorities, owner = wanted.owner
                 where x.id = s.id;
         end if;
     end if;
@@ -58,3 +73,22 @@ begin
     return s.id;
 end $$;
 comment on function millrace_engine.apply_stream(jsonb) is 'Creates a stream or brings it to the given settings; repairs what is missing.';
+
+-- millrace_engine.check_stream(stream) returns void
+-- Values that are possible for the type and that the stream cannot have. The rest is said by the table''s constraints.
+-- Raises: MR004.
+create or replace function millrace_engine.check_stream(p_stream millrace_engine.stream) returns void
+language plpgsql immutable as $$
+begin
+    if p_stream.priorities not between 1 and 8 then
+        raise exception 'a stream cannot have % priorities', p_stream.priorities using errcode = 'MR004', hint = 'Use 1, for none, to 8.';
+    end if;
+    if p_stream.dedupe_window_seconds not between 0 and 31536000 then
+        raise exception 'a dedupe window cannot be % seconds long', p_stream.dedupe_window_seconds using errcode = 'MR004',
+            hint = 'Use 0, for none, to 31536000, a year.';
+    end if;
+    if p_stream.retention_policy not in ('Limits', 'Interest', 'WorkQueue') then
+        raise exception 'retention policy % is not known', quote_literal(p_stream.retention_policy) using errcode = 'MR004',
+            hint = 'Use Limits, Interest or WorkQueue.';
+    end if;
+end $$;

@@ -1,6 +1,7 @@
 -- millrace_engine.stream_repairs(stream id) returns table (summary, statement)
 -- What is missing or wrong in the database objects of a stream, and the statement that mends it, in the order to run them. For a
--- new stream that is everything, so creating and repairing are one code. Reads the catalogue only.
+-- new stream that is everything, so creating and repairing are one code. A stream''s repairs include those of its priority lanes and their groups.
+-- Reads the catalogue and the engine''s settings only.
 create or replace function millrace_engine.stream_repairs(p_stream integer) returns table (summary text, statement text)
 language plpgsql stable as $$
 declare
@@ -12,6 +13,8 @@ declare
     target text;
     seq record;
     top bigint;
+    lane millrace_engine.stream;
+    repair record;
 begin
     select * into strict s from millrace_engine.stream x where x.id = p_stream;
     select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
@@ -45,7 +48,7 @@ begin
     end loop;
 
     if parent is null then
-        summary := 'create table millrace.' || s.name;
+        summary := format('create table millrace.%I', s.name);
         statement := format($ddl$
             create table millrace.%2$I (
                 "position" bigint not null default nextval('millrace_engine.position_%1$s'),
@@ -57,7 +60,7 @@ begin
             ) partition by list (segment)$ddl$,
             p_stream, s.name, case s.payload_type when 'JSON' then 'jsonb' else 'bytea' end);
         return next;
-        summary := 'describe table millrace.' || s.name;
+        summary := format('describe table millrace.%I', s.name);
         statement := format('comment on table millrace.%I is %L', s.name,
             'Millrace stream. Insert or COPY key, headers and payload; everything else is filled in. Never update or delete.');
         return next;
@@ -96,7 +99,7 @@ begin
     end loop;
 
     if parent is null or not exists (select from pg_trigger t where t.tgrelid = parent and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
-        summary := 'guard inserts into millrace.' || s.name;
+        summary := format('guard inserts into millrace.%I', s.name);
         statement := millrace_engine.guard_statement(p_stream, format('millrace.%I', s.name));
         return next;
     end if;
@@ -111,6 +114,28 @@ begin
         return next;
     end if;
 
+    for n in 1 .. s.priorities - 1 loop
+        select x.* into lane from millrace_engine.stream x where x.parent_id = s.id and x.priority = n;
+        if not found then
+            summary := 'create the lane of priority ' || n;
+        elsif (lane.partitions, lane.segments, lane.retention_policy, lane.max_age_seconds, lane.max_bytes, lane.max_messages, lane.max_message_bytes,
+                lane.dedupe_window_seconds) is distinct from (s.partitions, s.segments, s.retention_policy, s.max_age_seconds, s.max_bytes,
+                s.max_messages, s.max_message_bytes, s.dedupe_window_seconds) then
+            summary := format('bring the lane of priority %s to the stream''s settings', n);
+        elsif exists (select from millrace_engine.consumer_group g where g.stream_id = s.id
+                and not exists (select from millrace_engine.consumer_group m where m.stream_id = lane.id and m.parent_id = g.id)) then
+            summary := format('mirror the consumer groups to the lane of priority %s', n);
+        else
+            for repair in select r.summary, r.statement from millrace_engine.stream_repairs(lane.id) r loop
+                summary := format('priority %s: %s', n, repair.summary);
+                statement := repair.statement;
+                return next;
+            end loop;
+            continue;
+        end if;
+        statement := format('select millrace_engine.apply_lanes(%s)', p_stream);
+        return next;
+    end loop;
 end $$;
 comment on function millrace_engine.stream_repairs(integer) is
     'What is missing or wrong in the database objects of a stream, and the statements that mend it.';
