@@ -4,22 +4,75 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
-// NewMessage is a message to publish.
+// NewMessage is a message to publish. The zero value of every option is a message that is published at once, with priority 0.
 type NewMessage struct {
 	Key     *string // messages with one key are delivered in order to Ordered groups; nil: no order
 	Headers []byte  // JSON object or nil
 	Payload []byte  // JSON text or raw bytes, by the stream's payload type
+
+	// Delay and DeliverAt keep the message out of the stream until then, by the database's clock; one of them at most. It has no position
+	// before it is due, so publishing it returns 0. A time in the past is now.
+	Delay     time.Duration
+	DeliverAt time.Time
+	// Priority is 1 or higher for a message that goes before those with a lower one, in a stream that has priorities.
+	Priority int
+	// DedupeKey, when not empty, makes publishing repeatable: a second message with the key within the stream's dedupe window is not appended, and
+	// publishing it returns the position of the first (0 when that was delayed). It waits for a transaction that has published the key and is still
+	// open.
+	DedupeKey string
+	// Serialize makes the message wait for open transactions that have published its key with Serialize, so that the positions of the key
+	// are in the order of commits.
+	Serialize bool
+}
+
+func (m NewMessage) options() options {
+	return options{m.Delay, m.DeliverAt, m.Priority, m.Serialize}
+}
+
+// options are those that all messages of one call share.
+type options struct {
+	delay     time.Duration
+	deliverAt time.Time
+	priority  int
+	serialize bool
+}
+
+// due returns the values of p_delay_seconds and p_deliver_at.
+func (o options) due() (*float64, *time.Time) {
+	var seconds *float64
+	var at *time.Time
+	if o.delay != 0 {
+		s := o.delay.Seconds()
+		seconds = &s
+	}
+	if !o.deliverAt.IsZero() {
+		at = &o.deliverAt
+	}
+	return seconds, at
 }
 
 // Publish appends one message and returns its position. With a pgx.Tx it takes part in that transaction: if that rolls back, the
-// message was never there. ErrNotFound when the stream does not exist.
+// message was never there. ErrNotFound when the stream does not exist; ErrRefused when an option is not possible. Whoever publishes often, with
+// options or in batches, uses a Publisher.
 func Publish(ctx context.Context, db DB, stream string, m NewMessage) (int64, error) {
-	// A plain INSERT, because pgx keeps its plan; the stream's trigger does what millrace.publish would.
+	if m.options() == (options{}) && m.DedupeKey == "" {
+		return insert(ctx, db, stream, m)
+	}
+	p, err := NewPublisher(ctx, db, stream)
+	if err != nil {
+		return 0, err
+	}
+	return p.Publish(ctx, db, m)
+}
+
+// insert appends a message without options. A plain INSERT, because pgx keeps its plan; the stream's trigger does what millrace.publish would.
+func insert(ctx context.Context, db DB, stream string, m NewMessage) (int64, error) {
 	var position int64
 	err := db.QueryRow(ctx, "insert into "+table(stream)+` (key, headers, payload) values ($1, $2, $3) returning "position"`,
 		m.Key, m.Headers, m.Payload).Scan(&position)
@@ -29,43 +82,17 @@ func Publish(ctx context.Context, db DB, stream string, m NewMessage) (int64, er
 	return position, nil
 }
 
-// PublishBatch appends messages in order and returns their positions in that order, in one statement: all of them or none.
+// PublishBatch appends messages in order and returns their positions in that order, in one statement: all of them or none. Their options
+// other than DedupeKey must be the same.
 func PublishBatch(ctx context.Context, db DB, stream string, ms []NewMessage) ([]int64, error) {
 	if len(ms) == 0 {
 		return nil, nil
 	}
-	var payloadType PayloadType
-	err := db.QueryRow(ctx, "select payload_type from millrace_engine.stream where name = $1", stream).Scan(&payloadType)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("publish to stream %q: %w", stream, ErrNotFound)
-	}
+	p, err := NewPublisher(ctx, db, stream)
 	if err != nil {
-		return nil, publishError(stream, err)
+		return nil, err
 	}
-	keys := make([]*string, len(ms))
-	payloads := make([][]byte, len(ms))
-	headers := make([][]byte, len(ms))
-	withHeaders := false
-	for i, m := range ms {
-		keys[i], payloads[i], headers[i] = m.Key, m.Payload, m.Headers
-		withHeaders = withHeaders || m.Headers != nil
-	}
-	if !withHeaders {
-		headers = nil
-	}
-	function := "millrace.publish_batch"
-	if payloadType == PayloadBytes {
-		function = "millrace.publish_batch_bytes"
-	}
-	rows, err := db.Query(ctx, "select * from "+function+"($1, $2, $3, $4)", stream, payloads, keys, headers)
-	if err != nil {
-		return nil, publishError(stream, err)
-	}
-	positions, err := pgx.CollectRows(rows, pgx.RowTo[int64])
-	if err != nil {
-		return nil, publishError(stream, err)
-	}
-	return positions, nil
+	return p.PublishBatch(ctx, db, ms)
 }
 
 // Copier is what COPY needs: a pool, a connection or a transaction.
@@ -73,8 +100,14 @@ type Copier interface {
 	CopyFrom(ctx context.Context, table pgx.Identifier, columns []string, rows pgx.CopyFromSource) (int64, error)
 }
 
-// PublishCopy appends messages in order by COPY, the fastest way. All of them or none; their positions are not returned.
+// PublishCopy appends messages in order by COPY, the fastest way. All of them or none; their positions are not returned. COPY knows no options:
+// those of the messages are refused. Sizes and headers are not checked; Publisher.Copy does that.
 func PublishCopy(ctx context.Context, db Copier, stream string, ms []NewMessage) error {
+	for _, m := range ms {
+		if m.options() != (options{}) || m.DedupeKey != "" {
+			return publishError(stream, fmt.Errorf("%w: COPY knows no options. Use PublishBatch", ErrRefused))
+		}
+	}
 	_, err := db.CopyFrom(ctx, pgx.Identifier{"millrace", stream}, []string{"key", "headers", "payload"},
 		pgx.CopyFromSlice(len(ms), func(i int) ([]any, error) {
 			return []any{ms[i].Key, ms[i].Headers, ms[i].Payload}, nil

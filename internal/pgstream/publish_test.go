@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -148,6 +149,15 @@ func TestWhatCannotBePublishedIsRefusedWithAnAnswer(t *testing.T) {
 		{"a batch with one payload that is too large", fmt.Sprintf(`select millrace.publish_batch('orders', array['{}', '"%s"']::jsonb[])`, large), "MR004", "maxMessageBytes"},
 		{"a batch with a null payload", `select millrace.publish_batch('orders', array['{}', null]::jsonb[])`, "MR004", "'null'::jsonb"},
 		{"a batch with too few keys", `select millrace.publish_batch('orders', array['{}', '{}']::jsonb[], array['k'])`, "MR004", ""},
+		{"a batch with too few dedupe keys", `select millrace.publish_batch('orders', array['{}', '{}']::jsonb[], p_dedupe_keys => array['k'])`, "MR004", "null"},
+		{"a dedupe key that is too long", fmt.Sprintf(`select millrace.publish('orders', '{}', p_dedupe_key => '%s')`, large), "MR004", "hash"},
+		{"serialize without a key", `select millrace.publish('orders', '{}', p_serialize => true)`, "MR004", "key"},
+		{"serialize of a batch without a key", `select millrace.publish_batch('orders', array['{}', '{}']::jsonb[], array['k', null], p_serialize => true)`, "MR004", "key"},
+		{"serialize of too many keys", `select millrace.publish_batch('orders', array_fill('{}'::jsonb, array[1001]),
+			array(select i::text from generate_series(1, 1001) i), p_serialize => true)`, "MR004", "several transactions"},
+		{"a priority that the stream has not", `select millrace.publish('orders', '{}', p_priority => 1)`, "MR004", "only priority 0"},
+		{"a negative priority", `select millrace.publish('orders', '{}', p_priority => -1)`, "MR004", "only priority 0"},
+		{"a priority of a batch", `select millrace.publish_batch('orders', array['{}']::jsonb[], p_priority => 9)`, "MR004", "only priority 0"},
 		{"a batch with bad headers", `select millrace.publish_batch('orders', array['{}']::jsonb[], null, array['[]']::jsonb[])`, "MR004", ""},
 		{"a batch that is too long", `select millrace.publish_batch('orders', array_fill('{}'::jsonb, array[100001]))`, "MR004", "Split"},
 		{"a plain INSERT of null", `insert into millrace.orders (payload) values (null)`, "23502", ""},
@@ -201,6 +211,15 @@ func TestEveryWayOfPublishingHoldsTheHorizonUntilItsCommit(t *testing.T) {
 		publish func(*engine, pgx.Tx)
 	}{
 		{"millrace.publish", plain(`select millrace.publish('orders', '{}')`)},
+		{"millrace.publish with a dedupe key", plain(`select millrace.publish('orders', '{}', p_dedupe_key => 'a')`)},
+		{"millrace.publish, serialized", plain(`select millrace.publish('orders', '{}', 'k', p_serialize => true)`)},
+		{"millrace.publish_batch with dedupe keys", plain(`select millrace.publish_batch('orders', array['{}']::jsonb[], p_dedupe_keys => array['a'])`)},
+		{"millrace_engine.move_due", func(e *engine, tx pgx.Tx) {
+			e.run(`select millrace.publish('orders', '{}', p_delay_seconds => 0.0001)`)
+			e.stopClock()
+			e.jump(time.Second)
+			e.moveDue(tx, 1)
+		}},
 		{"millrace.publish_batch", plain(`select millrace.publish_batch('orders', array['{}']::jsonb[])`)},
 		{"INSERT", plain(`insert into millrace.orders (payload) values ('{}')`)},
 		{"INSERT of a SELECT", plain(`insert into millrace.orders (payload) select '{}' from generate_series(1, 1)`)},
@@ -325,4 +344,117 @@ func TestATransactionCanBePreparedWhileSomebodyWaits(t *testing.T) {
 	name := fmt.Sprintf("'waited_%d'", pid(tx))
 	exec(e, tx, "prepare transaction "+name)
 	e.run("rollback prepared " + name)
+}
+
+// Without serialize, two transactions can commit messages of one key in another order than that of their positions.
+func TestSerializedMessagesOfAKeyHavePositionsInTheOrderOfCommits(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	if first, second, waited := twoOfOneKey(e, "false"); waited || second < first {
+		t.Errorf("without serialize: positions %d and %d, waited: %t; nothing shows the need of it", first, second, waited)
+	}
+	drain(e, c)
+	for _, end := range []func(*engine, pgx.Tx){commit, rollback} {
+		tx := e.begin()
+		var first int64
+		must(t, tx.QueryRow(e.ctx, "select millrace.publish('orders', '{}', 'k', p_serialize => true)").Scan(&first))
+		exec(e, tx, "select millrace.publish('orders', '{}', 'k', p_serialize => true)") // its own lock is no hindrance
+		// Another key, another stream, and a message of the key that is not serialized need not wait.
+		e.run("select millrace.publish('orders', '{}', 'other', p_serialize => true)")
+		e.run("select millrace.publish('orders', '{}', 'k')")
+		single, batch := e.connect(), e.connect()
+		done := make(chan error, 2)
+		go func() {
+			_, err := single.Exec(e.ctx, "select millrace.publish('orders', '{}', 'k', p_serialize => true)")
+			done <- err
+		}()
+		go func() {
+			_, err := batch.Exec(e.ctx, "select millrace.publish_batch('orders', array['{}', '{}']::jsonb[], array['a', 'k'], p_serialize => true)")
+			done <- err
+		}()
+		e.waitsForLock(single.PgConn().PID())
+		e.waitsForLock(batch.PgConn().PID())
+		allocated := one[int64](e, "select last_value from millrace_engine.position_1")
+		if allocated != first+3 {
+			t.Errorf("%d positions were allocated beside the first, want those of whoever need not wait", allocated-first)
+		}
+		end(e, tx)
+		must(t, <-done)
+		must(t, <-done)
+		drain(e, c)
+	}
+
+	t.Run("and that is seen when the lock is missing", func(t *testing.T) {
+		e.mutate("millrace_engine.serialize", "pg_advisory_xact_lock(-p_stream, hashes[i])", "1")
+		if _, _, waited := twoOfOneKey(e, "true"); waited {
+			t.Error("the second still waited")
+		}
+	})
+}
+
+// twoOfOneKey has a transaction publish a key, and a second one publish it and commit before the first has. waited says that it could not.
+func twoOfOneKey(e *engine, serialize string) (first, second int64, waited bool) {
+	e.t.Helper()
+	sql := "select millrace.publish('orders', '{}', 'k', p_serialize => " + serialize + ")"
+	tx, other := e.begin(), e.begin()
+	must(e.t, tx.QueryRow(e.ctx, sql).Scan(&first))
+	exec(e, other, "set local lock_timeout = '1s'")
+	err := other.QueryRow(e.ctx, sql).Scan(&second)
+	if err == nil {
+		commit(e, other)
+	} else if waited = sqlState(err) == "55P03"; !waited {
+		e.t.Fatal(err)
+	}
+	commit(e, tx)
+	return first, second, waited
+}
+
+func TestAPriorityIsALaneOfItsOwn(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.lane("orders", 1)
+	e.lane("orders", 2)
+	e.run("select millrace.publish('orders', '0')")
+	e.run("select millrace.publish('orders', '1', 'k', '{\"h\": 1}', p_priority => 1)")
+	e.run("select millrace.publish('orders', '2', p_priority => 2, p_delay_seconds => 2)")
+	e.run("select millrace.publish('orders', '1', p_priority => 1, p_deliver_at => millrace_engine.clock() + interval '1 second')")
+	e.run("select millrace.publish_batch('orders', array['1', '2']::jsonb[], p_priority => 1)")
+	e.run("select millrace.publish_batch('orders', array['1', '2']::jsonb[], p_priority => 2, p_delay_seconds => 1)")
+	first := one[int64](e, "select millrace.publish('orders', '5', p_priority => 2, p_dedupe_key => 'a')")
+	for _, sql := range []string{"select millrace.publish('orders', '6', p_dedupe_key => 'a')",
+		"select millrace.publish_batch('orders', array['6']::jsonb[], p_priority => 1, p_dedupe_keys => array['a'])"} {
+		if again := one[int64](e, sql); again != first {
+			t.Errorf("%s: position %d, want the first one's, %d: a key is the whole stream's", sql, again, first)
+		}
+	}
+	e.jump(time.Minute)
+	same(t, "streams that got messages", e.moveDue(e, 100), []int32{1})
+	same(t, "priority 0", e.numbers("orders"), []int64{0})
+	same(t, "priority 1", e.numbers("orders.p1"), []int64{1, 1, 2, 1})
+	same(t, "priority 2", e.numbers("orders.p2"), []int64{5, 1, 2, 2})
+	for _, p := range []int{-1, 3} {
+		if _, err := e.Exec(e.ctx, "select millrace.publish('orders', '0', p_priority => $1)", p); sqlState(err) != "MR004" || !strings.Contains(hint(err), "0 to 2") {
+			t.Errorf("priority %d: %v (hint %q)", p, err, hint(err))
+		}
+	}
+	if _, err := e.Exec(e.ctx, "select millrace.publish('orders.p1', '0')"); sqlState(err) != "MR004" || !strings.Contains(hint(err), "p_priority => 1") {
+		t.Errorf("publishing to the lane: %v (hint %q)", err, hint(err))
+	}
+}
+
+// lane gives a stream a priority.
+func (e *engine) lane(stream string, priority int) {
+	e.t.Helper()
+	e.run(`insert into millrace_engine.stream (name, parent_id, priority, partitions, payload_type, segments, retention_policy)
+		select s.name || '.p' || $2::int, s.id, $2::int, s.partitions, s.payload_type, s.segments, s.retention_policy from millrace_engine.stream s where s.name = $1`,
+		stream, priority)
+	e.run(`update millrace_engine.stream set priorities = $2 where name = $1`, stream, priority+1)
+	e.run(fmt.Sprintf(`do $$ declare s text; begin
+		for s in select r.statement from millrace_engine.stream t, millrace_engine.stream_repairs(t.id) r where t.name = '%s.p%d' loop execute s; end loop; end $$`,
+		stream, priority))
 }
