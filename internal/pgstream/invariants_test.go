@@ -455,7 +455,7 @@ func TestInvariant3IsSeenBrokenWithout(t *testing.T) {
 			e.mutate("millrace.ack", "pg_advisory_xact_lock_shared(", "num_nonnulls(")
 		}},
 		{"the lock that a takeover tries", during, func(e *engine) {
-			e.mutate("millrace_engine.receive_template", "not pg_try_advisory_xact_lock((1073741824 + lane.id)::integer, (o.claim & 2147483647)::integer)", "false")
+			e.mutate("millrace_engine.take_over", "not pg_try_advisory_xact_lock((1073741824 + p_lane)::integer, (o.claim & 2147483647)::integer)", "false")
 		}},
 		{"the settlement that a takeover writes", late, func(e *engine) {
 			e.mutate("millrace.ack", "'A', 'T', 'R'", "'A', 'R'")
@@ -634,9 +634,7 @@ func publishAndConsume(e *engine) (published int64) {
 				_, err := c.Extend(e.ctx, claim.Token, time.Minute)
 				must(e.t, err)
 				must(e.t, c.AckMessages(e.ctx, claim.Token, positions(claim)[:1]))
-				tx := e.begin()
-				must(e.t, c.AckTx(e.ctx, tx, claim.Token))
-				commit(e, tx)
+				must(e.t, pgx.BeginFunc(e.ctx, e.Pool, func(tx pgx.Tx) error { return c.AckTx(e.ctx, tx, claim.Token) }))
 				drain(e, c)
 			}
 		}

@@ -385,7 +385,7 @@ func TestInvariant2IsSeenBrokenWithout(t *testing.T) {
 	t.Run("lanes that wait while one of their claims is open", func(t *testing.T) {
 		t.Parallel()
 		e := newEngine(t)
-		e.mutate("millrace_engine.receive_template", "elsif g.mode = 'Ordered' and blocked then", "elsif false then")
+		e.mutate("millrace_engine.receive_template", "continue when g.mode = 'Ordered' and t.blocked and taken.claim is null", "continue when false")
 		old, new := e.twoMembers("orders", pgstream.ModeOrdered)
 		order := newKeyOrder()
 		order.begin("old", mustReceive(e, old))

@@ -383,7 +383,7 @@ func TestCheckTellsWhoHasToBeUpgraded(t *testing.T) {
 		if err := schema.Check(t.Context(), conn); err != nil {
 			t.Fatal(err)
 		}
-		// And it works: this release's consumer on the previous release's functions.
+		// And it works: this release's publisher and consumer on the previous release's functions. Figures wait for the upgrade.
 		run(t, conn, "select millrace.create_stream('orders')")
 		for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
 			group := strings.ToLower(string(mode))
@@ -404,9 +404,6 @@ func TestCheckTellsWhoHasToBeUpgraded(t *testing.T) {
 				t.Error(err)
 			}
 			if err := c.Leave(t.Context()); err != nil {
-				t.Error(err)
-			}
-			if _, err := pgstream.Stats(t.Context(), pool); err != nil {
 				t.Error(err)
 			}
 		}
