@@ -57,6 +57,8 @@ type Consumer struct {
 	pool       *pgxpool.Pool
 	cfg        ConsumerConfig
 	stream     int32
+	mode       Mode
+	ackWait    time.Duration // of the group, when the consumer was made
 	receiveSQL string
 
 	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
@@ -74,15 +76,17 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 	}
 	c := &Consumer{pool: pool, cfg: cfg}
 	var payloadType PayloadType
-	err := pool.QueryRow(ctx, `select s.id, s.payload_type from millrace_engine.stream s
+	var ackWait int64
+	err := pool.QueryRow(ctx, `select s.id, s.payload_type, g.mode, g.ack_wait_ms from millrace_engine.stream s
 		join millrace_engine.consumer_group g on g.stream_id = s.id where s.name = $1 and g.name = $2`,
-		cfg.Stream, cfg.Group).Scan(&c.stream, &payloadType)
+		cfg.Stream, cfg.Group).Scan(&c.stream, &payloadType, &c.mode, &ackWait)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, ErrNotFound)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, translate(err))
 	}
+	c.ackWait = time.Duration(ackWait) * time.Millisecond
 	payload := "payload"
 	if payloadType == PayloadBytes {
 		payload = "payload_bytes"
@@ -107,6 +111,9 @@ func memberName() string {
 	_, _ = rand.Read(random[:]) // never fails; crashes the program instead
 	return host + "-" + hex.EncodeToString(random[:])
 }
+
+// lease is how long a claim of this consumer is held.
+func (c *Consumer) lease() time.Duration { return orDefault(c.cfg.Lease, c.ackWait) }
 
 // Member is the name under which this consumer is a member of the group.
 func (c *Consumer) Member() string { return c.cfg.Member }
