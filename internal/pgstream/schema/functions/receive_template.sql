@@ -41,7 +41,7 @@ declare
     taken    millrace_engine.claim;
     parks    boolean := false;  -- Ordered: messages of the group were parked, or may be (park.sql)
     parking  boolean;        -- keys of this lane are parked
-    diverted integer;        -- how many of their messages were moved out of the log
+    behind   integer;        -- how many of their messages were moved out of the log
     stopped  boolean;        -- somebody unparks the key of the next message this moment
     dense    boolean;        -- the lane has every position, so the next n messages are the next n positions
     fresh    boolean;
@@ -274,7 +274,7 @@ begin
             most := case when g.mode = 'Ordered' and edge < careful then 1 else p_max end;
             -- A later statement than the one that saw the lane''s last claim settled: keys that were parked with it are seen.
             parking := parks and exists (select from millrace_engine.parked_key k where k.group_id = g.id and k.slot >= low_slot and k.slot <= top_slot);
-            diverted := 0;
+            behind := 0;
             stopped := false;
             dense := low_slot = 0 and top_slot = 1023 and g.filter is null and skip is null and not parking;
             fresh := false;
@@ -304,7 +304,7 @@ begin
                     high_ := case when most < 50 or g.filter is not null then safe
                                   else least(safe, edge + most * 900 / (top_slot - low_slot + 1)) end;
                     if parking then
-                        select x.high, nullif(coalesce(skip, '{}') + x.diverted, '{}'), diverted + x.n, x.stopped into high_, skip, diverted, stopped
+                        select x.high, nullif(coalesce(skip, '{}') + x.diverted, '{}'), behind + x.n, x.stopped into high_, skip, behind, stopped
                             from millrace_engine.divert_template(g.id, low_slot, top_slot, edge, high_, skip, most, g.filter) x;
                     end if;
                     return query select token, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, try, ends
@@ -320,10 +320,10 @@ begin
                             order by m."position" limit most) x;
                     end if;
                     edge := high_;
-                    exit when n > 0 or stopped or diverted > 10000;
+                    exit when n > 0 or stopped or behind > 10000;
                 end if;
             end loop;
-            if n = 0 and (taken.claim is null or g.mode = 'Shared') and diverted = 0 and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
+            if n = 0 and (taken.claim is null or g.mode = 'Shared') and behind = 0 and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
                 if acks is not null then
                     insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                         values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
