@@ -63,6 +63,24 @@ func TestATrimIsHonouredAtOnce(t *testing.T) {
 	})
 }
 
+// A claim that expires for the second time is handed out message by message: those that were trimmed are not.
+func TestATrimIsHonouredByWhatIsSetAside(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", AckWait: time.Minute})
+	e.publish("orders", 10)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "m", MaxMessages: 10})
+	for range 2 {
+		mustReceive(e, c)
+		e.jump(2 * time.Minute)
+	}
+	e.trim("8")
+	got := drain(e, c)
+	same(t, "what was left of the claim", sorted(got), []int64{8, 9, 10})
+}
+
 // Whoever has messages in hand finishes with them, and what failed is kept.
 func TestATrimLeavesClaimsRetriesAndDeadLettersAlone(t *testing.T) {
 	t.Parallel()

@@ -56,17 +56,21 @@ set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
 declare
-    seen timestamptz;
-    known bigint[];
+    seen record;
     nonces bigint[];
+    frontier_ bigint;
     active boolean;
 begin
-    select a.nonces, a.seen_at into known, seen from millrace_engine.group_activity a where a.group_id = p_group;
+    select a.nonces, a.frontier, a.seen_at into seen from millrace_engine.group_activity a where a.group_id = p_group;
     -- A row without a nonce was written by maintenance. Where a ledger was truncated since, a lane has no other row; that is no news either.
     nonces := array(select c.nonce from millrace_engine.lane l
         cross join lateral (select x.nonce from millrace_engine.claim x where x.lane_id = l.id and x.nonce <> 0 order by x.claim desc limit 1) c
         where l.group_id = any (p_all));
-    active := p_paused or known is null or not nonces <@ known
+    select min(c.frontier) into frontier_ from millrace_engine.lane l
+        cross join lateral (select x.frontier from millrace_engine.claim x where x.lane_id = l.id order by x.claim desc limit 1) c
+        where l.group_id = p_group;
+    active := p_paused or seen.nonces is null or not nonces <@ seen.nonces
+        or frontier_ < seen.frontier   -- somebody reset it
         or exists (select from millrace_engine.member m where m.group_id = any (p_all) and m.expires_at > p_now)
         or exists (select from millrace_engine.delivery d where d.group_id = any (p_all) and d.nonce is not null and d.visible_at > p_now)
         or exists (select from millrace_engine.lane l
@@ -74,11 +78,11 @@ begin
             cross join lateral millrace_engine.open_claims(l.id, c.floor, c.stragglers) o
             where l.group_id = any (p_all) and o.expires_at > p_now);
     if not active then
-        return p_now - seen;
+        return p_now - seen.seen_at;
     end if;
-    if seen is null or seen < p_now - make_interval(secs => p_seconds / 10.0) then
-        insert into millrace_engine.group_activity as a (group_id, nonces, seen_at) values (p_group, nonces, p_now)
-            on conflict on constraint group_activity_pkey do update set nonces = excluded.nonces, seen_at = excluded.seen_at;
+    if seen.nonces is null or seen.seen_at < p_now - make_interval(secs => p_seconds / 10.0) then
+        insert into millrace_engine.group_activity as a (group_id, nonces, frontier, seen_at) values (p_group, nonces, coalesce(frontier_, 0), p_now)
+            on conflict on constraint group_activity_pkey do update set nonces = excluded.nonces, frontier = excluded.frontier, seen_at = excluded.seen_at;
     end if;
     return interval '0';
 end $$;

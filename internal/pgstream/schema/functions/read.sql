@@ -16,6 +16,7 @@ declare
     to_    bigint;
     safe   bigint := p_safe;
     fresh  boolean := false;
+    filter constant jsonb := millrace_engine.checked_filter(p_filter);
     s      record;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
@@ -28,7 +29,6 @@ begin
     if p_max is null or p_max not between 1 and 10000 then
         raise exception 'cannot read % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
     end if;
-    perform millrace_engine.check_filter(p_filter);
     select x.name, x.first_position into strict s from millrace_engine.stream x where x.id = c_stream;
     if from_ >= s.first_position then
         loop
@@ -38,14 +38,14 @@ begin
             end if;
             to_ := least(safe, p_to);
             -- A new statement: its snapshot is younger than the horizon.
-            if p_filter is null then
+            if filter is null then
                 return query select m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, safe
                     from millrace.stream_template m
                     where m."position" >= from_ and m."position" <= to_ order by m."position" limit p_max;
             else
                 return query select m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, safe
                     from millrace.stream_template m
-                    where m."position" >= from_ and m."position" <= to_ and millrace_engine.matches(p_filter, m.key, m.headers)
+                    where m."position" >= from_ and m."position" <= to_ and millrace_engine.matches(filter, m.key, m.headers)
                     order by m."position" limit p_max;
             end if;
             exit when found or fresh or p_to <= safe;

@@ -1,6 +1,7 @@
 -- millrace_engine.set_aside(claim, positions, dead, attempt, delay, reason, suspect) returns void
 -- Copies messages of a held range claim, payload included, to the delivery table or to the dead letters, so that they never keep the
--- claim or a segment from being finished with. positions null: everything in the claim that is not settled. The caller settles them in the claim.
+-- claim or a segment from being finished with. positions null: everything in the claim that is not settled and was not trimmed. The caller settles
+-- them in the claim.
 create or replace function millrace_engine.set_aside(p_claim millrace_engine.claim, p_positions bigint[], p_dead boolean, p_attempt integer,
     p_delay interval, p_reason text, p_suspect boolean) returns void
 language plpgsql volatile
@@ -9,15 +10,19 @@ set enable_bitmapscan = off
 as $$
 declare
     source record;
+    low_ bigint := p_claim.low;
     wanted text;
 begin
-    select st.name, l.slot_low, l.slot_high, l.group_id, g.filter,
+    select st.name, st.first_position, l.slot_low, l.slot_high, l.group_id, g.filter,
            case st.payload_type when 'JSON' then 'm.payload, null::bytea' else 'null::jsonb, m.payload' end as payload
         into strict source
         from millrace_engine.lane l
         join millrace_engine.consumer_group g on g.id = l.group_id
         join millrace_engine.stream st on st.id = g.stream_id
         where l.id = p_claim.lane_id;
+    if p_positions is null then
+        low_ := greatest(low_, source.first_position - 1);
+    end if;
     wanted := format('from millrace.%I m where m."position" > $1 and m."position" <= $2 and millrace_engine.slot(m.key, m."position") between %s and %s - 1
         and millrace_engine.matches(%L, m.key, m.headers)
         and not $3 @> m."position" and ($4 is null or m."position" = any ($4))', source.name, source.slot_low, source.slot_high, source.filter);
@@ -26,14 +31,14 @@ begin
                 attempts, reason, errors, dead_at)
             select %s, m."position", m.key, m.headers, %s, m.created_at, $5, $6, millrace_engine.add_error(''[]'', $5, $6), millrace_engine.clock() %s
             on conflict on constraint dead_letter_position_unique do nothing', source.group_id, source.payload, wanted)
-            using p_claim.low, p_claim.high, coalesce(p_claim.settled, '{}'), p_positions, p_attempt, p_reason;
+            using low_, p_claim.high, coalesce(p_claim.settled, '{}'), p_positions, p_attempt, p_reason;
     else
         execute format('insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at,
                 attempt, visible_at, suspect, errors)
             select %s, m."position", m.key, m.headers, %s, m.created_at, $5, millrace_engine.clock() + $7, $8,
                 millrace_engine.add_error(''[]'', $5, $6) %s
             on conflict on constraint delivery_position_unique do nothing', source.group_id, source.payload, wanted)
-            using p_claim.low, p_claim.high, coalesce(p_claim.settled, '{}'), p_positions, p_attempt, p_reason, p_delay, p_suspect;
+            using low_, p_claim.high, coalesce(p_claim.settled, '{}'), p_positions, p_attempt, p_reason, p_delay, p_suspect;
     end if;
 end $$;
 
