@@ -100,7 +100,8 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		return fmt.Errorf("register the lag metrics: %w", err)
 	}
 	maintainer := &database.Maintainer{Registry: registry, Interval: o.MaintenanceInterval}
-	for _, run := range []manager.RunnableFunc{registry.Run, poller.Run, maintainer.Run} {
+	scouts := &database.Scouts{Registry: registry}
+	for _, run := range []manager.RunnableFunc{registry.Run, poller.Run, maintainer.Run, scouts.Run} {
 		if err := mgr.Add(run); err != nil {
 			return err
 		}

@@ -9,11 +9,17 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
+// Expired dedupe keys are removed in steps that hold their locks for a moment, and in a round no more than this many, for the rest has a next one.
+const (
+	purgeStep  = 1000
+	purgeSteps = 500
+)
+
 // LedgerRingBytes is the size at which the ledgers of claims and settlements move on to their next ring.
 const LedgerRingBytes = 16 << 20
 
-// Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, and it keeps
-// the ledgers short. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
+// Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, it keeps
+// the ledgers short, and it forgets expired dedupe keys. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
 // number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
 // stream does not keep the others waiting.
 func Maintain(ctx context.Context, db DB) ([]string, error) {
@@ -51,7 +57,15 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
 		failed = append(failed, fmt.Errorf("maintain the ledgers: %w", translate(err)))
 	}
-	return append(did, ledger...), errors.Join(failed...)
+	did = append(did, ledger...)
+	purged, err := purgeDedupe(ctx, db)
+	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
+		failed = append(failed, fmt.Errorf("remove expired dedupe keys: %w", translate(err)))
+	}
+	if purged > 0 {
+		did = append(did, fmt.Sprintf("removed %d expired dedupe keys", purged))
+	}
+	return did, errors.Join(failed...)
 }
 
 func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
@@ -80,6 +94,20 @@ func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, erro
 		return nil, err
 	}
 	return []string{"moved the ledgers to the next ring"}, nil
+}
+
+func purgeDedupe(ctx context.Context, db DB) (total int, err error) {
+	for range purgeSteps {
+		var n int
+		if err := db.QueryRow(ctx, "select millrace_engine.purge_dedupe($1)", purgeStep).Scan(&n); err != nil {
+			return total, err
+		}
+		total += n
+		if n < purgeStep {
+			break
+		}
+	}
+	return total, nil
 }
 
 // RunMaintenance calls Maintain at every interval until ctx ends, and hands errors to report.

@@ -5,6 +5,8 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
 // OpenPool returns a pool for a connection string that came from the named environment variable. It does not connect yet.
@@ -25,6 +27,7 @@ func OpenPool(ctx context.Context, variable, dsn, processor string, connections 
 	}
 	// A timestamptz that lands in a timestamp column is cut to the session's zone, which must not depend on the server.
 	params["timezone"] = "UTC"
+	pgstream.FitProxies(cfg)
 	pool, err := pgxpool.NewWithConfig(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("open the pool of %s: %w", variable, err)

@@ -79,6 +79,9 @@ func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnCo
 	if err := s.consumer.Leave(ctx); err != nil {
 		return nil, err
 	}
+	s.listener.Report = func(err error) {
+		log.Warn("notifications do not arrive; messages are found by polling", "error", reason(err))
+	}
 	log.Info(fmt.Sprintf("consumer started on stream %s group %s consumer %s", g.Stream, g.Group, member))
 	return s, nil
 }
@@ -166,11 +169,12 @@ func (s *StreamSource) hold(ctx context.Context, c *claim, ends, now time.Time) 
 	s.open[c] = struct{}{}
 }
 
-// Run implements Source: it listens for notifications and extends claims that take long.
+// Run implements Source: it listens for notifications, takes turns as the database's scout, and extends claims that take long.
 func (s *StreamSource) Run(ctx context.Context) error {
-	var listening sync.WaitGroup
-	listening.Go(func() { _ = s.listener.Run(ctx) })
-	defer listening.Wait()
+	var beside sync.WaitGroup
+	beside.Go(func() { _ = s.listener.Run(ctx) })
+	beside.Go(func() { pgstream.RunScout(ctx, s.pool, pgstream.ScoutConfig{}, s.scouted) })
+	defer beside.Wait()
 	extend := time.NewTicker(extendTick)
 	defer extend.Stop()
 	progress := time.NewTicker(progressInterval)
@@ -189,6 +193,16 @@ func (s *StreamSource) Run(ctx context.Context) error {
 			s.log.Debug("upkeep of the stream source failed; trying again", "error", reason(err))
 		}
 	}
+}
+
+// scouted logs what the scout reports.
+func (s *StreamSource) scouted(err error) {
+	var z *pgstream.Zombie
+	if errors.As(err, &z) {
+		s.log.Warn("a transaction kept an expired claim", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
+		return
+	}
+	s.log.Warn("the scout failed; trying again", "error", reason(err))
 }
 
 // extend prolongs the claims that have used a third of their lease.

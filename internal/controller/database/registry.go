@@ -116,6 +116,7 @@ func (r *Registry) open(id ID, cfg *pgxpool.Config) *Database {
 	c.RuntimeParams["lock_timeout"] = strconv.FormatInt(r.opts.LockTimeout.Milliseconds(), 10)
 	// A manager that vanishes in the middle of a change must not hold its locks for long.
 	c.RuntimeParams["idle_in_transaction_session_timeout"] = "60000"
+	pgstream.FitProxies(cfg)
 	return &Database{
 		registry: r, id: id, config: cfg,
 		host: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), name: c.Database, user: c.User,

@@ -1,0 +1,100 @@
+package database
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	logf "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// Scouts takes part in scouting (pgstream.Scout) in every database of a registry, so that delayed messages are moved and waiting consumers are woken
+// where no processor runs. Where one does, it mostly stands by. It costs one connection per database.
+type Scouts struct {
+	Registry *Registry
+	// Config of each scout. Zero intervals mean a second between two looks while nobody waits, and fifteen between two tries to lead: the manager may
+	// have many databases.
+	Config pgstream.ScoutConfig
+}
+
+// scoutsTick is how often new databases are looked for.
+const scoutsTick = time.Second
+
+// Run scouts until ctx ends. A slow database delays no other.
+func (s *Scouts) Run(ctx context.Context) error {
+	setDefault(&s.Config.IdleInterval, time.Second)
+	setDefault(&s.Config.FollowInterval, 15*time.Second)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	running := map[ID]context.CancelFunc{}
+	tick := time.NewTicker(scoutsTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil // ends all below
+		case <-tick.C:
+		}
+		active := map[ID]bool{}
+		for _, d := range s.Registry.Active() {
+			active[d.ID()] = true
+			if running[d.ID()] == nil {
+				one, cancel := context.WithCancel(ctx)
+				running[d.ID()] = cancel
+				wg.Go(func() { s.scout(one, d) })
+			}
+		}
+		for id, cancel := range running {
+			if !active[id] {
+				cancel()
+				delete(running, id)
+			}
+		}
+	}
+}
+
+func (s *Scouts) scout(ctx context.Context, d *Database) {
+	log := logf.FromContext(ctx).WithName("scout").WithValues("database", d.String())
+	scout := pgstream.NewScout(s.Config, func(err error) {
+		var z *pgstream.Zombie
+		if errors.As(err, &z) {
+			log.Info("a transaction kept an expired claim", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
+		}
+	})
+	defer func() {
+		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = d.do(leaving, time.Second, func(ctx context.Context, db pgstream.DB) error {
+			scout.Leave(ctx, db)
+			return nil
+		})
+	}()
+	last := ""
+	for {
+		pause := s.Config.FollowInterval
+		if d.Reachable() { // else whoever needs it probes it
+			err := d.Do(ctx, func(ctx context.Context, db pgstream.DB) (err error) {
+				pause, err = scout.Round(ctx, db)
+				return err
+			})
+			switch {
+			case err == nil:
+				last = ""
+			case ctx.Err() == nil && !phase.IsAgain(err) && err.Error() != last:
+				last = err.Error()
+				log.Info("scouting failed; it is tried again", "cause", last)
+			}
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
