@@ -44,6 +44,18 @@ type ConsumerConfig struct {
 	AutoAck       bool          // settle messages as they are received: at most once
 }
 
+// facts are what a consumer knows of its stream and group. They are read again every factsAge, because priorities can be added to a stream
+// that is being consumed.
+type facts struct {
+	stream     int32
+	mode       Mode
+	ackWait    time.Duration
+	receiveSQL string
+	readAt     time.Time
+}
+
+const factsAge = 10 * time.Second
+
 // repollMin is the shortest pause between two looks. After a wake-up the pauses grow with the time since: not every publisher is announced
 // (publish_guard_template.sql), and one that holds the horizon back may be about to finish. So whoever commits t after an announcement is found after
 // 2t at the latest.
@@ -54,12 +66,9 @@ const waitRegistration = 4 * time.Second
 
 // Consumer receives, settles and leaves on behalf of one member. Its methods are safe for concurrent use.
 type Consumer struct {
-	pool       *pgxpool.Pool
-	cfg        ConsumerConfig
-	stream     int32
-	mode       Mode
-	ackWait    time.Duration // of the group, when the consumer was made
-	receiveSQL string
+	pool  *pgxpool.Pool
+	cfg   ConsumerConfig
+	facts atomic.Pointer[facts]
 
 	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
 
@@ -75,31 +84,47 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 		cfg.Member = memberName()
 	}
 	c := &Consumer{pool: pool, cfg: cfg}
+	if err := c.learn(ctx); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// learn asks the database what receive depends on. ErrNotFound when there is no such stream or group.
+func (c *Consumer) learn(ctx context.Context) error {
+	f := &facts{readAt: time.Now()}
 	var payloadType PayloadType
 	var ackWait int64
-	err := pool.QueryRow(ctx, `select s.id, s.payload_type, g.mode, g.ack_wait_ms from millrace_engine.stream s
-		join millrace_engine.consumer_group g on g.stream_id = s.id where s.name = $1 and g.name = $2`,
-		cfg.Stream, cfg.Group).Scan(&c.stream, &payloadType, &c.mode, &ackWait)
+	var priorities int
+	// Through JSON, because the previous release has no such column.
+	err := c.pool.QueryRow(ctx, `select s.id, s.payload_type, coalesce((to_jsonb(s) ->> 'priorities')::integer, 1), g.mode, g.ack_wait_ms
+		from millrace_engine.stream s join millrace_engine.consumer_group g on g.stream_id = s.id where s.name = $1 and g.name = $2`,
+		c.cfg.Stream, c.cfg.Group).Scan(&f.stream, &payloadType, &priorities, &f.mode, &ackWait)
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, ErrNotFound)
+		return fmt.Errorf("consumer group %q of stream %q: %w", c.cfg.Group, c.cfg.Stream, ErrNotFound)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("consumer group %q of stream %q: %w", cfg.Group, cfg.Stream, translate(err))
+		return fmt.Errorf("consumer group %q of stream %q: %w", c.cfg.Group, c.cfg.Stream, translate(err))
 	}
-	c.ackWait = time.Duration(ackWait) * time.Millisecond
+	f.ackWait = time.Duration(ackWait) * time.Millisecond
 	payload := "payload"
 	if payloadType == PayloadBytes {
 		payload = "payload_bytes"
 	}
 	autoAck := ""
-	if cfg.AutoAck {
+	if c.cfg.AutoAck {
 		autoAck = ", true" // the functions of the previous release do not have it
 	}
+	receive := fmt.Sprintf("receive_%d(", f.stream)
+	if priorities > 1 {
+		receive = fmt.Sprintf("receive_priorities(%d, ", f.stream)
+	}
 	// The setting is local to the statement's own transaction, and is made before the function runs because the function's argument needs it.
-	c.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
-		from set_config('synchronous_commit', 'off', true) s, millrace_engine.receive_%d(case when s is not null then $1 end, $2, $3, $4, $5%s) r`,
-		payload, c.stream, autoAck)
-	return c, nil
+	f.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
+		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5%s) r`,
+		payload, receive, autoAck)
+	c.facts.Store(f)
+	return nil
 }
 
 func memberName() string {
@@ -113,7 +138,7 @@ func memberName() string {
 }
 
 // lease is how long a claim of this consumer is held.
-func (c *Consumer) lease() time.Duration { return orDefault(c.cfg.Lease, c.ackWait) }
+func (c *Consumer) lease() time.Duration { return orDefault(c.cfg.Lease, c.facts.Load().ackWait) }
 
 // Member is the name under which this consumer is a member of the group.
 func (c *Consumer) Member() string { return c.cfg.Member }
@@ -130,7 +155,7 @@ func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, err
 		var woken <-chan struct{}
 		if c.cfg.Listener != nil {
 			// Subscribe before looking, or what is published in between goes unnoticed.
-			woken = c.cfg.Listener.subscribe(c.stream)
+			woken = c.cfg.Listener.subscribe(c.facts.Load().stream)
 		}
 		claim, err := c.AckAndTryReceive(ctx, token)
 		if err != nil || claim != nil {
@@ -176,7 +201,7 @@ func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
 	if since < waitRegistration {
 		return false, nil
 	}
-	if _, err := c.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", c.stream); err != nil {
+	if _, err := c.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", c.facts.Load().stream); err != nil {
 		return false, fmt.Errorf("wait for messages: %w", translate(err))
 	}
 	c.mu.Lock()
@@ -195,6 +220,11 @@ func (c *Consumer) TryReceive(ctx context.Context) (*Claim, error) {
 //
 // It commits asynchronously: a crash of the server may forget it, and then messages are delivered again, never lost.
 func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, error) {
+	if time.Since(c.facts.Load().readAt) > factsAge {
+		if err := c.learn(ctx); err != nil {
+			return nil, err
+		}
+	}
 	var ack *string
 	if token != "" {
 		ack = &token
@@ -221,7 +251,7 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 func (c *Consumer) receive(ctx context.Context, conn *pgxpool.Conn, lease *int64, ack *string) (*Claim, error) {
 	args := []any{c.cfg.Group, c.cfg.Member, c.cfg.MaxMessages, lease, ack}
 	if !c.otherIsolation.Load() {
-		rows, _ := conn.Query(ctx, c.receiveSQL, args...)
+		rows, _ := conn.Query(ctx, c.facts.Load().receiveSQL, args...)
 		claim, err := readClaim(rows)
 		if !isIsolation(err) {
 			return claim, err
@@ -230,7 +260,7 @@ func (c *Consumer) receive(ctx context.Context, conn *pgxpool.Conn, lease *int64
 	}
 	var claim *Claim
 	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) (err error) {
-		rows, _ := tx.Query(ctx, c.receiveSQL, args...)
+		rows, _ := tx.Query(ctx, c.facts.Load().receiveSQL, args...)
 		claim, err = readClaim(rows)
 		return err
 	})

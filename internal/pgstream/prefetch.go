@@ -122,7 +122,7 @@ func (m *Messages) fetch() {
 	if m.fetching || m.ctx.Err() != nil {
 		return
 	}
-	if m.c.mode == ModeOrdered && len(m.claims) > 0 {
+	if m.c.facts.Load().mode == ModeOrdered && len(m.claims) > 0 {
 		return // its lane has nothing for us while a claim of it is open
 	}
 	m.fetching = true
@@ -199,7 +199,7 @@ func (m *Messages) settled(c *prefetched, n int) {
 // done forgets a claim with nothing left in it. An Ordered group may go on only then.
 func (m *Messages) done(c *prefetched) {
 	m.remove(c)
-	if m.c.mode == ModeOrdered {
+	if m.c.facts.Load().mode == ModeOrdered {
 		m.fetch()
 	}
 	m.wake()
@@ -222,7 +222,7 @@ func (d *Delivery) Nack(ctx context.Context, delay time.Duration, reason string)
 	acked := c.acked
 	c.acked = nil
 	c.whole = false
-	if m.c.mode == ModeOrdered {
+	if m.c.facts.Load().mode == ModeOrdered {
 		c.lost = true
 		m.remove(c)
 		defer func() {

@@ -26,7 +26,7 @@ declare
     look record;
     looked boolean;
 begin
-    for g in select x.id, x.stream_id, s.name, s.first_position - 1 as trimmed, h.last, case when can_look then h.horizon end as safe
+    for g in select x.id, x.stream_id, x.filter, s.name, s.first_position - 1 as trimmed, h.last, case when can_look then h.horizon end as safe
              from millrace_engine.horizons(p_streams) h
              join millrace_engine.stream s on s.id = h.stream_id
              join millrace_engine.consumer_group x on x.stream_id = s.id loop
@@ -64,7 +64,7 @@ begin
 
         -- A lane does not note at once that it has read past a hole or other lanes' messages: look where its next message is.
         if g.safe > behind then
-            if cardinality(lows) = 1 and isempty(settled_[1]) then
+            if cardinality(lows) = 1 and isempty(settled_[1]) and g.filter is null then
                 execute format('select m."position", m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
                     into look using behind;
                 reaches[1] := greatest(behind, least(look."position" - 1, g.safe));
@@ -74,13 +74,20 @@ begin
                 end if;
             else
                 execute format($look$
-                    with next as materialized (select m."position", millrace_engine.slot(m.key, m."position") as slot from millrace.%I m
+                    with next as materialized (select m."position", millrace_engine.slot(m.key, m."position") as slot,
+                            millrace_engine.matches(%L, m.key, m.headers) as wanted from millrace.%I m
                         where m."position" > $1 and m."position" <= $2 order by m."position" limit $3)
                     select array_agg(greatest(l.reach, coalesce(
-                               (select min(n."position") - 1 from next n where n.slot between l.low and l.high - 1 and n."position" > l.reach and not l.settled @> n."position"),
+                               (select min(n."position") - 1 from next n where n.wanted and n.slot between l.low and l.high - 1 and n."position" > l.reach and not l.settled @> n."position"),
                                (select case when count(*) < $3 then $2 else max(n."position") end from next n))) order by l.n)
-                    from unnest($4, $5, $6, $7) with ordinality l(low, high, reach, settled, n)$look$, g.name)
+                    from unnest($4, $5, $6, $7) with ordinality l(low, high, reach, settled, n)$look$, g.filter, g.name)
                     into reaches using behind, g.safe, look_ahead, lows, highs, reaches, settled_;
+            elsif ack_floor is null then
+                execute format('select m."position", m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
+                    into look using behind;
+                reaches[1] := greatest(behind, least(look."position" - 1, g.safe));
+                oldest := look.created_at;
+                looked := true;
             end if;
         end if;
         for i in 1 .. cardinality(lows) loop
