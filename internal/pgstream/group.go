@@ -71,8 +71,8 @@ type GroupSpec struct {
 	Paused         bool
 	// Filter holds for what is claimed after it was set: messages that are held, set aside or dead stay what they are.
 	Filter Filter
-	// The group lapses, and keeps no message from being removed any more, when it has not moved for LapseAfter while messages wait, or when more
-	// than LapseLag messages wait. In a stream with priorities they count for each alone. Zero: never.
+	// The group lapses, and keeps no message from being removed any more, when for LapseAfter messages have waited and nobody has worked, or when its
+	// lag is above LapseLag. Zero: never. ResetGroup ends it.
 	LapseAfter time.Duration // in seconds
 	LapseLag   int64
 	Owner      Owner

@@ -3,7 +3,7 @@
 -- Keys: stream, name, mode, start {from, position, time}, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms, failure_policy,
 --       paused, filter, lapse_after_seconds, lapse_lag, owner. A missing key keeps the present value, or takes the default; a filter that is null
 --       or empty ends filtering. A changed filter holds for what is claimed from then on: messages that are held, set aside or dead stay.
--- A stream with priorities: the group is mirrored to every lane (mirror_group). Lapse settings count for each lane alone.
+-- A stream with priorities: the group is mirrored to every lane (mirror_group). Its lanes lapse together.
 -- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
 language plpgsql volatile as $$
@@ -19,10 +19,10 @@ begin
         raise exception 'consumer group name % is not usable', coalesce(quote_literal(p_spec ->> 'name'), 'null') using errcode = 'MR004',
             hint = 'Use a lower case letter, then up to 47 lower case letters, digits or underscores.';
     end if;
-    -- The stream''s row: retention decides with the same lock what no group needs any more.
-    select * into strict s from millrace_engine.stream x where x.id = stream for update;
+    -- The stream''s row: retention decides with the same lock what no group needs any more. Not its key, which publishers refer to.
+    select * into strict s from millrace_engine.stream x where x.id = stream for no key update;
     perform millrace_engine.refuse_lane(s);
-    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for update;
+    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for no key update;
     if found then
         wanted := jsonb_populate_record(g, spec);
         if p_spec ? 'filter' then
@@ -169,8 +169,9 @@ declare
 begin
     select x.* into s from millrace_engine.stream x where x.name = p_stream;
     perform millrace_engine.refuse_lane(s);
-    select x.id into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group for update of x;
+    select x.id into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
     if found then
+        -- Before the group''s row, because receive refers to the row while it holds this lock.
         perform millrace_engine.hold_receives(g);
         delete from millrace_engine.consumer_group x where x.id = g;
     end if;

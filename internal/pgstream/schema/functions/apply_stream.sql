@@ -21,7 +21,7 @@ begin
     end if;
     -- One lock for all changes of structure: they are rare, and CREATE TABLE takes more than one lock.
     perform pg_advisory_xact_lock(1836019570, 1);
-    select * into s from millrace_engine.stream x where x.name = p_spec ->> 'name' for update;
+    select * into s from millrace_engine.stream x where x.name = p_spec ->> 'name' for no key update;
     if not found then
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,

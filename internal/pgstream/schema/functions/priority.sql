@@ -25,7 +25,7 @@ declare
     step record;
     g record;
 begin
-    select * into strict s from millrace_engine.stream x where x.id = p_stream for update;
+    select * into strict s from millrace_engine.stream x where x.id = p_stream for no key update;
     for n in 1 .. s.priorities - 1 loop
         insert into millrace_engine.stream as x (name, parent_id, priority, partitions, payload_type, segments, retention_policy, max_age_seconds,
                 max_bytes, max_messages, max_message_bytes, dedupe_window_seconds)
@@ -56,16 +56,16 @@ declare
     mirror integer;
 begin
     select * into strict g from millrace_engine.consumer_group x where x.id = p_group;
-    for lane in select * from millrace_engine.stream x where x.parent_id = g.stream_id order by x.priority for update loop
+    for lane in select * from millrace_engine.stream x where x.parent_id = g.stream_id order by x.priority for no key update loop
         update millrace_engine.consumer_group x set ack_wait_ms = g.ack_wait_ms, max_attempts = g.max_attempts,
                 backoff_initial_ms = g.backoff_initial_ms, backoff_max_ms = g.backoff_max_ms, failure_policy = g.failure_policy, paused = g.paused,
                 filter = g.filter, lapse_after_seconds = g.lapse_after_seconds, lapse_lag = g.lapse_lag
             where x.parent_id = g.id and x.stream_id = lane.id;
         continue when found;
         insert into millrace_engine.consumer_group (stream_id, parent_id, name, mode, start, ack_wait_ms, max_attempts, backoff_initial_ms,
-                backoff_max_ms, failure_policy, paused, filter, lapse_after_seconds, lapse_lag)
+                backoff_max_ms, failure_policy, paused, filter, lapse_after_seconds, lapse_lag, lapsed_at, lapse_reason)
             values (lane.id, g.id, g.name, g.mode, g.start, g.ack_wait_ms, g.max_attempts, g.backoff_initial_ms, g.backoff_max_ms,
-                g.failure_policy, g.paused, g.filter, g.lapse_after_seconds, g.lapse_lag)
+                g.failure_policy, g.paused, g.filter, g.lapse_after_seconds, g.lapse_lag, g.lapsed_at, g.lapse_reason)
             returning id into mirror;
         perform millrace_engine.open_lane(mirror, 0, 1024, millrace_engine.place(lane, g.start) - 1, null);
     end loop;

@@ -9,7 +9,7 @@
 --
 -- Locks: the stream''s row, then the open claims, exclusively, then the receive locks. In this order because a member holds its claim''s lock while it
 --        waits for the receive lock, when it acks and receives in one call. Claims that were made meanwhile are tried, and if one of them is being
---        settled everything but the claims'' locks is given up for a moment.
+--        settled everything but the claims'' locks is given up for a moment. Rows are locked without their keys, which publishers and members refer to.
 -- Raises: MR002 no such stream or group; MR003 isolation level; MR004 no such place; MR008 a position that retention has removed; 55P03 when somebody
 --         keeps a claim locked for ten seconds: call it again.
 create or replace function millrace.reset_group(p_stream text, p_group text, p_from text, p_position bigint default null, p_time timestamptz default null)
@@ -30,10 +30,10 @@ begin
         raise exception 'a group can be reset only at isolation level read committed, not %', current_setting('transaction_isolation')
             using errcode = 'MR003', hint = 'An older snapshot does not see every open claim.';
     end if;
-    select * into strict s from millrace_engine.stream x where x.id = stream for update;
+    select * into strict s from millrace_engine.stream x where x.id = stream for no key update;
     perform millrace_engine.refuse_lane(s);
-    perform from millrace_engine.stream x where x.parent_id = stream order by x.priority for update;
-    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_group for update;
+    perform from millrace_engine.stream x where x.parent_id = stream order by x.priority for no key update;
+    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_group for no key update;
     if not found then
         raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
             hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
@@ -51,7 +51,7 @@ begin
             perform millrace_engine.hold_receives(g.id);
             for c in select x.class, x.object from millrace_engine.claim_locks(g.id) x loop
                 if not pg_try_advisory_xact_lock(c.class, c.object) then
-                    raise exception 'a new claim is being settled' using errcode = 'MR000';
+                    raise exception 'a new claim is being settled' using errcode = 'MR901';
                 end if;
             end loop;
             removed := 0;
@@ -62,7 +62,7 @@ begin
                 where (x.id = g.id or x.parent_id = g.id) and x.lapsed_at is not null;
             perform millrace_engine.announce(stream);
             return removed;
-        exception when sqlstate 'MR000' then
+        exception when sqlstate 'MR901' then
             null;   -- this gave the receive locks back
         end;
         if clock_timestamp() > deadline then
