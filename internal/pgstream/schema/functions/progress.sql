@@ -62,17 +62,11 @@ begin
         end loop;
         select min(r) into behind from unnest(reaches) r;
 
-        -- A lane does not note at once that it has read past a hole or other lanes' messages: look where its next message is.
+        -- A lane does not note at once that it has read past a hole, other lanes' messages, or those that its group does not want: look where its next
+        -- message is. Of a group with one lane that is the oldest message, too; while claims of it are open, holes above them count as lag, and
+        -- one look is saved.
         if g.safe > behind then
-            if cardinality(lows) = 1 and isempty(settled_[1]) and g.filter is null then
-                execute format('select m."position", m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
-                    into look using behind;
-                reaches[1] := greatest(behind, least(look."position" - 1, g.safe));
-                if ack_floor is null or ack_floor >= reaches[1] then
-                    looked := true;
-                    oldest := look.created_at;
-                end if;
-            else
+            if cardinality(lows) > 1 or not isempty(settled_[1]) or g.filter is not null then
                 execute format($look$
                     with next as materialized (select m."position", millrace_engine.slot(m.key, m."position") as slot,
                             millrace_engine.matches(%L, m.key, m.headers) as wanted from millrace.%I m
