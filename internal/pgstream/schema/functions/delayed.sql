@@ -46,6 +46,7 @@ as $$
 declare
     now_ constant timestamptz := millrace_engine.clock();
     passed integer[] := '{}';      -- streams that are busy or broken; others go on
+    again boolean := true;
     moved integer[] := '{}';
     left_ integer := p_max;
     next_ record;
@@ -54,30 +55,37 @@ declare
     message text;
     code text;
 begin
-    loop
-        -- Whose is the oldest? Then everything of that stream among the oldest.
-        select d.stream_id, array_agg(d.id) as ids into next_
-            from (select x.id, x.stream_id, x.due_at from millrace_engine.delayed x where x.due_at <= now_ and x.stream_id <> all (passed)
-                  order by x.due_at, x.id limit left_) d
-            group by d.stream_id order by min(d.due_at), min(d.id) limit 1;
-        exit when not found;
-        passed := passed || next_.stream_id;
-        continue when not pg_try_advisory_xact_lock(1836019572, next_.stream_id);
-        begin
-            select x.name, x.payload_type, coalesce(x.parent_id, x.id) as announced into s from millrace_engine.stream x where x.id = next_.stream_id;
-            continue when not found;   -- dropped a moment ago
-            execute format('with due as materialized (select d.id from millrace_engine.delayed d where d.id = any ($1) order by d.id for update skip locked),
-                    gone as (delete from millrace_engine.delayed d where d.id = any (array(select due.id from due)) returning d.*)
-                insert into millrace.%I (key, headers, payload) select gone.key, gone.headers, gone.%I from gone order by gone.due_at, gone.id',
-                s.name, case s.payload_type when 'JSON' then 'payload' else 'payload_bytes' end) using next_.ids;
-            get diagnostics n = row_count;
-            left_ := left_ - n;
-            if n > 0 and s.announced <> all (moved) then
-                moved := moved || s.announced;
+    while again and left_ > 0 loop
+        again := false;
+        for next_ in select d.stream_id, array_agg(d.id) as ids
+                from (select x.id, x.stream_id, x.due_at from millrace_engine.delayed x where x.due_at <= now_ and x.stream_id <> all (passed)
+                      order by x.due_at, x.id limit left_) d
+                group by d.stream_id order by min(d.due_at), min(d.id) loop
+            n := null;
+            if pg_try_advisory_xact_lock(1836019572, next_.stream_id) then
+                begin
+                    select x.name, x.payload_type, coalesce(x.parent_id, x.id) as announced into s from millrace_engine.stream x where x.id = next_.stream_id;
+                    continue when not found;   -- dropped a moment ago
+                    execute format('with due as materialized (select d.id from millrace_engine.delayed d where d.id = any ($1) for update skip locked),
+                            gone as (delete from millrace_engine.delayed d where d.id = any (array(select due.id from due)) returning d.*)
+                        insert into millrace.%I (key, headers, payload) select gone.key, gone.headers, gone.%I from gone order by gone.due_at, gone.id',
+                        s.name, case s.payload_type when 'JSON' then 'payload' else 'payload_bytes' end) using next_.ids;
+                    get diagnostics n = row_count;
+                exception when others then
+                    get stacked diagnostics message = message_text, code = returned_sqlstate;
+                end;
             end if;
-        exception when others then
-            get stacked diagnostics message = message_text, code = returned_sqlstate;
-        end;
+            if n is null then
+                -- Its messages took places among the oldest: look again without them.
+                passed := passed || next_.stream_id;
+                again := true;
+            elsif n > 0 then
+                left_ := left_ - n;
+                if s.announced <> all (moved) then
+                    moved := moved || s.announced;
+                end if;
+            end if;
+        end loop;
     end loop;
     if code is not null and cardinality(moved) = 0 then
         raise exception '%', message using errcode = code;
