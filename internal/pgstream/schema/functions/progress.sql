@@ -89,7 +89,7 @@ begin
             ack_floor := least(ack_floor, reaches[i]);
         end loop;
         if lag + in_flight > 0 and not looked then
-            execute format('select (select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1)', g.name)
+            execute format('select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
                 into oldest using ack_floor;
         end if;
         if oldest is null then
