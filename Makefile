@@ -58,9 +58,18 @@ test-race: deps assets ## The same with the race detector.
 e2e: deps ## The end-to-end tests, on real pods.
 	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
 
+# BENCH holds flags of the benchmark: BENCH='-short -work latency-500'.
+BENCH ?=
+
 .PHONY: bench
-bench: deps ## The benchmarks in their short form; see bench/README.md.
-	@cd bench && go run ./cmd/bench -short
+bench: deps ## The engine's benchmarks in their short form; see bench/README.md.
+	@./bench/peers.sh
+	@cd bench && go run ./cmd/bench -short $(BENCH)
+
+.PHONY: bench-engine
+bench-engine: deps ## The engine's benchmarks in full, for an hour; BENCH=<flags>.
+	@./bench/peers.sh
+	@cd bench && go run ./cmd/bench $(BENCH)
 
 ##@ Develop
 

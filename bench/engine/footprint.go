@@ -34,7 +34,7 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	if err := conn.QueryRow(ctx, "select pg_current_wal_insert_lsn()::text").Scan(&from); err != nil {
 		return nil, err
 	}
-	ms := messages(0, b.n)
+	ms := b.messages(0, b.n)
 	ticks, err := b.ticks()
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	if err := b.produce(ctx, ms, producers, batch); err != nil {
 		return nil, err
 	}
-	if _, err := b.consume(ctx, 0, b.n, 100); err != nil {
+	if _, err := b.consume(ctx, 0, b.n); err != nil {
 		return nil, err
 	}
 	var wal float64

@@ -34,7 +34,7 @@ func (b *bed) heldXmin(ctx context.Context) (map[string]float64, error) {
 
 	part := time.Duration(b.n) * time.Second / rate / time.Duration(parts)
 	usage := b.watchCPU(ctx, part, parts)
-	f, err := b.flow(ctx, b.n, producers, rate)
+	f, err := b.flow(ctx, flowPlan{n: b.n, producers: producers, rate: rate})
 	if err != nil {
 		return nil, err
 	}

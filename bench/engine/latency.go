@@ -22,7 +22,7 @@ func (b *bed) latency(ctx context.Context) (map[string]float64, error) {
 	if err := b.warmUp(ctx, 1, 1, rate, 1, waitBatch); err != nil {
 		return nil, err
 	}
-	f, err := b.flow(ctx, b.n, 1, rate)
+	f, err := b.flow(ctx, flowPlan{n: b.n, producers: 1, rate: rate})
 	if err != nil {
 		return nil, err
 	}
@@ -32,17 +32,24 @@ func (b *bed) latency(ctx context.Context) (map[string]float64, error) {
 	}, nil
 }
 
+// flowPlan says how messages flow.
+type flowPlan struct {
+	n, producers, rate int           // messages; producers; messages per second of all producers
+	lead               time.Duration // how long consumers wait before the first message is published
+}
+
 // flow is a steady stream of messages from producers to waiting consumers.
 type flow struct {
 	latencies []float64 // in ms, by message number, which is also the order of publishing
 }
 
-// flow runs n messages through the bed at rate per second and checks them.
+// flow runs messages through the bed and checks them.
 //
 // A message's time begins when it is due and its producer is free to send it; when a producer is late because its last message
 // took too long, the time begins when the message was due. A slow system is not spared the messages that it has delayed.
-func (b *bed) flow(ctx context.Context, n, producers, rate int) (*flow, error) {
-	ms := messages(0, n)
+func (b *bed) flow(ctx context.Context, plan flowPlan) (*flow, error) {
+	n := plan.n
+	ms := b.messages(0, n)
 	began := make([]atomic.Int64, n) // in nanoseconds since start
 	f := &flow{latencies: make([]float64, n)}
 	tallies := make([]*tally, len(b.staff))
@@ -53,7 +60,7 @@ func (b *bed) flow(ctx context.Context, n, producers, rate int) (*flow, error) {
 	g, work := errgroup.WithContext(all)
 	waiting, enough := context.WithCancel(work)
 	defer enough()
-	start := time.Now().Add(50 * time.Millisecond) // consumers are waiting by then
+	start := time.Now().Add(50*time.Millisecond + plan.lead) // consumers are waiting by then
 
 	for i, c := range b.staff {
 		t := &tally{}
@@ -87,10 +94,10 @@ func (b *bed) flow(ctx context.Context, n, producers, rate int) (*flow, error) {
 			}
 		})
 	}
-	for p := range producers {
+	for p := range plan.producers {
 		g.Go(func() error {
-			for i := p; i < n; i += producers {
-				due := time.Duration(i) * time.Second / time.Duration(rate)
+			for i := p; i < n; i += plan.producers {
+				due := time.Duration(i) * time.Second / time.Duration(plan.rate)
 				if wait := due - time.Since(start); wait > 0 {
 					if err := sleep(work, wait); err != nil {
 						return err

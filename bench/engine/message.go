@@ -20,14 +20,25 @@ type Message struct {
 	Payload []byte
 }
 
-// messages returns n messages, numbered from first. The same numbers always give the same messages.
-func messages(first, n int) []Message {
+// The length of the note in a payload of normal size, and the rest of such a payload.
+const (
+	noteBytes = 96
+	restBytes = 154
+)
+
+// messages returns n messages, numbered from first, with payloads of about so many bytes, or of the normal size. The same numbers
+// always give the same messages.
+func messages(first, n, payload int) []Message {
 	random := rand.New(rand.NewPCG(Seed, uint64(first)))
 	const letters = "abcdefghijklmnopqrstuvwxyz     "
+	note := noteBytes
+	if payload > 0 {
+		note = max(payload-restBytes, 0)
+	}
 	ms := make([]Message, n)
 	for i := range ms {
 		device := random.IntN(keys)
-		text := make([]byte, 96)
+		text := make([]byte, note)
 		for j := range text {
 			text[j] = letters[random.IntN(len(letters))]
 		}
@@ -37,6 +48,8 @@ func messages(first, n int) []Message {
 	}
 	return ms
 }
+
+func (b *bed) messages(first, n int) []Message { return messages(first, n, b.payload) }
 
 var numberPrefix = []byte(`{"n": `)
 

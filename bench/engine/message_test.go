@@ -7,14 +7,14 @@ import (
 )
 
 func TestMessagesAreTheSameEveryTime(t *testing.T) {
-	if !reflect.DeepEqual(messages(5, 100), messages(5, 100)) {
+	if !reflect.DeepEqual(messages(5, 100, 0), messages(5, 100, 0)) {
 		t.Error("two calls gave different messages")
 	}
 }
 
 func TestMessagesAreJSONOfAbout250Bytes(t *testing.T) {
 	different := map[string]bool{}
-	for i, m := range messages(100, 5000) {
+	for i, m := range messages(100, 5000, 0) {
 		if size := len(m.Payload); size < 230 || size > 290 {
 			t.Fatalf("a payload has %d bytes: %s", size, m.Payload)
 		}
@@ -28,6 +28,16 @@ func TestMessagesAreJSONOfAbout250Bytes(t *testing.T) {
 	}
 	if len(different) < keys*9/10 || len(different) > keys {
 		t.Errorf("%d different keys, want about %d", len(different), keys)
+	}
+}
+
+func TestPayloadsAreAsLargeAsAskedFor(t *testing.T) {
+	for _, size := range []int{250, 1000, 100_000} {
+		for _, m := range messages(0, 20, size) {
+			if got := len(m.Payload); got < size-20 || got > size+20 {
+				t.Errorf("a payload of %d bytes has %d", size, got)
+			}
+		}
 	}
 }
 

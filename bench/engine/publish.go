@@ -16,13 +16,13 @@ func (b *bed) publish(ctx context.Context, row string, producers, batch int) (ma
 	if err := b.warmUp(ctx, producers, batch, warm, consumers, 1000); err != nil {
 		return nil, err
 	}
-	ms := messages(0, b.n)
+	ms := b.messages(0, b.n)
 	start := time.Now()
 	if err := b.produce(ctx, ms, producers, batch); err != nil {
 		return nil, err
 	}
 	took := time.Since(start)
-	if _, err := b.consume(ctx, 0, b.n, 1000); err != nil {
+	if _, err := b.consume(ctx, 0, b.n); err != nil {
 		return nil, err
 	}
 	return map[string]float64{row: float64(b.n) / took.Seconds()}, nil
@@ -61,13 +61,13 @@ func (b *bed) warmUp(ctx context.Context, producers, publishBatch, n, consumers,
 	if err := b.hire(ctx, consumers, consumeBatch); err != nil {
 		return err
 	}
-	if err := b.produce(ctx, messages(warmFirst, n), producers, publishBatch); err != nil {
+	if err := b.produce(ctx, b.messages(warmFirst, n), producers, publishBatch); err != nil {
 		return fmt.Errorf("warm up: %w", err)
 	}
 	if err := b.analyze(ctx); err != nil {
 		return err
 	}
-	if _, err := b.consume(ctx, warmFirst, n, consumeBatch); err != nil {
+	if _, err := b.consume(ctx, warmFirst, n); err != nil {
 		return fmt.Errorf("warm up: %w", err)
 	}
 	return nil

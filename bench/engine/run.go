@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -17,7 +18,8 @@ type Options struct {
 	Works   []string // names of works or of their rows; none: all
 	Systems []System
 	N       int // messages in a measurement; zero: what the work says
-	Runs    int // repetitions
+	Payload int // bytes of a payload; zero: about 250
+	Runs    int // repetitions, at most; works that take long have fewer
 	Short   bool
 	Log     func(line string) // a line for each step
 }
@@ -72,13 +74,15 @@ func selected(names []string) ([]Work, error) {
 
 // repeat measures all systems at one work, interleaved, and begins each repetition with another system.
 func repeat(ctx context.Context, s *Server, o Options, w Work) ([]report.Samples, error) {
-	runs := o.Runs
-	if o.Short && w.Once {
-		runs = 1
+	runs, n := o.Runs, w.N
+	if w.Runs > 0 {
+		runs = min(runs, w.Runs)
 	}
-	n := w.N
 	if o.Short {
 		n = w.ShortN
+		if w.ShortRuns > 0 {
+			runs = min(runs, w.ShortRuns)
+		}
 	}
 	if o.N > 0 {
 		n = o.N
@@ -100,7 +104,16 @@ func repeat(ctx context.Context, s *Server, o Options, w Work) ([]report.Samples
 	for run := range runs {
 		for i := range able {
 			system := able[(i+run)%len(able)]
-			got, err := measure(ctx, s, system, w, n, o.Short)
+			if notes[system.Name()] != "" {
+				continue
+			}
+			got, err := pair(ctx, s, system, w, n, o)
+			var missing Unavailable
+			if errors.As(err, &missing) {
+				notes[system.Name()] = missing.Error()
+				o.Log(fmt.Sprintf("%-18s  %-17s  %-7s  %s", w.Name, system.Name(), "–", missing))
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s, run %d: %w", w.Name, system.Name(), run+1, err)
 			}
@@ -117,7 +130,7 @@ func repeat(ctx context.Context, s *Server, o Options, w Work) ([]report.Samples
 	var samples []report.Samples
 	for _, y := range w.Yield {
 		for _, system := range o.Systems {
-			sample := report.Samples{Work: y.Name, System: system.Name(), Unit: y.Unit, Values: values[y.Name][system.Name()], Note: notes[system.Name()]}
+			sample := report.Samples{Work: y.Name, System: system.Name(), Unit: y.Unit, Values: values[y.Name][system.Name()], Note: notes[system.Name()], Base: y.Base}
 			if len(sample.Values) == 0 && sample.Note == "" {
 				sample.Note = "cannot be seen from outside this server"
 			}
@@ -134,6 +147,8 @@ type bed struct {
 	queue      Queue
 	staff      []Consumer
 	n          int
+	payload    int
+	shape      Shape
 	short      bool
 	postmaster int
 	left       bool
@@ -142,7 +157,30 @@ type bed struct {
 // connections is enough for all producers and consumers of a work and a few more; the same for every system.
 const connections = singleProducers + 2*consumers + 4
 
-func measure(ctx context.Context, s *Server, system System, w Work, n int, short bool) (got map[string]float64, err error) {
+// pair measures a work and, where it has a base of another shape, that too.
+func pair(ctx context.Context, s *Server, system System, w Work, n int, o Options) (map[string]float64, error) {
+	shape := w.Shape
+	if o.Short && w.ShortShape != nil {
+		shape = *w.ShortShape
+	}
+	if o.N > 0 {
+		// A lane is no lane with less than a few messages.
+		shape.Streams, shape.Groups = min(shape.Streams, max(n/10, 1)), min(shape.Groups, max(n/10, 1))
+	}
+	got, err := measure(ctx, s, system, shape, w.run, n, o)
+	if err != nil || w.base == nil {
+		return got, err
+	}
+	base, err := measure(ctx, s, system, w.baseShape, w.base, n, o)
+	if err != nil {
+		return nil, err
+	}
+	maps.Copy(got, base)
+	return got, nil
+}
+
+func measure(ctx context.Context, s *Server, system System, shape Shape, run func(context.Context, *bed) (map[string]float64, error),
+	n int, o Options) (got map[string]float64, err error) {
 	dsn, drop, err := s.database(ctx)
 	if err != nil {
 		return nil, err
@@ -154,16 +192,18 @@ func measure(ctx context.Context, s *Server, system System, w Work, n int, short
 	}
 	// Statements are prepared once for each connection and then executed in one round trip: pgx's default, for all systems.
 	config.MaxConns = connections
+	// A program with a thousand streams has more statements than pgx keeps by default.
+	config.ConnConfig.StatementCacheCapacity = 8192
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	b := &bed{dsn: dsn, pool: pool, n: n, short: short, postmaster: s.postmaster}
+	b := &bed{dsn: dsn, pool: pool, n: n, payload: o.Payload, shape: shape, short: o.Short, postmaster: s.postmaster}
 	defer func() { err = errors.Join(err, b.leave()) }()
-	if b.queue, err = system.Open(ctx, pool); err != nil {
+	if b.queue, err = system.Open(ctx, pool, shape); err != nil {
 		return nil, fmt.Errorf("set up: %w", err)
 	}
-	return w.run(ctx, b)
+	return run(ctx, b)
 }
 
 // leave closes everything of the bed. Repeating it does nothing.

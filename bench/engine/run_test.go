@@ -15,12 +15,13 @@ type careless struct {
 	mu         sync.Mutex
 	waiting    [][]byte
 	lose, echo bool
+	lanes      map[[2]int]*careless // by stream and group
 }
 
 func (*careless) Name() string         { return "careless" }
 func (*careless) Cannot(string) string { return "" }
 func (c *careless) Close() error       { return nil }
-func (c *careless) Open(context.Context, *pgxpool.Pool) (Queue, error) {
+func (c *careless) Open(context.Context, *pgxpool.Pool, Shape) (Queue, error) {
 	*c = careless{lose: c.lose, echo: c.echo}
 	return c, nil
 }
@@ -36,7 +37,7 @@ func (c *careless) PublishBatch(_ context.Context, ms []Message) error {
 		switch n, _ := number(m.Payload); {
 		case c.lose && n == 3:
 			// And another one twice, so that the count is right.
-			c.waiting = append(c.waiting, messages(0, 1)[0].Payload)
+			c.waiting = append(c.waiting, messages(0, 1, 0)[0].Payload)
 		case c.echo && n == 3:
 			c.waiting = append(c.waiting, m.Payload, m.Payload)
 		default:
@@ -64,6 +65,44 @@ func (c *careless) Next(ctx context.Context, wait bool) ([][]byte, error) {
 }
 
 func (c *careless) Settle(context.Context) error { return nil }
+
+func (c *careless) Upkeep(ctx context.Context) (int, error) {
+	<-ctx.Done()
+	return 1, nil
+}
+
+// Lane keeps the messages of each stream for each group.
+func (c *careless) Lane(stream, group int) Queue {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.lanes == nil {
+		c.lanes = map[[2]int]*careless{}
+	}
+	at := [2]int{stream, group}
+	if c.lanes[at] == nil {
+		c.lanes[at] = &careless{lose: c.lose, echo: c.echo}
+	}
+	return carelessLane{c.lanes[at], c, stream}
+}
+
+type carelessLane struct {
+	*careless
+	all    *careless
+	stream int
+}
+
+func (l carelessLane) PublishBatch(ctx context.Context, ms []Message) error {
+	l.all.mu.Lock()
+	defer l.all.mu.Unlock()
+	for at, lane := range l.all.lanes {
+		if at[0] == l.stream {
+			if err := lane.PublishBatch(ctx, ms); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
 
 func TestNoFigureWithoutACheck(t *testing.T) {
 	server, err := Start(t.Context(), "")

@@ -25,6 +25,7 @@ var Settings = map[string]string{
 	"checkpoint_timeout":        "30min",
 	"autovacuum_naptime":        "5s",
 	"max_connections":           "100",
+	"max_locks_per_transaction": "256", // room for the work foreign-locks-10k
 	"jit":                       "off",
 	"log_min_messages":          "error",
 	"track_io_timing":           "off",

@@ -27,7 +27,8 @@ type Row struct {
 	Min    float64 `json:"min"`
 	Max    float64 `json:"max"`
 	Runs   int     `json:"runs"`
-	// Vs is the system compared with, and Ratio this one's median divided by that one's, both of the same run.
+	// Vs is the system compared with, or the same system's row that this one is to be compared with, and Ratio this one's median
+	// divided by that one's, both of the same run.
 	Vs    string  `json:"vs,omitempty"`
 	Ratio float64 `json:"ratio,omitempty"`
 	// Note says why the system cannot do the work; the figures are zero then.
@@ -39,6 +40,7 @@ type Samples struct {
 	Work, System, Unit string
 	Values             []float64
 	Note               string // why there are none
+	Base               string // the work that this one is compared with, for the same system
 }
 
 // Rows turns samples into rows, in their order. rivals names the systems that a row is compared with; a row that has
@@ -53,14 +55,20 @@ func Rows(all []Samples, rivals func(work, system string) []string) []Row {
 		}
 		row.Median, row.Min, row.Max = round(Median(s.Values)), round(slices.Min(s.Values)), round(slices.Max(s.Values))
 		compared := false
-		for _, rival := range rivals(s.Work, s.System) {
-			i := slices.IndexFunc(all, func(o Samples) bool { return o.Work == s.Work && o.System == rival })
+		compare := func(name, work, system string) {
+			i := slices.IndexFunc(all, func(o Samples) bool { return o.Work == work && o.System == system })
 			if i < 0 || len(all[i].Values) == 0 || Median(all[i].Values) == 0 {
-				continue
+				return
 			}
-			row.Vs, row.Ratio = rival, round(Median(s.Values)/Median(all[i].Values))
+			row.Vs, row.Ratio = name, round(Median(s.Values)/Median(all[i].Values))
 			rows = append(rows, row)
 			compared = true
+		}
+		if s.Base != "" {
+			compare(s.Base, s.Base, s.System)
+		}
+		for _, rival := range rivals(s.Work, s.System) {
+			compare(rival, s.Work, rival)
 		}
 		if !compared {
 			rows = append(rows, row)

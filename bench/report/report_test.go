@@ -73,6 +73,18 @@ func TestRowsCompareMediansOfTheSameRun(t *testing.T) {
 	}
 }
 
+func TestARowIsComparedWithItsBase(t *testing.T) {
+	got := Rows([]Samples{
+		{Work: "many", System: "ours", Unit: "µs", Values: []float64{3}, Base: "one"},
+		{Work: "one", System: "ours", Unit: "µs", Values: []float64{2}},
+		{Work: "many", System: "theirs", Unit: "µs", Note: "cannot", Base: "one"},
+		{Work: "one", System: "theirs", Unit: "µs", Values: []float64{1}},
+	}, func(string, string) []string { return nil })
+	if len(got) != 4 || got[0].Vs != "one" || got[0].Ratio != 1.5 || got[1].Vs != "" || got[2].Ratio != 0 {
+		t.Errorf("the rows are %+v", got)
+	}
+}
+
 func TestTheFileHasTheAgreedShape(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "results", "engine.json")
 	if err := sample().Write(path); err != nil {

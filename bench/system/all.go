@@ -11,9 +11,10 @@ import (
 // All are the systems, in the order of the report.
 func All() []engine.System {
 	return []engine.System{
-		millrace, millraceOrdered, millraceSQL{},
+		millrace, millraceOrdered, millraceSQL{}, millraceSQLToGo,
 		limitInsert, limitCopy, limitRead,
 		skipLocked, skipLockedAsync,
+		riverSystem{}, watermillSystem{}, pgqSystem{}, pgmqSystem,
 	}
 }
 

@@ -3,6 +3,7 @@ package system
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -24,30 +25,54 @@ const (
 type goClient struct {
 	name   string
 	mode   pgstream.Mode
+	sql    bool // publishes by the SQL function instead
 	cannot map[string]string
 }
 
 var (
 	millrace        = goClient{name: "millrace", mode: pgstream.ModeShared}
 	millraceOrdered = goClient{name: "millrace-ordered", mode: pgstream.ModeOrdered, cannot: map[string]string{
-		"publish-single": "publishes as millrace does", "publish-batch-1000": "publishes as millrace does"}}
+		"publish-single": "publishes as millrace does", "publish-batch-1000": "publishes as millrace does", "streams-1000": "streams do not differ",
+		"maintenance": "maintained as millrace is"}}
+	millraceSQLToGo = goClient{name: "millrace-sql-to-go", mode: pgstream.ModeShared, sql: true, cannot: func() map[string]string {
+		cannot := map[string]string{}
+		for _, w := range engine.Works() {
+			if w.Name != "latency-500" {
+				cannot[w.Name] = "only there to see how fast a Go consumer notices SQL producers"
+			}
+		}
+		return cannot
+	}()}
 )
 
 func (g goClient) Name() string { return g.name }
 
 func (g goClient) Cannot(work string) string { return g.cannot[work] }
 
-func (g goClient) Open(ctx context.Context, pool *pgxpool.Pool) (engine.Queue, error) {
-	if err := install(ctx, pool, g.mode); err != nil {
+func (g goClient) Open(ctx context.Context, pool *pgxpool.Pool, shape engine.Shape) (engine.Queue, error) {
+	if err := install(ctx, pool, g.mode, shape); err != nil {
 		return nil, err
 	}
-	q := &goQueue{pool: pool, listener: pgstream.NewListener(pool.Config().ConnConfig)}
-	q.background.start(ctx, q.listener.Run, func(ctx context.Context) error { return maintain(ctx, pool) })
+	q := &goQueue{pool: pool, sql: g.sql, lane: lane{stream: stream, group: group}, shared: &shared{
+		listener: pgstream.NewListener(pool.Config().ConnConfig), prefetch: shape.Prefetch}}
+	runs := []func(context.Context) error{q.listener.Run}
+	if !shape.Upkeep {
+		runs = append(runs, func(ctx context.Context) error { return maintain(ctx, pool) })
+	}
+	q.background.start(ctx, runs...)
 	return q, nil
 }
 
-// install brings the schema, one stream and one group into an empty database.
-func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode) error {
+// name is the name of one of several streams or groups.
+func name(prefix string, i int) string {
+	if i == 0 {
+		return prefix
+	}
+	return fmt.Sprintf("%s_%d", prefix, i)
+}
+
+// install brings the schema, streams and groups into an empty database.
+func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode, shape engine.Shape) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -57,14 +82,26 @@ func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode) error 
 	if err != nil {
 		return err
 	}
-	plan, err := pgstream.PlanStream(ctx, pool, pgstream.StreamSpec{Name: stream})
-	if err != nil {
-		return err
+	for s := range max(shape.Streams, 1) {
+		spec := pgstream.StreamSpec{Name: name(stream, s)}
+		if shape.Upkeep {
+			// Rotates every 64 MiB and removes what the group has settled.
+			spec.Retention.Policy = pgstream.RetentionWorkQueue
+		}
+		plan, err := pgstream.PlanStream(ctx, pool, spec)
+		if err != nil {
+			return err
+		}
+		if err := pgstream.ApplyStream(ctx, pool, plan); err != nil {
+			return err
+		}
+		for g := range max(shape.Groups, 1) {
+			if err := pgstream.ApplyGroup(ctx, pool, pgstream.GroupSpec{Stream: spec.Name, Name: name(group, g), Mode: mode}); err != nil {
+				return err
+			}
+		}
 	}
-	if err := pgstream.ApplyStream(ctx, pool, plan); err != nil {
-		return err
-	}
-	return pgstream.ApplyGroup(ctx, pool, pgstream.GroupSpec{Stream: stream, Name: group, Mode: mode})
+	return nil
 }
 
 func maintain(ctx context.Context, pool *pgxpool.Pool) error {
@@ -91,15 +128,35 @@ func (b *background) stop() error {
 	return b.group.Wait()
 }
 
-type goQueue struct {
-	pool     *pgxpool.Pool
+// shared is what all lanes of a queue have in common.
+type shared struct {
 	listener *pgstream.Listener
+	prefetch bool
 	background
 	hired int
 }
 
+type lane struct{ stream, group string }
+
+type goQueue struct {
+	pool *pgxpool.Pool
+	sql  bool
+	lane
+	*shared
+}
+
+// Lane is the queue of another stream and group.
+func (q *goQueue) Lane(s, g int) engine.Queue {
+	return &goQueue{pool: q.pool, sql: q.sql, lane: lane{stream: name(stream, s), group: name(group, g)}, shared: q.shared}
+}
+
 func (q *goQueue) Publish(ctx context.Context, m engine.Message) error {
-	_, err := pgstream.Publish(ctx, q.pool, stream, pgstream.NewMessage{Key: &m.Key, Payload: m.Payload})
+	var err error
+	if q.sql {
+		_, err = q.pool.Exec(ctx, "select millrace.publish($1, $2, $3)", q.stream, m.Payload, m.Key)
+	} else {
+		_, err = pgstream.Publish(ctx, q.pool, q.stream, pgstream.NewMessage{Key: &m.Key, Payload: m.Payload})
+	}
 	return err
 }
 
@@ -108,18 +165,40 @@ func (q *goQueue) PublishBatch(ctx context.Context, ms []engine.Message) error {
 	for i := range ms {
 		batch[i] = pgstream.NewMessage{Key: &ms[i].Key, Payload: ms[i].Payload}
 	}
-	return pgstream.PublishCopy(ctx, q.pool, stream, batch)
+	return pgstream.PublishCopy(ctx, q.pool, q.stream, batch)
 }
 
 // Consumer is called by one goroutine, before any consumer works.
 func (q *goQueue) Consumer(ctx context.Context, batch int) (engine.Consumer, error) {
 	q.hired++
-	c, err := pgstream.NewConsumer(ctx, q.pool, pgstream.ConsumerConfig{Stream: stream, Group: group,
+	c, err := pgstream.NewConsumer(ctx, q.pool, pgstream.ConsumerConfig{Stream: q.stream, Group: q.group,
 		Member: fmt.Sprintf("member-%d", q.hired), MaxMessages: batch, Listener: q.listener})
 	if err != nil {
 		return nil, err
 	}
 	return &goConsumer{consumer: c}, nil
+}
+
+// Upkeep rotates and truncates every ten milliseconds, a hundred times as often as usual.
+func (q *goQueue) Upkeep(ctx context.Context) (int, error) {
+	removals := 0
+	for {
+		did, err := pgstream.Maintain(ctx, q.pool)
+		if ctx.Err() != nil {
+			return removals, nil
+		}
+		if err != nil {
+			return removals, fmt.Errorf("maintenance: %w", err)
+		}
+		for _, what := range did {
+			if strings.Contains(what, "truncated") {
+				removals++
+			}
+		}
+		if pause(ctx, 10*time.Millisecond) != nil {
+			return removals, nil
+		}
+	}
 }
 
 func (q *goQueue) Close() error { return q.stop() }

@@ -28,6 +28,8 @@ var skipLockedAsync = func() SQL {
 	s.asynchronous = true
 	const same = "publishes as skip-locked does"
 	s.cannot = map[string]string{"publish-single": same, "publish-batch-1000": same,
+		"held-xmin": "the same rows die as of skip-locked", "idle": "waits as skip-locked does",
+		"backlog-10m": "finds messages as skip-locked does", "foreign-locks-10k": "finds messages as skip-locked does",
 		"footprint": "writes what skip-locked writes", "footprint-batch": "writes what skip-locked writes"}
 	return s
 }()

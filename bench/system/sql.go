@@ -36,10 +36,28 @@ type SQL struct {
 func (s SQL) Name() string { return s.name }
 
 // Cannot says why the system cannot do a work.
-func (s SQL) Cannot(work string) string { return s.cannot[work] }
+func (s SQL) Cannot(work string) string { return because(work, s.cannot, queueOnly) }
+
+// queueOnly is why a plain queue cannot do some works.
+var queueOnly = map[string]string{
+	"groups-100":         "a queue has one group of consumers: whoever takes a message deletes it",
+	"streams-1000":       "a table for each queue; not compared",
+	"maintenance":        "its maintenance is vacuum, which runs in all works",
+	"consume-prefetch-1": "holds a transaction open while a message is handled; see consume-batch-1",
+}
+
+// because returns the first of these reasons for not doing a work.
+func because(work string, reasons ...map[string]string) string {
+	for _, r := range reasons {
+		if why := r[work]; why != "" {
+			return why
+		}
+	}
+	return ""
+}
 
 // Open runs the setup.
-func (s SQL) Open(ctx context.Context, pool *pgxpool.Pool) (engine.Queue, error) {
+func (s SQL) Open(ctx context.Context, pool *pgxpool.Pool, _ engine.Shape) (engine.Queue, error) {
 	if _, err := pool.Exec(ctx, s.setup); err != nil {
 		return nil, err
 	}

@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	describeRun(settings, o)
 
 	start := time.Now()
-	samples, err := engine.Run(ctx, server, engine.Options{Works: o.works, Systems: systems, N: o.n, Runs: o.runs, Short: o.short,
+	samples, err := engine.Run(ctx, server, engine.Options{Works: o.works, Systems: systems, N: o.n, Payload: o.payload, Runs: o.runs, Short: o.short,
 		Log: func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }})
 	if err != nil {
 		return fmt.Errorf("nothing is written: %w", err)
@@ -80,6 +80,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 type options struct {
 	works, systems []string
 	n, runs        int
+	payload        int
 	dsn, out       string
 	short          bool
 }
@@ -98,18 +99,20 @@ func parse(args []string, usage io.Writer) (options, error) {
 	flags.StringVar(&works, "work", "", "only these `works`, with commas between")
 	flags.StringVar(&systems, "system", "", "only these `systems`, with commas between")
 	flags.IntVar(&o.n, "n", 0, "`messages` in a measurement; default: by work")
-	flags.IntVar(&o.runs, "runs", 0, "`repetitions`; default 5, or 3 with -short")
+	flags.IntVar(&o.payload, "payload", 0, "`bytes` of a message's payload; default about 250")
+	flags.IntVar(&o.runs, "runs", 0, "`repetitions`, at most; default 5, or 3 with -short; works that take long have fewer")
 	flags.StringVar(&o.dsn, "dsn", "", "use the server with this `URL` (its role creates databases) instead of a private one")
-	flags.BoolVar(&o.short, "short", false, "minutes instead of the better part of an hour")
-	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" when -work, -system or -n is given")
+	flags.BoolVar(&o.short, "short", false, "minutes instead of about an hour")
+	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" when -work, -system, -n or -payload is given")
+	flags.StringVar(&system.PGMQFile, "pgmq", "", "install pgmq from this `file`, pgmq.sql of its repository, where the server has no such extension")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unknown argument %q; bench takes flags only", flags.Arg(0))
 	}
-	if o.n < 0 || o.runs < 0 {
-		return o, errors.New("-n and -runs cannot be negative")
+	if o.n < 0 || o.runs < 0 || o.payload < 0 {
+		return o, errors.New("-n, -runs and -payload cannot be negative")
 	}
 	if o.runs == 0 {
 		o.runs = 5
@@ -120,7 +123,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	o.works, o.systems = list(works), list(systems)
 	if o.out == "" {
 		o.out = whole
-		if len(o.works) > 0 || len(o.systems) > 0 || o.n > 0 {
+		if len(o.works) > 0 || len(o.systems) > 0 || o.n > 0 || o.payload > 0 {
 			o.out = part
 		}
 	}
@@ -140,13 +143,23 @@ func describeRun(settings map[string]string, o options) {
 	if o.n > 0 {
 		settings["n"] = strconv.Itoa(o.n)
 	}
+	if o.payload > 0 {
+		settings["payload"] = strconv.Itoa(o.payload)
+	}
 	settings["seed"] = strconv.Itoa(engine.Seed)
 	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
-			if m.Path == "github.com/jackc/pgx/v5" {
-				settings["pgx"] = strings.TrimPrefix(m.Version, "v")
+			if name := versions[m.Path]; name != "" {
+				settings[name] = strings.TrimPrefix(m.Version, "v")
 			}
 		}
 	}
+}
+
+// versions are the modules whose versions matter, and what they are called.
+var versions = map[string]string{
+	"github.com/jackc/pgx/v5":                   "pgx",
+	"github.com/riverqueue/river":               "river",
+	"github.com/ThreeDotsLabs/watermill-sql/v4": "watermill-sql",
 }
