@@ -2,6 +2,7 @@ package pgstream_test
 
 import (
 	"context"
+	"net/url"
 	"os"
 	osexec "os/exec"
 	"sync"
@@ -13,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // look is one look of the scout in SQL, as a leader does it.
@@ -416,5 +418,41 @@ func TestAScoutGoesOnAfterAnError(t *testing.T) {
 			t.Errorf("a notification of %q", n.Payload)
 		}
 		_ = open.Rollback(e.ctx)
+	}
+}
+
+// Processors have the runtime role, and any of them may be the scout.
+func TestTheRuntimeRoleMayScout(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	role := "run_" + e.database()[:20]
+	e.run(`create role "` + role + `" login password 'x'`)
+	_, err := schema.Migrate(e.ctx, e.connect(), schema.Options{RuntimeRole: role})
+	must(t, err)
+	e.stream("orders")
+	e.await(1)
+	e.run("select millrace.publish('orders', '{}', p_delay_seconds => 0.01)")
+	u, err := url.Parse(e.dsn)
+	must(t, err)
+	u.User = url.UserPassword(role, "x")
+	pool, err := pgxpool.New(e.ctx, u.String())
+	must(t, err)
+	t.Cleanup(func() {
+		pool.Close()
+		e.run(`drop owned by "` + role + `"`)
+		e.run(`drop role "` + role + `"`)
+	})
+	s := pgstream.NewScout(pgstream.ScoutConfig{}, func(err error) { t.Errorf("the scout reports: %v", err) })
+	e.eventually("the message is moved", func() bool {
+		_, err := s.Round(e.ctx, pool)
+		must(t, err)
+		return one[int](e, "select count(*) from millrace.orders") == 1
+	})
+	if !s.Leads() {
+		t.Error("it does not lead")
+	}
+	s.Leave(e.ctx, pool)
+	if h := e.holder(); h != "" {
+		t.Errorf("the lease is still held by %s", h)
 	}
 }
