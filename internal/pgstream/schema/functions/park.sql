@@ -2,7 +2,8 @@
 -- key waits behind it; other keys go on. What is redriven into an Ordered group is parked too, whatever its policy.
 --
 -- While a key is in parked_key, receive moves its messages from the log to the delivery table instead of handing them out. Of a key's parked
--- messages only the first is due, none while another one is held, and none while a claim of the lane is open, which may hold others of the key.
+-- messages only the first is due, none while another one is held, none while a claim of the lane is open, which may hold others of the key, and
+-- none that the lane has not reached (again), because earlier ones may still be in the log: a claim that was given back is read again from its beginning.
 -- Whoever removes the last one also removes the key, in the same transaction. Locks on the row of a key:
 --   for key share      who adds a parked message (nack, redrive; receive by try): the key stays while they do
 --   for no key update  who removes one: of two that remove at once, the second sees what the first left
@@ -67,10 +68,10 @@ begin
     perform millrace_engine.settle_messages(p_claim, array(select unnest(parked) union select unnest(p_positions)));
 end $$;
 
--- millrace_engine.receive_parked(group, slots, member, max, now, end of the lease, nonce) returns messages
--- Hands out parked messages of the slots that are due, at most one of a key, and none of a key that somebody holds. A message that was handed out for the last
+-- millrace_engine.receive_parked(group, lowest slot, highest slot, frontier, member, max, now, end of the lease, nonce) returns messages
+-- Hands out parked messages of the slots, up to the lane's frontier, that are due: at most one of a key, and none of a key that somebody holds. A message that was handed out for the last
 -- time and whose lease ended is a dead letter. Under the group's receive lock, while no claim of the lane is open; never waits.
-create or replace function millrace_engine.receive_parked(p_group integer, p_slot_low integer, p_slot_high integer, p_member text, p_max integer,
+create or replace function millrace_engine.receive_parked(p_group integer, p_low_slot integer, p_top_slot integer, p_frontier bigint, p_member text, p_max integer,
     p_now timestamptz, p_ends timestamptz, p_nonce bigint)
 returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
     expires_at timestamptz)
@@ -88,7 +89,7 @@ begin
     if most > 0 then
         for worn in select x.id, x.key from millrace_engine.delivery x
                 where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and x.attempt >= most
-                  and millrace_engine.slot(x.key, x."position") between p_slot_low and p_slot_high - 1
+                  and millrace_engine.slot(x.key, x."position") between p_low_slot and p_top_slot
                 order by x."position" for update skip locked loop
             -- The strongest lock by try, because the next of the key is looked for in this transaction, which must not wait.
             perform from millrace_engine.parked_key k
@@ -101,8 +102,8 @@ begin
     return query
         with due as (
             select y.id from millrace_engine.delivery y
-            where y.group_id = p_group and y.parked and y.visible_at <= p_now and y.nonce is null
-              and millrace_engine.slot(y.key, y."position") between p_slot_low and p_slot_high - 1
+            where y.group_id = p_group and y.parked and y.visible_at <= p_now and y.nonce is null and y."position" <= p_frontier
+              and millrace_engine.slot(y.key, y."position") between p_low_slot and p_top_slot
               and (y.key is null or not exists (select from millrace_engine.delivery o
                   where o.group_id = p_group and o.key = y.key and o.parked and (o."position" < y."position" or o.nonce is not null)))
             order by y.visible_at, y."position" limit p_max for update of y skip locked
@@ -112,15 +113,15 @@ begin
             from due where d.id = due.id
             returning p_group || '.0.0.' || p_nonce, d."position", d.key, d.headers, d.payload, d.payload_bytes, d.created_at, d.attempt, p_ends;
 end $$;
-comment on function millrace_engine.receive_parked(integer, integer, integer, text, integer, timestamptz, timestamptz, bigint) is
+comment on function millrace_engine.receive_parked(integer, integer, integer, bigint, text, integer, timestamptz, timestamptz, bigint) is
     'Hands out parked messages that are due, in order of position among those of a key.';
 
--- millrace_engine.divert_template(group, slots, low, high, settled, max, filter, out high, out diverted, out n, out stopped)
+-- millrace_engine.divert_template(group, lowest slot, highest slot, low, high, settled, max, filter, out high, out diverted, out n, out stopped)
 -- Moves the messages of parked keys in (low, high] of the log behind the parked ones, as far as the first max others. high
 -- becomes the place up to which it looked; diverted are the n positions that were moved, for the caller to note as settled. A key that somebody
 -- unparks this moment ends the range before its first message, and stopped is true: its next message is then read by a later call.
 -- Under the group's receive lock, while no claim of the lane is open; never waits for whoever unparks.
-create or replace function millrace_engine.divert_template(p_group integer, p_slot_low integer, p_slot_high integer, p_low bigint, p_high bigint,
+create or replace function millrace_engine.divert_template(p_group integer, p_low_slot integer, p_top_slot integer, p_low bigint, p_high bigint,
     p_settled int8multirange, p_max integer, p_filter jsonb, out high bigint, out diverted int8multirange, out n integer, out stopped boolean)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
@@ -140,7 +141,7 @@ begin
     diverted := '{}';
     n := 0;
     stopped := false;
-    if not exists (select from millrace_engine.parked_key k where k.group_id = p_group and k.slot >= p_slot_low and k.slot < p_slot_high) then
+    if not exists (select from millrace_engine.parked_key k where k.group_id = p_group and k.slot >= p_low_slot and k.slot <= p_top_slot) then
         return;
     end if;
     select count(*), max(x."position"), min(x."position") filter (where x.plain = p_max),
@@ -149,7 +150,7 @@ begin
         from (select m."position", m.key, k.key is not null as parked, count(*) filter (where k.key is null) over (order by m."position") as plain
               from (select y."position", y.key from millrace.stream_template y
                     where y."position" > p_low and y."position" <= p_high
-                      and millrace_engine.slot(y.key, y."position") between p_slot_low and p_slot_high - 1
+                      and millrace_engine.slot(y.key, y."position") between p_low_slot and p_top_slot
                       and (p_settled is null or not p_settled @> y."position")
                       and (p_filter is null or millrace_engine.matches(p_filter, y.key, y.headers))
                     order by y."position" limit 2 * p_max + 50) m
@@ -165,7 +166,7 @@ begin
     end if;
     select array_agg(x.key) into kept from (
         select k.key from millrace_engine.parked_key k
-        where k.group_id = p_group and k.slot >= p_slot_low and k.slot < p_slot_high and k.key = any (keys) for key share skip locked) x;
+        where k.group_id = p_group and k.slot >= p_low_slot and k.slot <= p_top_slot and k.key = any (keys) for key share skip locked) x;
     select min(h.p) into busy from unnest(hits, keys) h (p, key) where h.p <= high and array_position(kept, h.key) is null;
     if busy is not null then
         high := busy - 1;

@@ -218,7 +218,7 @@ begin
                     values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
                 acks := null;
             end if;
-            return query select * from millrace_engine.receive_parked(g.id, low_slot, top_slot, p_member, p_max, millrace_engine.clock(), ends, nonce_);
+            return query select * from millrace_engine.receive_parked(g.id, low_slot, top_slot, last.frontier, p_member, p_max, millrace_engine.clock(), ends, nonce_);
             if found then
                 if p_auto_ack then
                     perform millrace.ack(g.id || '.0.0.' || nonce_);
@@ -323,15 +323,16 @@ begin
                     exit when n > 0 or stopped or behind > 10000;
                 end if;
             end loop;
-            if n = 0 and (taken.claim is null or g.mode = 'Shared') and behind = 0 and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
+            if n = 0 and (taken.claim is null or g.mode = 'Shared') and not (parks and skip is not null and edge > last.frontier)
+                    and edge <= last.frontier + (case when dense then 100000 else 1000 end) then
                 if acks is not null then
                     insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                         values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
                 end if;
                 continue;
             end if;
-            -- The lane has read past other lanes' messages, past what its filter hides, past a dead letter, or past messages of parked keys, which
-            -- must not come from the log once they have been moved. An empty claim keeps that progress.
+            -- The lane has read past other lanes' messages, past what its filter hides, past a dead letter, or past messages of parked keys: those
+            -- that were moved must not come from the log again, and parked ones are handed out up to here only. An empty claim keeps that progress.
         end if;
 
         if g.mode = 'Ordered' then
