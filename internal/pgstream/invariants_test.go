@@ -2,6 +2,7 @@ package pgstream_test
 
 import (
 	"context"
+	crypto "crypto/rand"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -493,6 +494,11 @@ func unmaintained(e *engine, patience time.Duration) []string {
 		if err := pgstream.PublishCopy(ctx, e, "orders", []pgstream.NewMessage{{Payload: []byte(`{}`)}}); err != nil {
 			all = append(all, err.Error())
 		}
+		for _, m := range []pgstream.NewMessage{{Payload: []byte(`{}`), Delay: time.Hour}, {Payload: []byte(`{}`), DedupeKey: crypto.Text()}} {
+			if _, err := pgstream.Publish(ctx, e, "orders", m); err != nil {
+				all = append(all, err.Error())
+			}
+		}
 	}
 	return all
 }
@@ -524,7 +530,7 @@ func TestPublishingNeverNeedsMaintenance(t *testing.T) {
 	})
 	t.Run("with a segment locked for truncation", func(t *testing.T) {
 		tx := e.begin()
-		exec(e, tx, "select from millrace_engine.stream for update")
+		exec(e, tx, "select from millrace_engine.stream for no key update")
 		exec(e, tx, "lock table millrace_engine.segment_1_0 in access exclusive mode")
 		mustHold(t, unmaintained(e, time.Minute))
 		rollback(e, tx)

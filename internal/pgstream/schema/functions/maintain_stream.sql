@@ -24,7 +24,7 @@ begin
             hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
     end if;
     -- Also taken by whoever creates or resets a group, so that a group cannot begin at what is removed meanwhile.
-    select * into s from millrace_engine.stream x where x.id = p_stream for update;
+    select * into s from millrace_engine.stream x where x.id = p_stream for no key update;
     if not found then
         return did;
     end if;
