@@ -173,3 +173,55 @@ func TestAGroupThatHasLapsedIsSeenToKeepEverythingWithoutTheCheck(t *testing.T) 
 		t.Errorf("%d messages are kept, lapsed %q: the checker sees nothing wrong", n, e.stats("orders", "g").Lapsed)
 	}
 }
+
+// All priorities are one group: what waits in them is counted together, and they lapse and come back together.
+func TestTheGroupsOfAllPrioritiesLapseTogether(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.prioritized(pgstream.ModeShared)
+	e.lapsing(0, 6)
+	for priority := range 3 {
+		e.publishAt(priority, 1, 2)
+	}
+	if why := e.lapsed(); why != "" {
+		t.Fatalf("at the limit: %s", why)
+	}
+	e.publishAt(2, 3)
+	if why := e.lapsed(); !strings.Contains(why, "lag 7") {
+		t.Errorf("above the limit: %q", why)
+	}
+	if n := one[int](e, "select count(*) from millrace_engine.consumer_group where lapsed_at is not null"); n != 3 {
+		t.Errorf("%d groups have lapsed, want the one and its two mirrors", n)
+	}
+	e.run("select millrace.reset_group('orders', 'g', 'Latest')")
+	if why := e.lapsed(); why != "" {
+		t.Errorf("after a reset: %s", why)
+	}
+}
+
+// A group that had nothing to do for long begins its time anew when it is reset to messages that are old.
+func TestAGroupThatIsResetHasItsTime(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.lapsing(time.Hour, 0)
+	e.publish("orders", 10)
+	drain(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"}))
+	e.maintain(1)
+	e.jump(48 * time.Hour)
+	e.maintain(1)
+	e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
+	if why := e.lapsed(); why != "" {
+		t.Fatalf("just reset: %s", why)
+	}
+	e.jump(2 * time.Hour)
+	if why := e.lapsed(); why == "" {
+		t.Fatal("nobody has worked for two hours, and it has not lapsed")
+	}
+	e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
+	if why := e.lapsed(); why != "" {
+		t.Errorf("reset after it lapsed: %s", why)
+	}
+}

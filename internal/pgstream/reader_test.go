@@ -329,6 +329,108 @@ func TestAReaderMissesNothing(t *testing.T) {
 	mustHold(t, h.broken("0", "1", "2"))
 }
 
+// Invariant 6 for readers: while segments turn and are trimmed away beneath them, each message is read, or reported as gone.
+func TestAReaderReadsEverythingOrIsTold(t *testing.T) {
+	t.Parallel()
+	length := soak(t, 2*time.Second)
+	e := newEngine(t)
+	e.extendDeadline(length)
+	e.stream("orders")
+	h := newHistory()
+	ctx, cancel := context.WithTimeout(e.ctx, length)
+	defer cancel()
+	failed := make(chan error, 100)
+	var publishers, readers, upkeep sync.WaitGroup
+	r := random(t)
+	for range 3 {
+		conn, own := e.connect(), newRand(r)
+		publishers.Go(func() {
+			for ctx.Err() == nil {
+				if err := h.publishAndPause(e.ctx, conn, own); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	var quiet, done atomic.Bool
+	var mu sync.Mutex
+	told := 0
+	for i, size := range []int{3, 50, 1000} {
+		reader := e.reader(1)
+		group := fmt.Sprint(i)
+		readers.Go(func() {
+			for {
+				ends := quiet.Load()
+				messages, err := reader.TryNext(e.ctx, size)
+				if errors.Is(err, pgstream.ErrOutOfRange) {
+					var first int64
+					if err := e.QueryRow(e.ctx, "select first_position from millrace_engine.stream").Scan(&first); err != nil {
+						failed <- err
+						return
+					}
+					mu.Lock()
+					told++
+					mu.Unlock()
+					h.mu.Lock()
+					if h.delivered[group] == nil {
+						h.delivered[group] = map[int64]int{}
+					}
+					for p := reader.Position(); p < first; p++ { // whether it was committed or not
+						h.delivered[group][p]++
+					}
+					h.mu.Unlock()
+					reader.MoveTo(first)
+					continue
+				}
+				if err != nil {
+					failed <- err
+					return
+				}
+				h.received(group, read(messages))
+				if ends && len(messages) == 0 {
+					return
+				}
+			}
+		})
+	}
+	trims := 0
+	own := newRand(r)
+	upkeep.Go(func() {
+		for segment := 0; !done.Load(); segment++ {
+			if _, err := e.Exec(e.ctx, "select millrace_engine.set_state(1, $1, null)", segment%4); err != nil {
+				failed <- err
+				return
+			}
+			if _, err := e.Exec(e.ctx, "select millrace.trim('orders', p_max_messages => $1, p_exact => $2)", own.IntN(30), own.IntN(2) == 0); err != nil {
+				failed <- err
+				return
+			}
+			trims++
+		}
+	})
+	publishers.Wait()
+	quiet.Store(true)
+	readers.Wait()
+	done.Store(true)
+	upkeep.Wait()
+	close(failed)
+	for err := range failed {
+		t.Error(err)
+	}
+	if told == 0 {
+		t.Error("no reader was overtaken: the run proves nothing")
+	}
+	for _, group := range []string{"0", "1", "2"} {
+		for p := range h.committed {
+			if n := h.delivered[group][p]; n != 1 {
+				t.Errorf("reader %s: position %d was read or reported %d times", group, p, n)
+			}
+		}
+	}
+	t.Logf("%d committed, %d trims, readers were told %d times", len(h.committed), trims, told)
+}
+
 func TestAPositionIsFoundByTime(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

@@ -85,3 +85,43 @@ func TestStreamStatsNameWhoHoldsTheHorizonBack(t *testing.T) {
 		t.Errorf("afterwards: %+v", s)
 	}
 }
+
+func TestThePrioritiesOfAStreamAreOneRow(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.prioritized(pgstream.ModeShared)
+	for priority := range 3 {
+		e.publishAt(priority, 1, 2, 3)
+	}
+	open := e.begin()
+	exec(e, open, "select millrace.publish('orders', '4', p_priority => 2)")
+	all, err := pgstream.AllStreamStats(e.ctx, e)
+	must(t, err)
+	if len(all) != 1 {
+		t.Fatalf("%d rows, want one", len(all))
+	}
+	if s := all[0]; s.Stream != "orders" || s.Messages != 10 || s.LastPosition != 3 || s.Horizon != 3 || s.StalledBy != fmt.Sprintf("pid %d", pid(open)) || s.PublishedPerSecond < 0.16 || s.PublishedPerSecond > 0.17 {
+		t.Errorf("statistics: %+v", s)
+	}
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 2})
+	mustReceive(e, c)
+	groups, err := pgstream.Stats(e.ctx, e)
+	must(t, err)
+	if len(groups) != 1 || groups[0].Lag != 8 || groups[0].InFlight != 2 || groups[0].AckFloor != 0 {
+		t.Errorf("groups: %+v; want one with lag 8, the open one among them, and two in flight", groups)
+	}
+	if n := one[int](e, "select count(*) from millrace.stats('orders')"); n != 1 {
+		t.Errorf("%d rows of the stream's own, want one", n)
+	}
+	rollback(e, open)
+	// A position is one of the lowest priority; a number and an age are meant for each.
+	e.trim("3")
+	if s := e.streamStats("orders"); s.Messages != 8 || s.FirstPosition != 3 {
+		t.Errorf("after a trim to a position: %+v", s)
+	}
+	e.trim("p_max_messages => 1")
+	if got := one[int](e, `select (select count(*) from millrace.read('orders', 3)) + (select count(*) from millrace.read('orders.p1', 3))
+		+ (select count(*) from millrace.read('orders.p2', 3))`); got != 3 {
+		t.Errorf("%d messages are left, want one of each priority", got)
+	}
+}
