@@ -1,10 +1,13 @@
 package pgstream_test
 
 import (
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -704,6 +707,149 @@ func TestAKeysOrderOutlivesParking(t *testing.T) {
 		}
 	}
 	t.Logf("%d games", played)
+}
+
+// The same with everything at once: members nack, stop and die, partitions are raised and the ledgers rotate.
+func TestAKeysOrderOutlivesParkingUnderLoad(t *testing.T) {
+	t.Parallel()
+	r := random(t)
+	length := soak(t, 2*time.Second)
+	e := newEngine(t)
+	e.extendDeadline(length)
+	must(t, pgstream.ApplyStream(e.ctx, e, pgstream.Plan{Spec: pgstream.StreamSpec{Name: "orders", Partitions: 8}}))
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered, FailurePolicy: pgstream.FailurePark, AckWait: 10 * time.Minute})
+	ctx, cancel := context.WithTimeout(e.ctx, length)
+	defer cancel()
+	failed := make(chan error, 100)
+	order := newKeyOrder()
+	var published, nacked atomic.Int64
+	var publishers, members sync.WaitGroup
+	for range 2 {
+		own := newRand(r)
+		publishers.Go(func() {
+			for ctx.Err() == nil {
+				ms := make([]pgstream.NewMessage, 1+own.IntN(10))
+				for i := range ms {
+					key := fmt.Sprintf("k%d", own.IntN(12))
+					ms[i] = pgstream.NewMessage{Key: &key, Payload: []byte(`{}`)}
+				}
+				if _, err := pgstream.PublishBatch(e.ctx, e.Pool, "orders", ms); err != nil {
+					failed <- err
+					return
+				}
+				published.Add(int64(len(ms)))
+				if own.IntN(30) > 0 {
+					continue
+				}
+				if _, err := pgstream.MaintainWithRing(e.ctx, e.Pool, 1); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	live := func(name string, own *rand.Rand, last bool) error {
+		c, err := pgstream.NewConsumer(e.ctx, e.Pool, pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: name, MaxMessages: 1 + own.IntN(20)})
+		if err != nil {
+			return err
+		}
+		for idle := 0; ; {
+			claim, err := c.TryReceive(e.ctx)
+			if err != nil {
+				return err
+			}
+			if claim == nil {
+				if idle++; last && idle > 50 || !last && (ctx.Err() != nil || own.IntN(30) == 0) {
+					return c.Leave(e.ctx)
+				}
+				continue
+			}
+			idle = 0
+			order.begin(name, claim)
+			switch chance := own.IntN(30); {
+			case chance == 0 && !last: // dies; its lease ends
+				order.end(claim, false)
+				_, err := e.Exec(e.ctx, `update millrace_engine.member set expires_at = '-infinity' where name = $1`, name)
+				if err == nil {
+					_, err = e.Exec(e.ctx, "select millrace.extend($1, 0.000001)", claim.Token)
+				}
+				return err
+			case chance < 3:
+				order.end(claim, false)
+				err = c.Release(e.ctx, claim.Token)
+			case chance < 12:
+				bad := claim.Messages[own.IntN(len(claim.Messages))]
+				kept, parked := *claim, *claim
+				kept.Messages, parked.Messages = nil, nil
+				for _, m := range claim.Messages {
+					if *m.Key == *bad.Key && m.Position >= bad.Position {
+						parked.Messages = append(parked.Messages, m)
+					} else {
+						kept.Messages = append(kept.Messages, m)
+					}
+				}
+				order.end(&kept, true)
+				order.end(&parked, false)
+				nacked.Add(1)
+				err = c.Nack(e.ctx, claim.Token, []int64{bad.Position}, 0, "no")
+				if err == nil && len(kept.Messages) > 0 {
+					err = c.Ack(e.ctx, claim.Token)
+				}
+			default:
+				order.end(claim, true)
+				err = c.Ack(e.ctx, claim.Token)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	for i := range 6 {
+		own := newRand(r)
+		members.Go(func() {
+			for life := 0; ctx.Err() == nil; life++ {
+				if err := live(fmt.Sprintf("m%d.%d", i, life), own, false); err != nil {
+					failed <- err
+					return
+				}
+			}
+		})
+	}
+	publishers.Wait()
+	members.Wait()
+	if err := live("last", r, true); err != nil {
+		t.Fatal(err)
+	}
+	close(failed)
+	for err := range failed {
+		t.Error(err)
+	}
+	mustHold(t, order.broken)
+	if int64(len(order.handled)) != published.Load() {
+		t.Errorf("%d messages were handled of %d", len(order.handled), published.Load())
+	}
+	for p, n := range order.handled {
+		if n != 1 {
+			t.Errorf("position %d was acked %d times", p, n)
+		}
+	}
+	e.nothingIsParked()
+	t.Logf("%d messages, %d nacks", published.Load(), nacked.Load())
+}
+
+// A reset delivers everything again from the log; what was parked is forgotten.
+func TestAResetEndsParking(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	c, _ := e.parking("aab")
+	claim := mustReceive(e, c)
+	must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "no"))
+	must(t, c.Ack(e.ctx, claim.Token))
+	held := mustReceive(e, c)
+	e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
+	mustBeFenced(t, "an ack from before the reset", c.Ack(e.ctx, held.Token))
+	e.nothingIsParked()
+	same(t, "after it", drain(e, c), []int64{1, 2, 3})
 }
 
 // games plays until something is wrong, at most so many times.

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
@@ -406,4 +408,59 @@ func TestLeavingDoesNotWaitForAnAck(t *testing.T) {
 	commit(e, tx)
 	e.jump(2 * time.Second)
 	same(t, "after the lease", drain(e, other), []int64{2})
+}
+
+// The verbs for operators cover the priority lanes of a stream.
+func TestDeadLettersOfPrioritiesAreOneSet(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.run("select millrace.create_stream('orders', p_priorities => 3)")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+		for i := range 6 {
+			e.run(`select millrace.publish('orders', '{}', 'k', p_priority => $1)`, i%3)
+		}
+		receive := func() (token string, all []int64) {
+			t.Helper()
+			rows, err := e.Query(e.ctx, `select claim, "position" from millrace.receive('orders', 'g', 'm')`)
+			must(t, err)
+			var p int64
+			_, err = pgx.ForEachRow(rows, []any{&token, &p}, func() error { all = append(all, p); return nil })
+			must(t, err)
+			return token, all
+		}
+		for range 3 {
+			token, all := receive()
+			e.run("select millrace.dead_letter($1, $2, 'no')", token, all)
+		}
+		dead, err := pgstream.DeadLetters(e.ctx, e.Pool, "orders", "g", pgstream.DeadLetterFilter{}, 0)
+		must(t, err)
+		for i, want := range [][2]int64{{2, 1}, {2, 2}, {1, 1}, {1, 2}, {0, 1}, {0, 2}} {
+			if len(dead) != 6 || int64(dead[i].Priority) != want[0] || dead[i].Position != want[1] {
+				t.Fatalf("dead letter %d of %d: %+v", i, len(dead), dead[i])
+			}
+		}
+		if n := redrive(e, pgstream.RedriveOptions{Max: 3}); n != 3 {
+			t.Errorf("%d were moved, want 3", n)
+		}
+		if n, err := pgstream.PurgeDeadLetters(e.ctx, e.Pool, "orders", "g", pgstream.DeadLetterFilter{From: 2}); err != nil || n != 2 {
+			t.Errorf("%d dead letters were removed, want 2: %v", n, err)
+		}
+		token, _ := receive()
+		e.run("select millrace.leave('orders', 'g', 'm')")
+		_, err = e.Exec(e.ctx, "select millrace.ack($1)", token)
+		if sqlState(err) != "MR001" {
+			t.Errorf("after the member left: %v", err)
+		}
+		if n, err := pgstream.PurgeDeliveries(e.ctx, e.Pool, "orders", "g", pgstream.DeadLetterFilter{}); err != nil || n != 3 {
+			t.Errorf("%d deliveries were removed, want 3: %v", n, err)
+		}
+		if n := redrive(e, pgstream.RedriveOptions{}); n != 1 {
+			t.Errorf("%d were moved, want 1", n)
+		}
+		if _, all := receive(); len(all) != 1 {
+			t.Errorf("delivered %v, want one message", all)
+		}
+	})
 }
