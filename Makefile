@@ -54,6 +54,13 @@ test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis an
 test-race: deps assets ## The same with the race detector.
 	@$(GOTEST) -race $(UNIT) $(QUIET)
 
+# How long make soak runs.
+SOAK ?= 1h
+
+.PHONY: soak
+soak: deps ## The engine's random tests for an hour (SOAK=10m: ten minutes); tells the seed of what fails.
+	@MILLRACE_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '$(or $(RUN),ModelDoes|ACrash|EveryCommittedMessage)' ./internal/pgstream
+
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.
 	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
