@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // parking is an Ordered group with failure policy Park, whose claims last a second of the engine's clock, and two members; messages have the
@@ -835,6 +836,48 @@ func TestAKeysOrderOutlivesParkingUnderLoad(t *testing.T) {
 	}
 	e.nothingIsParked()
 	t.Logf("%d messages, %d nacks", published.Load(), nacked.Load())
+}
+
+// What members and operators do with messages that failed needs no more than the runtime role.
+func TestTheRuntimeRoleMayParkAndRedrive(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	role := "runtime_" + one[string](e, "select current_database()")[:20]
+	e.run(`create role "` + role + `" nologin`)
+	t.Cleanup(func() {
+		e.run(`drop owned by "` + role + `"`)
+		e.run(`drop role "` + role + `"`)
+	})
+	_, err := schema.Migrate(e.ctx, e.connect(), schema.Options{RuntimeRole: role})
+	must(t, err)
+	c, _ := e.parking("aab")
+	e.stream("other")
+	e.run(`grant insert, select on all tables in schema millrace, public to "` + role + `"`)
+	conn := e.connect()
+	_, err = conn.Exec(e.ctx, `set role "`+role+`"`)
+	must(t, err)
+	call := func(sql string, args ...any) {
+		t.Helper()
+		exec(e, conn, sql, args...)
+	}
+	receive := func() (token string) {
+		t.Helper()
+		must(t, conn.QueryRow(e.ctx, `select claim from millrace.receive('orders', 'g', 'c')`).Scan(&token))
+		return token
+	}
+	token := receive()
+	call("select millrace.nack($1, '{1}', 0, 'no')", token)
+	call("select millrace.ack($1)", token)
+	call("insert into millrace.orders (key, payload) values ('a', '{}'), ('b', '{}')")
+	call("select millrace.dead_letter($1, '{1}', 'no')", receive())
+	call("select millrace.dead_letter($1, '{2}', 'no')", receive())
+	call("select millrace.ack($1)", receive())
+	call("select millrace.redrive('orders', 'g', p_max => 1)")
+	call("select millrace.redrive('orders', 'g', p_to => 'other')")
+	call("select millrace.purge_deliveries('orders', 'g'), millrace.purge_dead_letters('orders', 'g')")
+	call("select millrace.leave('orders', 'g', 'c')")
+	same(t, "left", drain(e, c), nil)
+	e.nothingIsParked()
 }
 
 // A reset delivers everything again from the log; what was parked is forgotten.
