@@ -241,7 +241,7 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 		"grant insert on millrace_engine.claim, millrace_engine.claim_0, millrace_engine.claim_1, millrace_engine.claim_2 to " + to,
 		"grant insert on millrace_engine.settlement, millrace_engine.settlement_0, millrace_engine.settlement_1, millrace_engine.settlement_2 to " + to,
 		"grant insert, update, delete on millrace_engine.delivery, millrace_engine.dead_letter, millrace_engine.member, millrace_engine.lane, millrace_engine.parked_key to " + to,
-		"grant update (parks) on millrace_engine.consumer_group to " + to,
+		"grant update (parks, recheck_at) on millrace_engine.consumer_group to " + to,
 		"grant insert, update, delete on millrace_engine.dedupe, millrace_engine.delayed to " + to,
 		"grant update on millrace_engine.scout to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,

@@ -4,7 +4,7 @@
 --   1. takes the shared advisory lock that carries L, the position allocated last, until the end of the transaction: readers stay
 --      below L while the lock is held (horizon.sql);
 --   2. tells the column default which segment to write to;
---   3. notifies, if somebody waits and nobody has notified in the last two milliseconds.
+--   3. notifies, if somebody waits and nobody has notified in the same millisecond.
 -- That it has run is remembered in a transaction-local setting: a letter for the segment, which the column default reads, and the transaction's id. Without
 -- the id, a setting leaked by a pooler into a later transaction would silence the lock, and messages would be lost.
 -- PostgreSQL holds one lock for all notifying transactions of the server while they flush their commit. Without a limit, one waiting consumer would cost
@@ -31,7 +31,7 @@ begin
     state := pg_sequence_last_value('millrace_engine.state_template');
     if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
         now_ms := extract(epoch from clock_timestamp()) * 1000;
-        if now_ms not between pg_sequence_last_value('millrace_engine.notified_template') and pg_sequence_last_value('millrace_engine.notified_template') + 1 then
+        if now_ms <> pg_sequence_last_value('millrace_engine.notified_template') then
             now_ms := setval('millrace_engine.notified_template', now_ms);
             perform pg_notify('millrace', '/* notified stream */ 0');
         end if;

@@ -32,6 +32,7 @@ declare
     acks     bigint;         -- the claim that the new claim's row settles
     acks_ok  boolean;
     ring_    integer;
+    partitions_ integer;
     lanes    bigint[];
     lane_    bigint;
     low_slot smallint := 0;
@@ -46,7 +47,6 @@ declare
     dense    boolean;        -- the lane has every position, so the next n messages are the next n positions
     fresh    boolean;
     next_    timestamptz;
-    recheck  timestamptz;
     low_     bigint;
     high_    bigint;
     edge     bigint;
@@ -79,14 +79,10 @@ begin
     end if;
 
     now_ := millrace_engine.clock();
-    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason,
-            s.partitions, s.first_position, l.id as lane_id, l.recheck_at,
-            x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
+    select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason, x.lane_id, x.recheck_at,
+            x.first_position, x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g
-        from millrace_engine.consumer_group x
-        join millrace_engine.stream s on s.id = c_stream
-        left join millrace_engine.lane l on l.group_id = x.id and x.mode = 'Shared'
-        where x.stream_id = c_stream and x.name = p_group;
+        from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
     if not found then
         raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
             hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
@@ -117,7 +113,6 @@ begin
 
     if g.mode = 'Shared' then
         lanes := array[g.lane_id];
-        recheck := g.recheck_at;
         if g.due then
             if acked is not null then
                 perform millrace.ack(p_ack);
@@ -132,7 +127,8 @@ begin
             end if;
         end if;
     else
-        lane_ := millrace_engine.settled_assignment(g.id, p_member, g.partitions, now_, coalesce(p_lease_ms, g.ack_wait_ms));
+        select s.partitions into strict partitions_ from millrace_engine.stream s where s.id = c_stream;
+        lane_ := millrace_engine.settled_assignment(g.id, p_member, partitions_, now_, coalesce(p_lease_ms, g.ack_wait_ms));
         if lane_ is not null then
             lanes := array[lane_];
         else
@@ -140,7 +136,7 @@ begin
                 perform millrace.ack(p_ack);
                 acked := null;
             end if;
-            perform millrace_engine.assign(g.id, p_member, g.partitions, now_, coalesce(p_lease_ms, g.ack_wait_ms));
+            perform millrace_engine.assign(g.id, p_member, partitions_, now_, coalesce(p_lease_ms, g.ack_wait_ms));
             select array_agg(x.id order by f.frontier) into lanes
                 from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and x.member = p_member;
         end if;
@@ -156,7 +152,7 @@ begin
     foreach lane_ in array lanes loop
         if g.mode = 'Ordered' then
             -- parks is read here, under the lock: once a parked message has been handed out, every later receive must know of its key.
-            select x.slot_low, x.slot_high - 1, x.recheck_at, y.parks or y.failure_policy = 'Park' into strict low_slot, top_slot, recheck, parks
+            select x.slot_low, x.slot_high - 1, y.parks or y.failure_policy = 'Park' into strict low_slot, top_slot, parks
                 from millrace_engine.lane x join millrace_engine.consumer_group y on y.id = x.group_id where x.id = lane_;
         end if;
 
@@ -191,7 +187,7 @@ begin
         -- Expired claims first: their messages are the oldest.
         next_ := last.next_check;
         taken := null;
-        if now_ >= last.next_check or now_ >= recheck or (g.mode = 'Ordered' and last.floor < last.claim
+        if now_ >= last.next_check or now_ >= g.recheck_at or (g.mode = 'Ordered' and last.floor < last.claim
                 and not (last.floor = last.claim - 1 and (acks is not distinct from last.claim or millrace_engine.is_settled(lane_, last.claim)))) then
             if acks is not null then
                 insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
@@ -359,8 +355,8 @@ begin
             insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)
                 values (lane_, last.claim + 1, now_, ring_, 'A');
         end if;
-        if recheck <= now_ then
-            update millrace_engine.lane x set recheck_at = 'infinity' where x.id = lane_ and x.recheck_at = recheck;
+        if g.recheck_at <= now_ then
+            update millrace_engine.consumer_group x set recheck_at = 'infinity' where x.id = g.id and x.recheck_at = g.recheck_at;
         end if;
         if n > 0 then
             return;

@@ -7,9 +7,10 @@
 -- waited for, and has happened before the reset. Claim numbers go on, so no old token can fit a later claim.
 -- In a stream with priorities every lane moves; with a Position the lanes of higher priority begin at their earliest message.
 --
--- Locks: the stream''s row, then the open claims, exclusively, then the receive locks. In this order because a member holds its claim''s lock while it
+-- Locks: the stream's row, then the open claims, exclusively, then the receive locks. In this order because a member holds its claim's lock while it
 --        waits for the receive lock, when it acks and receives in one call. Claims that were made meanwhile are tried, and if one of them is being
---        settled everything but the claims'' locks is given up for a moment. Rows are locked without their keys, which publishers and members refer to.
+--        settled everything but the claims' locks is given up for a moment. The stream's row is locked without its key, to which
+--        publishers refer, and the group's row only at the end, because whoever gives a claim back changes it under the claim's lock.
 -- Raises: MR002 no such stream or group; MR003 isolation level; MR004 no such place; MR008 a position that retention has removed; 55P03 when somebody
 --         keeps a claim locked for ten seconds: call it again.
 create or replace function millrace.reset_group(p_stream text, p_group text, p_from text, p_position bigint default null, p_time timestamptz default null)
@@ -33,7 +34,7 @@ begin
     select * into strict s from millrace_engine.stream x where x.id = stream for no key update;
     perform millrace_engine.refuse_lane(s);
     perform from millrace_engine.stream x where x.parent_id = stream order by x.priority for no key update;
-    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_group for no key update;
+    select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_group;
     if not found then
         raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
             hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
@@ -49,6 +50,9 @@ begin
         end loop;
         begin
             perform millrace_engine.hold_receives(g.id);
+            if not exists (select from millrace_engine.consumer_group x where x.id = g.id) then
+                raise exception 'consumer group "%" was dropped', p_group using errcode = 'MR002', hint = 'Create it again.';
+            end if;
             for c in select x.class, x.object from millrace_engine.claim_locks(g.id) x loop
                 if not pg_try_advisory_xact_lock(c.class, c.object) then
                     raise exception 'a new claim is being settled' using errcode = 'MR901';
@@ -96,7 +100,7 @@ begin
 end $$;
 
 -- millrace_engine.move_group(group, stream, place) returns bigint
--- Moves the group, or its mirror in a priority lane, to a place of that stream. The caller holds the stream''s row, the locks of every open claim and the
+-- Moves the group, or its mirror in a priority lane, to a place of that stream. The caller holds the stream's row, the locks of every open claim and the
 -- receive lock. Every lane gets a row that says where it is, as carry_over and open_lane do; nothing up to its own number is open after it. The
 -- keys of parked messages are unparked by the trigger on deliveries.
 create or replace function millrace_engine.move_group(p_group integer, p_stream millrace_engine.stream, p_place jsonb) returns bigint
@@ -120,7 +124,7 @@ begin
             values (l.id, last.claim + 1, first_ - 1, first_ - 1, first_ - 1, last.horizon, last.claim + 1, 0, 'infinity', 'infinity', 0, 0,
                 pg_sequence_last_value('millrace_engine.ring'));
     end loop;
-    update millrace_engine.lane x set recheck_at = 'infinity' where x.group_id = target and x.recheck_at <> 'infinity';
+    update millrace_engine.consumer_group x set recheck_at = 'infinity' where x.id = target and x.recheck_at <> 'infinity';
     delete from millrace_engine.delivery d where d.group_id = target;
     get diagnostics removed = row_count;
     return removed;

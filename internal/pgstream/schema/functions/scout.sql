@@ -127,7 +127,7 @@ begin
             end if;
         end loop;
         for l in
-            select u.root, g.mode, x.id, x.recheck_at, c.claim, c.floor, c.stragglers, c.next_check
+            select u.root, g.mode, x.id, g.recheck_at, c.claim, c.floor, c.stragglers, c.next_check
             from unnest(ids, roots) u(id, root)
             join millrace_engine.consumer_group g on g.stream_id = u.id and not g.paused and g.lapsed_at is null
             join millrace_engine.lane x on x.group_id = g.id

@@ -53,7 +53,7 @@ begin
     insert into millrace_engine.settlement (lane_id, claim, at, expires_at, next_attempt, ring, kind)
         values (p_claim.lane_id, p_claim.claim, millrace_engine.clock(), due, p_next_attempt, pg_sequence_last_value('millrace_engine.ring'), 'R');
     -- Ordered groups look at their one open claim anyway, and would wait here for a caller whose transaction stays open.
-    update millrace_engine.lane l set recheck_at = least(l.recheck_at, due) from millrace_engine.consumer_group g
+    update millrace_engine.consumer_group g set recheck_at = least(g.recheck_at, due) from millrace_engine.lane l
         where l.id = p_claim.lane_id and g.id = l.group_id and g.mode = 'Shared';
     if p_delay <= interval '0' then
         perform millrace_engine.announce(p_stream);

@@ -55,6 +55,7 @@ begin
         select max(g.high) + 1 into mark from millrace_engine.segments(stream) g where g.high < mark and g.number <> millrace_engine.segment(stream);
     end if;
     update millrace_engine.stream x set first_position = mark where x.id = stream and x.first_position < mark;
+    update millrace_engine.consumer_group x set first_position = mark where x.stream_id = stream and x.first_position < mark;   -- where receive looks
     perform millrace_engine.free_segments(stream);
     select x.first_position into strict mark from millrace_engine.stream x where x.id = stream;
     return mark;
