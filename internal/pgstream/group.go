@@ -69,7 +69,8 @@ type GroupSpec struct {
 	BackoffMax     time.Duration
 	FailurePolicy  FailurePolicy
 	Paused         bool
-	// Filter holds for what is claimed after it was set: messages that are held, set aside or dead stay what they are.
+	// Filter holds for what is handed out from the log after it was set: retries, parked messages and dead letters stay. Messages that a changed filter
+	// lets pass, and that the group has gone past already, are not delivered.
 	Filter Filter
 	// The group lapses, and keeps no message from being removed any more, when for LapseAfter messages have waited and nobody has worked, or when its
 	// lag is above LapseLag. Zero: never. ResetGroup ends it.

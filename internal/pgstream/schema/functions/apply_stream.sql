@@ -75,7 +75,7 @@ end $$;
 comment on function millrace_engine.apply_stream(jsonb) is 'Creates a stream or brings it to the given settings; repairs what is missing.';
 
 -- millrace_engine.check_stream(stream) returns void
--- Values that are possible for the type and that the stream cannot have. The rest is said by the table''s constraints.
+-- Values that are possible for the type and that the stream cannot have. The rest is said by the table's constraints.
 -- Raises: MR004.
 create or replace function millrace_engine.check_stream(p_stream millrace_engine.stream) returns void
 language plpgsql immutable as $$

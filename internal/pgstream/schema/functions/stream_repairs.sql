@@ -1,7 +1,7 @@
 -- millrace_engine.stream_repairs(stream id) returns table (summary, statement)
 -- What is missing or wrong in the database objects of a stream, and the statement that mends it, in the order to run them. For a
--- new stream that is everything, so creating and repairing are one code. A stream''s repairs include those of its priority lanes and their groups.
--- Reads the catalogue and the engine''s settings only.
+-- new stream that is everything, so creating and repairing are one code. A stream's repairs include those of its priority lanes and their groups.
+-- Reads the catalogue and the engine's settings only.
 create or replace function millrace_engine.stream_repairs(p_stream integer) returns table (summary text, statement text)
 language plpgsql stable as $$
 declare
