@@ -880,6 +880,30 @@ func TestTheRuntimeRoleMayParkAndRedrive(t *testing.T) {
 	e.nothingIsParked()
 }
 
+// What a filter hides is neither parked nor moved.
+func TestParkingHonoursTheFilter(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	c, _ := e.parking("")
+	e.run(`update millrace_engine.consumer_group set filter = '{"headers": {"wanted": true}}'`)
+	publish := func(wanted ...bool) {
+		t.Helper()
+		for _, w := range wanted {
+			e.run(`select millrace.publish('orders', '{}', 'a', jsonb_build_object('wanted', $1::boolean))`, w)
+		}
+	}
+	publish(true, false, true, false)
+	claim := mustReceive(e, c)
+	must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "no"))
+	mustBeFenced(t, "the claim, of which nothing is left", c.Ack(e.ctx, claim.Token))
+	publish(false, true, false)
+	same(t, "in order", drain(e, c), []int64{1, 3, 6})
+	if s := e.stats("orders", "g"); s.Lag != 0 || s.InFlight != 0 || s.Retrying != 0 {
+		t.Errorf("lag %d, in flight %d, retrying %d at the end", s.Lag, s.InFlight, s.Retrying)
+	}
+	e.nothingIsParked()
+}
+
 // A reset delivers everything again from the log; what was parked is forgotten.
 func TestAResetEndsParking(t *testing.T) {
 	t.Parallel()
@@ -974,7 +998,7 @@ func TestParkingIsSeenBrokenWithout(t *testing.T) {
 		function, old, replacement string
 		trap                       func(begin func() *engine) []string
 	}{
-		{"later messages of the key in the claim", "park", `or m."position" >= $7[array_position($6, m.key)]`, "", games(40)},
+		{"later messages of the key in the claim", "park", `or m."position" >= $7[array_position($6, m.key)]`, "or false", games(40)},
 		{"moving messages of parked keys out of the log", "receive_template", "parking := parks and", "parking := false and", games(40)},
 		{"noting what was moved", "receive_template", "not (parks and skip is not null and edge > last.frontier)", "true", movedTwice},
 		{"handing out the first of a key only", "receive_parked", `o."position" < y."position" or`, "", redrivenTwice},

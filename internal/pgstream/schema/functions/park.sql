@@ -61,10 +61,11 @@ begin
                 case when m."position" = any ($4) then $5 else $5 - 1 end,
                 case when m.key is null or m."position" = any ($7) then millrace_engine.clock() + $8 else ''infinity'' end, true,
                 case when m."position" = any ($4) then millrace_engine.add_error(''[]'', $5, $9) else ''[]'' end
-            %s and (m."position" = any ($4) or m."position" >= $7[array_position($6, m.key)])
+            %s and (m."position" = any ($4) or m."position" >= $7[array_position($6, m.key)] and millrace_engine.matches($10, m.key, m.headers))
             on conflict on constraint delivery_position_unique do nothing returning "position"
         ) select array_agg(x."position") from parked x', p_group.id, source.payload, held)
-        into parked using p_claim.low, p_claim.high, p_claim.settled, p_positions, p_claim.attempt, keys, firsts, p_delay, p_reason;
+        into parked using p_claim.low, p_claim.high, p_claim.settled, p_positions, p_claim.attempt, keys, firsts, p_delay, p_reason,
+            p_group.filter;
     perform millrace_engine.settle_messages(p_claim, array(select unnest(parked) union select unnest(p_positions)));
 end $$;
 
@@ -226,9 +227,16 @@ begin
 end $$;
 
 -- millrace_engine.announce(stream) returns void
--- Wakes whoever waits for messages of the stream, at the commit. A priority lane is announced as its parent, which consumers listen for.
+-- Wakes those who wait for messages of the stream, at the commit. A priority lane is announced as its parent, which consumers listen for. Not with
+-- millrace.notify off, as in publish_guard_template.sql: a transaction that has notified cannot be prepared.
 create or replace function millrace_engine.announce(p_stream integer) returns void
 language plpgsql volatile as $$
+declare
+    announced integer;
 begin
-    perform pg_notify('millrace', coalesce(s.parent_id, s.id)::text) from millrace_engine.stream s where s.id = p_stream;
+    select coalesce(s.parent_id, s.id) into announced from millrace_engine.stream s where s.id = p_stream;
+    if to_timestamp(pg_sequence_last_value(('millrace_engine.state_' || announced)::regclass) >> 4) > clock_timestamp()
+            and current_setting('millrace.notify', true) is distinct from 'off' then
+        perform pg_notify('millrace', announced::text);
+    end if;
 end $$;
