@@ -2,14 +2,15 @@
 -- Creates the consumer group, or brings its settings to the spec. Idempotent.
 -- Keys: stream, name, mode, start {from, position, time}, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms, failure_policy,
 --       paused, filter, lapse_after_seconds, lapse_lag, owner. A missing key keeps the present value, or takes the default; a filter that is null
---       or empty ends filtering. A changed filter holds for what is claimed from then on: messages that are held, set aside or dead stay.
+--       or empty ends filtering. A changed filter holds for what is handed out from the log from then on, also again: what is set aside or dead stays.
 -- A stream with priorities: the group is mirrored to every lane (mirror_group). Its lanes lapse together.
 -- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
 language plpgsql volatile as $$
 declare
     stream integer := millrace_engine.stream_id(p_spec ->> 'stream');
-    spec constant jsonb := jsonb_strip_nulls(p_spec - 'filter' - 'id' - 'stream_id' - 'parent_id' - 'lapsed_at' - 'lapse_reason' - 'created_at');
+    spec constant jsonb := jsonb_strip_nulls(p_spec - 'filter')
+        - '{id,stream_id,parent_id,lane_id,parks,recheck_at,first_position,lapsed_at,lapse_reason,created_at}'::text[];
     s millrace_engine.stream;
     g millrace_engine.consumer_group;
     wanted millrace_engine.consumer_group;
@@ -19,7 +20,7 @@ begin
         raise exception 'consumer group name % is not usable', coalesce(quote_literal(p_spec ->> 'name'), 'null') using errcode = 'MR004',
             hint = 'Use a lower case letter, then up to 47 lower case letters, digits or underscores.';
     end if;
-    -- The stream''s row: retention decides with the same lock what no group needs any more. Not its key, which publishers refer to.
+    -- The stream's row: retention decides with the same lock what no group needs any more. Not its key, which publishers refer to.
     select * into strict s from millrace_engine.stream x where x.id = stream for no key update;
     perform millrace_engine.refuse_lane(s);
     select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for no key update;
@@ -62,9 +63,10 @@ begin
     perform millrace_engine.check_group(wanted);
     first_ := millrace_engine.place(s, wanted.start);
     insert into millrace_engine.consumer_group (stream_id, name, mode, start, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms,
-            failure_policy, paused, filter, lapse_after_seconds, lapse_lag, owner)
+            failure_policy, paused, filter, lapse_after_seconds, lapse_lag, owner, first_position)
         values (stream, wanted.name, wanted.mode, wanted.start, wanted.ack_wait_ms, wanted.max_attempts, wanted.backoff_initial_ms,
-            wanted.backoff_max_ms, wanted.failure_policy, wanted.paused, wanted.filter, wanted.lapse_after_seconds, wanted.lapse_lag, wanted.owner)
+            wanted.backoff_max_ms, wanted.failure_policy, wanted.paused, wanted.filter, wanted.lapse_after_seconds, wanted.lapse_lag, wanted.owner,
+            s.first_position)
         returning * into g;
     perform millrace_engine.open_lane(g.id, 0, 1024, first_ - 1, null);
     perform millrace_engine.mirror_group(g.id);
@@ -92,8 +94,8 @@ begin
 end $$;
 
 -- millrace_engine.place(stream, place {from, position, time}) returns bigint
--- The first position to deliver of a group that begins or is reset there. In a priority lane a Position means the lane''s earliest message: positions
--- of one lane say nothing about another. The caller holds the stream''s row, so that retention cannot remove what begins there.
+-- The first position to deliver of a group that begins or is reset there. In a priority lane a Position means the lane's earliest message: positions
+-- of one lane say nothing about another. The caller holds the stream's row, so that retention cannot remove what begins there.
 -- Raises: MR003 isolation level; MR004 no such place.
 create or replace function millrace_engine.place(p_stream millrace_engine.stream, p_place jsonb) returns bigint
 language plpgsql volatile as $$
@@ -171,7 +173,7 @@ begin
     perform millrace_engine.refuse_lane(s);
     select x.id into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
     if found then
-        -- Before the group''s row, because receive refers to the row while it holds this lock.
+        -- Before the group's row, because receive refers to the row while it holds this lock.
         perform millrace_engine.hold_receives(g);
         delete from millrace_engine.consumer_group x where x.id = g;
     end if;

@@ -14,8 +14,8 @@ begin
 end $$;
 
 -- millrace_engine.apply_lanes(stream id) returns void
--- Makes the priority lanes of a stream that are missing, brings all of them to the stream''s settings, and mirrors its groups. The caller holds the
--- stream''s row and the lock for changes of structure. Limits of size and number hold for each lane.
+-- Makes the priority lanes of a stream that are missing, brings all of them to the stream's settings, and mirrors its groups. The caller holds the
+-- stream's row and the lock for changes of structure. Limits of size and number hold for each lane.
 create or replace function millrace_engine.apply_lanes(p_stream integer) returns void
 language plpgsql volatile
 set client_min_messages = warning as $$
@@ -46,8 +46,8 @@ end $$;
 comment on function millrace_engine.apply_lanes(integer) is 'Makes and repairs the priority lanes of a stream.';
 
 -- millrace_engine.mirror_group(group) returns void
--- Gives every priority lane of the group''s stream a group with the same name and settings. A new mirror begins where the group was told to begin: at the
--- lane''s own earliest or latest message or at the time; with a Position at the lane''s earliest. The caller holds the stream''s row.
+-- Gives every priority lane of the group's stream a group with the same name and settings. A new mirror begins where the group was told to begin: at the
+-- lane's own earliest or latest message or at the time; with a Position at the lane's earliest. The caller holds the stream's row.
 create or replace function millrace_engine.mirror_group(p_group integer) returns void
 language plpgsql volatile as $$
 declare
@@ -63,9 +63,10 @@ begin
             where x.parent_id = g.id and x.stream_id = lane.id;
         continue when found;
         insert into millrace_engine.consumer_group (stream_id, parent_id, name, mode, start, ack_wait_ms, max_attempts, backoff_initial_ms,
-                backoff_max_ms, failure_policy, paused, filter, lapse_after_seconds, lapse_lag, lapsed_at, lapse_reason)
+                backoff_max_ms, failure_policy, paused, filter, lapse_after_seconds, lapse_lag, lapsed_at, lapse_reason, first_position)
             values (lane.id, g.id, g.name, g.mode, g.start, g.ack_wait_ms, g.max_attempts, g.backoff_initial_ms, g.backoff_max_ms,
-                g.failure_policy, g.paused, g.filter, g.lapse_after_seconds, g.lapse_lag, g.lapsed_at, g.lapse_reason)
+                g.failure_policy, g.paused, g.filter, g.lapse_after_seconds, g.lapse_lag, g.lapsed_at, g.lapse_reason,
+                lane.first_position)
             returning id into mirror;
         perform millrace_engine.open_lane(mirror, 0, 1024, millrace_engine.place(lane, g.start) - 1, null);
     end loop;
@@ -106,7 +107,7 @@ begin
             return;
         end if;
         ack := null;
-        -- What this receive has written so far is receive''s own: the next lane may be looked at in the same transaction.
+        -- What this receive has written so far is receive's own: the next lane may be looked at in the same transaction.
         if pg_current_xact_id_if_assigned() is not null then
             perform set_config('millrace.receiving', pg_current_xact_id_if_assigned()::text, true);
         end if;
