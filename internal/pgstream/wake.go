@@ -20,6 +20,8 @@ const (
 	reconnectMin = 100 * time.Millisecond
 	reconnectMax = 10 * time.Second
 	silentMax    = time.Minute
+	// connectTimeout bounds a connection attempt and LISTEN: a network that swallows the answers must not end the attempts.
+	connectTimeout = 10 * time.Second
 )
 
 // ErrSilent means that LISTEN was accepted, but notifications do not arrive.
@@ -91,7 +93,9 @@ func (l *Listener) Alive() bool {
 
 // listen returns when the connection is lost or silent. heard says whether it was good before.
 func (l *Listener) listen(ctx context.Context) (heard bool, err error) {
-	conn, err := pgx.ConnectConfig(ctx, l.cfg)
+	begin, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	conn, err := pgx.ConnectConfig(begin, l.cfg)
 	if err != nil {
 		return false, fmt.Errorf("connect to listen: %w", err)
 	}
@@ -101,7 +105,7 @@ func (l *Listener) listen(ctx context.Context) (heard bool, err error) {
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if _, err := conn.Exec(ctx, "listen millrace"); err != nil {
+	if _, err := conn.Exec(begin, "listen millrace"); err != nil {
 		return false, fmt.Errorf("listen: %w", err)
 	}
 	if err := l.probe(ctx, conn); err != nil {
