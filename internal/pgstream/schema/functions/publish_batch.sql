@@ -14,7 +14,7 @@ create or replace function millrace.publish_batch(p_stream text, p_payloads json
     p_dedupe_keys text[] default null, p_serialize boolean default false) returns setof bigint
 language plpgsql volatile as $$
 begin
-    return query select millrace_engine.append_batch(p_stream, 'JSON', p_payloads, (select max(pg_column_size(x)) from unnest(p_payloads) x),
+    return query select * from millrace_engine.append_batch(p_stream, 'JSON', p_payloads, (select max(pg_column_size(x)) from unnest(p_payloads) x),
         p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize);
 end $$;
 comment on function millrace.publish_batch(text, jsonb[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean) is
@@ -27,7 +27,7 @@ create or replace function millrace.publish_batch_bytes(p_stream text, p_payload
     p_dedupe_keys text[] default null, p_serialize boolean default false) returns setof bigint
 language plpgsql volatile as $$
 begin
-    return query select millrace_engine.append_batch(p_stream, 'Bytes', p_payloads, (select max(octet_length(x)) from unnest(p_payloads) x),
+    return query select * from millrace_engine.append_batch(p_stream, 'Bytes', p_payloads, (select max(octet_length(x)) from unnest(p_payloads) x),
         p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize);
 end $$;
 comment on function millrace.publish_batch_bytes(text, bytea[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean) is
@@ -64,7 +64,7 @@ begin
         perform millrace_engine.serialize(s.id, p_keys);
     end if;
     if due is null and p_dedupe_keys is null then
-        return query execute 'select millrace_engine.publish_batch_' || target || '($1, $2, $3)' using p_payloads, p_keys, p_headers;
+        return query execute 'select * from millrace_engine.publish_batch_' || target || '($1, $2, $3)' using p_payloads, p_keys, p_headers;
     else
         return query select unnest(millrace_engine.append_chosen(s, target, p_payloads, p_keys, p_headers, due, p_dedupe_keys));
     end if;
