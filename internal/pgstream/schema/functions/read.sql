@@ -23,6 +23,10 @@ begin
         raise exception 'read needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
             hint = 'An older snapshot would pass over messages. Call read in a READ COMMITTED transaction.';
     end if;
+    if pg_is_in_recovery() then
+        raise exception 'a stream cannot be read on a standby: the publishers'' locks are only on the primary' using errcode = 'MR003',
+            hint = 'Connect to the primary.';   -- not even up to a horizon of the primary, which may be ahead of what was replayed
+    end if;
     if p_from is null then
         raise exception 'the position to read from is missing' using errcode = 'MR004', hint = 'Pass the first position to read; positions begin with 1.';
     end if;
