@@ -176,6 +176,21 @@ func TestARedriveIsThrottledAndResumed(t *testing.T) {
 	})
 }
 
+// Those of one key wait for each other and for their time.
+func TestAThrottledRedriveOfOneKeyKeepsItsRate(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	c, _ := e.parking("aaaa")
+	claim := mustReceive(e, c)
+	must(t, c.DeadLetter(e.ctx, claim.Token, positions(claim), "no"))
+	redrive(e, pgstream.RedriveOptions{Rate: 2})
+	for i := range int64(4) {
+		same(t, "due", drain(e, c), []int64{i + 1})
+		e.jump(500 * time.Millisecond)
+	}
+	e.nothingIsParked()
+}
+
 func TestDeadLettersGoToAnotherStream(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

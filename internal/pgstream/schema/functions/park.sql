@@ -55,15 +55,16 @@ begin
         from (select m.key, min(m."position") as first %s and m."position" = any ($4) group by m.key) x', held)
         into keys, firsts using p_claim.low, p_claim.high, p_claim.settled, p_positions;
     perform millrace_engine.park_keys(p_group.id, keys);
-    execute format('with parked as (
-            insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, parked, errors)
-            select %s, m."position", m.key, m.headers, %s, m.created_at,
+    execute format('with chosen as (
+            select %s as group_id, m."position", m.key, m.headers, %s, m.created_at,
                 case when m."position" = any ($4) then $5 else $5 - 1 end,
                 case when m.key is null or m."position" = any ($7) then millrace_engine.clock() + $8 else ''infinity'' end, true,
                 case when m."position" = any ($4) then millrace_engine.add_error(''[]'', $5, $9) else ''[]'' end
             %s and (m."position" = any ($4) or m."position" >= $7[array_position($6, m.key)] and millrace_engine.matches($10, m.key, m.headers))
-            on conflict on constraint delivery_position_unique do nothing returning "position"
-        ) select array_agg(x."position") from parked x', p_group.id, source.payload, held)
+        ), parked as (
+            insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, parked, errors)
+            select * from chosen on conflict on constraint delivery_position_unique do nothing
+        ) select array_agg(x."position") from chosen x', p_group.id, source.payload, held)
         into parked using p_claim.low, p_claim.high, p_claim.settled, p_positions, p_claim.attempt, keys, firsts, p_delay, p_reason,
             p_group.filter;
     perform millrace_engine.settle_messages(p_claim, array(select unnest(parked) union select unnest(p_positions)));
@@ -105,8 +106,11 @@ begin
             select y.id from millrace_engine.delivery y
             where y.group_id = p_group and y.parked and y.visible_at <= p_now and y.nonce is null and y."position" <= p_frontier
               and millrace_engine.slot(y.key, y."position") between p_low_slot and p_top_slot
-              and (y.key is null or not exists (select from millrace_engine.delivery o
-                  where o.group_id = p_group and o.key = y.key and o.parked and (o."position" < y."position" or o.nonce is not null)))
+              and (y.key is null
+                  or not exists (select from millrace_engine.delivery o
+                      where o.group_id = p_group and o.key = y.key and o.parked and o."position" < y."position")
+                  and not exists (select from millrace_engine.delivery o
+                      where o.group_id = p_group and o.key = y.key and o.parked and o.nonce is not null))
             order by y.visible_at, y."position" limit p_max for update of y skip locked
         )
         update millrace_engine.delivery d
@@ -128,6 +132,8 @@ language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 declare
     hits bigint[];
@@ -176,7 +182,8 @@ begin
     -- Behind those that wait. One that was passed over when the others were parked is before them, and so it is the first, and due.
     insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, parked)
         select p_group, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 0,
-               case when exists (select from millrace_engine.delivery d where d.group_id = p_group and d.key = m.key and d.parked and d."position" > m."position")
+               case when row_number() over (partition by m.key order by m."position") = 1 and exists (select from millrace_engine.delivery d
+                       where d.group_id = p_group and d.key = m.key and d.parked and d."position" > m."position")
                    then millrace_engine.clock() else 'infinity' end, true
         from millrace.stream_template m where m."position" = any (hits) and m."position" <= high
         on conflict on constraint delivery_position_unique do nothing;
@@ -221,7 +228,7 @@ begin
         end if;
     end if;
     if head.visible_at = 'infinity' then
-        update millrace_engine.delivery d set visible_at = millrace_engine.clock() where d.id = head.id;
+        update millrace_engine.delivery d set visible_at = greatest(millrace_engine.clock(), d.not_before) where d.id = head.id;
         perform millrace_engine.announce(g.stream_id) from millrace_engine.consumer_group g where g.id = p_group;
     end if;
 end $$;

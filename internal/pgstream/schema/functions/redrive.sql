@@ -128,11 +128,18 @@ begin
             with gone as (
                 delete from millrace_engine.dead_letter d where d.id = any (ids) returning d.*
             )
-            insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, parked, errors)
+            -- Of a parked key only the first is due; the others follow it. One that is there already is not moved, and so does not count as the first.
+            insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, not_before,
+                    parked, errors)
                 select x.group_id, x."position", x.key, x.headers, x.payload, x.payload_bytes, x.created_at, 0,
-                    millrace_engine.clock() + coalesce(make_interval(secs => (total + row_number() over (order by x."position") - 1) / p_rate), interval '0'),
-                    g.mode = 'Ordered', x.errors
-                from gone x on conflict on constraint delivery_position_unique do nothing;
+                    case when g.mode = 'Ordered' and x.key is not null and row_number() over (partition by x.key order by x.present, x."position") > 1
+                        then 'infinity' else x.due end,
+                    case when p_rate is not null then x.due end, g.mode = 'Ordered', x.errors
+                from (select d.*, millrace_engine.clock()
+                              + coalesce(make_interval(secs => (total + row_number() over (order by d."position") - 1) / p_rate), interval '0') as due,
+                          exists (select from millrace_engine.delivery y where y.group_id = d.group_id and y."position" = d."position") as present
+                      from gone d) x
+                on conflict on constraint delivery_position_unique do nothing;
             perform millrace_engine.announce(g.stream_id);
         end if;
         total := total + cardinality(ids);

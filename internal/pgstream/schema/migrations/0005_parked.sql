@@ -9,8 +9,10 @@ alter table millrace_engine.consumer_group
     add column parks boolean not null default false;   -- Ordered: some message of it was parked, so receive must look for them
 
 alter table millrace_engine.delivery
-    add column parked boolean not null default false;  -- Ordered: handed out in order of position among those of its key
+    add column parked     boolean not null default false,  -- Ordered: handed out in order of position among those of its key
+    add column not_before timestamptz;                     -- of a throttled redrive: when it is due, should its turn come earlier
 create index delivery_parked_idx on millrace_engine.delivery (group_id, key, "position") where parked;
+create index delivery_parked_held_idx on millrace_engine.delivery (group_id, key) where parked and nonce is not null;
 
 -- A key is here while messages of it are parked; those that receive reaches in the log go behind them (park.sql).
 create table millrace_engine.parked_key (
