@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // prioritized makes the stream "orders" with three priorities and the group "g".
@@ -394,5 +395,43 @@ func TestAPriorityKeepsWhatTheGroupNeeds(t *testing.T) {
 	e.maintain(4)
 	if n := one[int](e, `select (select count(*) from millrace.orders) + (select count(*) from millrace."orders.p1")`); n > 4 {
 		t.Errorf("%d messages of eight are kept after all were settled", n)
+	}
+}
+
+func TestTheRuntimeRoleUsesPriorities(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	role := "runtime_" + one[string](e, "select current_database()")
+	e.run("create role " + pgx.Identifier{role}.Sanitize())
+	t.Cleanup(func() {
+		conn, err := pgx.Connect(context.Background(), e.dsn)
+		if err != nil {
+			return
+		}
+		_, _ = conn.Exec(context.Background(), "drop owned by "+pgx.Identifier{role}.Sanitize())
+		_, _ = conn.Exec(context.Background(), "drop role "+pgx.Identifier{role}.Sanitize())
+		_ = conn.Close(context.Background())
+	})
+	_, err := schema.Migrate(e.ctx, e.connect(), schema.Options{RuntimeRole: role})
+	must(t, err)
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		e.prioritized(mode)
+		conn := e.connect()
+		exec(e, conn, "set role "+pgx.Identifier{role}.Sanitize())
+		exec(e, conn, "select millrace.publish('orders', '2', 'k', p_priority => 2), millrace.publish('orders', '0', 'k')")
+		exec(e, conn, "select millrace_engine.wait_for(array[millrace_engine.stream_id('orders')])")
+		exec(e, conn, "select millrace.publish('orders', '1', 'k', p_priority => 1)")
+		var got []int
+		for token := ""; ; {
+			var n int
+			err := conn.QueryRow(e.ctx, `select claim, payload::text::integer from millrace.receive('orders', 'g', 'm', 1, p_ack => nullif($1, ''))`, token).Scan(&token, &n)
+			if errors.Is(err, pgx.ErrNoRows) {
+				break
+			}
+			must(t, err)
+			got = append(got, n)
+		}
+		same(t, string(mode), got, []int{2, 1, 0})
+		must(t, pgstream.DropStream(e.ctx, e, "orders", pgstream.Owner{}, false))
 	}
 }

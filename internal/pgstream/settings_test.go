@@ -262,3 +262,22 @@ func TestAGroupThatBeginsBelowTheTrimMark(t *testing.T) {
 		same(t, "again", e.drainSQL("m", 10), []int{13, 3})
 	})
 }
+
+func TestASettingThatIsNotPossibleIsExplained(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	for _, bad := range []string{"p_partitions => 0", "p_partitions => 1025", "p_payload_type => 'XML'", "p_segments => 1", "p_segments => 17", "p_priorities => 0",
+		"p_priorities => 9", "p_dedupe_window_seconds => -1", "p_dedupe_window_seconds => 99999999", "p_max_age_seconds => -1", "p_max_bytes => -1",
+		"p_max_messages => -1", "p_retention => 'Forever'"} {
+		if _, err := e.Exec(e.ctx, "select millrace.create_stream('x', "+bad+")"); sqlState(err) != "MR004" || hint(err) == "" {
+			t.Errorf("%s: %v, hint %q; want MR004 and a hint", bad, err, hint(err))
+		}
+	}
+	for _, bad := range []string{"p_mode => 'Sideways'", "p_start => 'Never'", "p_start => 'Position'", "p_start => 'Position', p_position => 0", "p_start => 'Time'",
+		"p_failure_policy => 'Hope'", "p_failure_policy => 'Park'", "p_max_attempts => -1", "p_ack_wait_seconds => 0", "p_ack_wait_seconds => -1"} {
+		if _, err := e.Exec(e.ctx, "select millrace.create_group('orders', 'g', "+bad+")"); sqlState(err) != "MR004" || hint(err) == "" {
+			t.Errorf("%s: %v, hint %q; want MR004 and a hint", bad, err, hint(err))
+		}
+	}
+}

@@ -75,11 +75,19 @@ end $$;
 comment on function millrace_engine.apply_group(jsonb) is 'Creates a consumer group or brings it to the given settings.';
 
 -- millrace_engine.check_group(group) returns void
--- Settings that do not fit together. What single columns allow is said by the table's constraints.
+-- What a group cannot have, or not together. The table's constraints say much of it too, but not what to do instead.
 -- Raises: MR004.
 create or replace function millrace_engine.check_group(p_group millrace_engine.consumer_group) returns void
 language plpgsql immutable as $$
 begin
+    if p_group.mode not in ('Ordered', 'Shared') then
+        raise exception 'mode % is not known', quote_literal(p_group.mode) using errcode = 'MR004', hint = 'Use Ordered or Shared.';
+    end if;
+    if p_group.ack_wait_ms <= 0 or p_group.max_attempts < 0 or p_group.backoff_initial_ms < 0 or p_group.backoff_max_ms < p_group.backoff_initial_ms then
+        raise exception 'an ack wait of % ms, % attempts and a backoff of % to % ms are not possible', p_group.ack_wait_ms, p_group.max_attempts,
+            p_group.backoff_initial_ms, p_group.backoff_max_ms using errcode = 'MR004',
+            hint = 'The ack wait is positive, attempts are 0 (no limit) or more, and the longest backoff is at least the first.';
+    end if;
     if p_group.failure_policy not in ('Block', 'Park', 'Skip') then
         raise exception 'failure policy % is not known', quote_literal(p_group.failure_policy) using errcode = 'MR004', hint = 'Use Block, Park or Skip.';
     end if;

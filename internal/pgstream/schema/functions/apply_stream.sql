@@ -75,11 +75,20 @@ end $$;
 comment on function millrace_engine.apply_stream(jsonb) is 'Creates a stream or brings it to the given settings; repairs what is missing.';
 
 -- millrace_engine.check_stream(stream) returns void
--- Values that are possible for the type and that the stream cannot have. The rest is said by the table's constraints.
+-- The table's constraints say the same, but not what to do instead.
 -- Raises: MR004.
 create or replace function millrace_engine.check_stream(p_stream millrace_engine.stream) returns void
 language plpgsql immutable as $$
 begin
+    if p_stream.partitions not between 1 and 1024 then
+        raise exception 'a stream cannot have % partitions', p_stream.partitions using errcode = 'MR004', hint = 'Use 1 to 1024.';
+    end if;
+    if p_stream.payload_type not in ('JSON', 'Bytes') then
+        raise exception 'payload type % is not known', quote_literal(p_stream.payload_type) using errcode = 'MR004', hint = 'Use JSON or Bytes.';
+    end if;
+    if p_stream.segments not between 2 and 16 then
+        raise exception 'a stream cannot have % segments', p_stream.segments using errcode = 'MR004', hint = 'Use 2 to 16.';
+    end if;
     if p_stream.priorities not between 1 and 8 then
         raise exception 'a stream cannot have % priorities', p_stream.priorities using errcode = 'MR004', hint = 'Use 1, for none, to 8.';
     end if;
@@ -90,5 +99,9 @@ begin
     if p_stream.retention_policy not in ('Limits', 'Interest', 'WorkQueue') then
         raise exception 'retention policy % is not known', quote_literal(p_stream.retention_policy) using errcode = 'MR004',
             hint = 'Use Limits, Interest or WorkQueue.';
+    end if;
+    if least(p_stream.max_age_seconds, p_stream.max_bytes, p_stream.max_messages) < 0 or p_stream.max_message_bytes <= 0 then
+        raise exception 'a limit of a stream cannot be negative' using errcode = 'MR004',
+            hint = 'Use 0 for no limit of age, bytes or messages. A message may have at least 1 byte.';
     end if;
 end $$;
