@@ -7,7 +7,7 @@
 // Invariants:
 //
 //	I1  No figure without a check: every message that was published has been received, once. A measurement that fails the
-//	    check ends the whole run.
+//	    check ends the whole run, or makes a rival's row say so.
 //	I2  All systems get the same messages, the same connection settings and the same number of producers and consumers.
 //	I3  A system that cannot do a work says why; it is never left out silently.
 package engine

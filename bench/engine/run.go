@@ -21,7 +21,9 @@ type Options struct {
 	Payload int // bytes of a payload; zero: about 250
 	Runs    int // repetitions, at most; works that take long have fewer
 	Short   bool
-	Log     func(line string) // a line for each step
+	// Rival tells of a system by its name whether its failure is a row of the report instead of the end of the run; nil: never.
+	Rival func(system string) bool
+	Log   func(line string) // a line for each step
 }
 
 // Run measures every system at every work and returns the samples in the order of works and systems. It fails at the first measurement
@@ -114,6 +116,14 @@ func repeat(ctx context.Context, s *Server, o Options, w Work) ([]report.Samples
 				o.Log(fmt.Sprintf("%-18s  %-17s  %-7s  %s", w.Name, system.Name(), "–", missing))
 				continue
 			}
+			if err != nil && ctx.Err() == nil && o.Rival != nil && o.Rival(system.Name()) {
+				notes[system.Name()] = fmt.Sprintf("failed in run %d: %s", run+1, firstLine(err))
+				for _, of := range values {
+					delete(of, system.Name())
+				}
+				o.Log(fmt.Sprintf("%-18s  %-17s  %s", w.Name, system.Name(), notes[system.Name()]))
+				continue
+			}
 			if err != nil {
 				return nil, fmt.Errorf("%s, %s, run %d: %w", w.Name, system.Name(), run+1, err)
 			}
@@ -156,6 +166,15 @@ type bed struct {
 
 // connections is enough for all producers and consumers of a work and a few more; the same for every system.
 const connections = singleProducers + 2*consumers + 4
+
+// firstLine of an error, and not too much of it.
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	if len(line) > 200 {
+		line = line[:200] + "…"
+	}
+	return line
+}
 
 // pair measures a work and, where it has a base of another shape, that too.
 func pair(ctx context.Context, s *Server, system System, w Work, n int, o Options) (map[string]float64, error) {

@@ -134,6 +134,24 @@ func TestNoFigureWithoutACheck(t *testing.T) {
 	}
 }
 
+func TestARivalThatFailsHasNoFigure(t *testing.T) {
+	server, err := Start(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	samples, err := Run(t.Context(), server, Options{Works: []string{"consume-batch-10"}, Systems: []System{&careless{echo: true}}, N: 20, Runs: 2,
+		Rival: func(name string) bool { return name == "careless" }, Log: func(string) {}})
+	if err != nil || len(samples) != 1 || len(samples[0].Values) != 0 || !strings.Contains(samples[0].Note, "failed in run 1") ||
+		!strings.Contains(samples[0].Note, "more than once") {
+		t.Errorf("Run gives %+v, %v", samples, err)
+	}
+}
+
 func TestAnUnknownWorkIsRefused(t *testing.T) {
 	if _, err := selected([]string{"publish-single", "publish-often"}); err == nil || !strings.Contains(err.Error(), `"publish-often"`) {
 		t.Errorf("selected gives %v", err)

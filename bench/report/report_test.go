@@ -111,9 +111,11 @@ func TestTheFileHasTheAgreedShape(t *testing.T) {
 	}
 }
 
-func TestTheTableShowsEverySystemOnOneLine(t *testing.T) {
+func TestTheTableShowsEverySystem(t *testing.T) {
 	var b strings.Builder
-	if err := sample().Table(&b); err != nil {
+	r := sample()
+	r.Rows = append(r.Rows, Row{Work: "drain", System: "another", Unit: "msg/s", Note: "cannot drain"})
+	if err := r.Table(&b); err != nil {
 		t.Fatal(err)
 	}
 	want := `2 cores, an engine, 24 GiB, PostgreSQL 15.9, 2026-11-20
@@ -122,7 +124,7 @@ drain (msg/s)
   ours         2,000  1,000 … 3,000          4 × theirs, 0.162 × limit
   theirs         500  400 … 600
   limit       12,350  one run
-  other            –  cannot drain
+  – other, another: cannot drain
 `
 	if b.String() != want {
 		t.Errorf("the table is\n%s\nwant\n%s", b.String(), want)

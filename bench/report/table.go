@@ -13,14 +13,18 @@ import (
 func (r Report) Table(w io.Writer) error {
 	width := 0
 	for _, row := range r.Rows {
-		width = max(width, utf8.RuneCountInString(row.System))
+		if row.Note == "" {
+			width = max(width, utf8.RuneCountInString(row.System))
+		}
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, PostgreSQL %s, %s\n", r.Machine, r.Settings["postgres"], r.Date)
 	work := ""
+	var without notes
 	for i := 0; i < len(r.Rows); {
 		row := r.Rows[i]
 		if row.Work != work {
+			without.print(&b)
 			work = row.Work
 			fmt.Fprintf(&b, "\n%s (%s)\n", work, row.Unit)
 		}
@@ -30,19 +34,44 @@ func (r Report) Table(w io.Writer) error {
 				ratios = append(ratios, fmt.Sprintf("%s × %s", strconv.FormatFloat(r.Rows[i].Ratio, 'g', 3, 64), r.Rows[i].Vs))
 			}
 		}
+		if row.Note != "" {
+			without.add(row)
+			continue
+		}
 		line := fmt.Sprintf("  %-*s  ", width, row.System)
-		switch {
-		case row.Note != "":
-			line += "         –  " + row.Note
-		case row.Runs == 1:
+		if row.Runs == 1 {
 			line += fmt.Sprintf("%10s  %-21s  %s", Number(row.Median), "one run", strings.Join(ratios, ", "))
-		default:
+		} else {
 			line += fmt.Sprintf("%10s  %-21s  %s", Number(row.Median), Number(row.Min)+" … "+Number(row.Max), strings.Join(ratios, ", "))
 		}
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 	}
+	without.print(&b)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// notes are the systems without figures, by the reason that they have in common.
+type notes struct {
+	reasons []string
+	systems map[string][]string
+}
+
+func (n *notes) add(row Row) {
+	if n.systems == nil {
+		n.systems = map[string][]string{}
+	}
+	if n.systems[row.Note] == nil {
+		n.reasons = append(n.reasons, row.Note)
+	}
+	n.systems[row.Note] = append(n.systems[row.Note], row.System)
+}
+
+func (n *notes) print(b *strings.Builder) {
+	for _, reason := range n.reasons {
+		fmt.Fprintf(b, "  – %s: %s\n", strings.Join(n.systems[reason], ", "), reason)
+	}
+	*n = notes{}
 }
 
 // Number writes a figure with the digits that matter and with thousands apart.

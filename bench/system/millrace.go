@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -171,10 +172,16 @@ func (q *goQueue) PublishBatch(ctx context.Context, ms []engine.Message) error {
 // Consumer is called by one goroutine, before any consumer works.
 func (q *goQueue) Consumer(ctx context.Context, batch int) (engine.Consumer, error) {
 	q.hired++
+	if q.prefetch {
+		batch = prefetchAhead
+	}
 	c, err := pgstream.NewConsumer(ctx, q.pool, pgstream.ConsumerConfig{Stream: q.stream, Group: q.group,
 		Member: fmt.Sprintf("member-%d", q.hired), MaxMessages: batch, Listener: q.listener})
 	if err != nil {
 		return nil, err
+	}
+	if q.prefetch {
+		return &prefetchConsumer{consumer: c}, nil
 	}
 	return &goConsumer{consumer: c}, nil
 }
@@ -236,4 +243,70 @@ func (c *goConsumer) Settle(ctx context.Context) error {
 	token := c.token
 	c.token = ""
 	return c.consumer.Ack(ctx, token)
+}
+
+const (
+	// prefetchAhead is how many messages a prefetching consumer fetches at a time; the default.
+	prefetchAhead = 1000
+	// patience is how long it waits for a message when it should not wait: long enough for one that is on its way.
+	patience = 10 * time.Millisecond
+)
+
+// prefetchConsumer handles one message at a time.
+type prefetchConsumer struct {
+	consumer *pgstream.Consumer
+	messages *pgstream.Messages // nil until it works
+	held     *pgstream.Delivery
+	patient  context.Context // ends soon; made anew when it has ended, because a timer for each message would be measured
+	cancel   context.CancelFunc
+}
+
+func (c *prefetchConsumer) Next(ctx context.Context, wait bool) ([][]byte, error) {
+	c.ack()
+	if c.messages == nil {
+		c.messages = c.consumer.Prefetch(pgstream.PrefetchConfig{})
+	}
+	within := ctx
+	if !wait {
+		if c.patient == nil || c.patient.Err() != nil {
+			c.impatient()
+			c.patient, c.cancel = context.WithTimeout(ctx, patience)
+		}
+		within = c.patient
+	}
+	d, err := c.messages.Next(within)
+	if err != nil {
+		if !wait && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	c.held = d
+	return [][]byte{d.Payload}, nil
+}
+
+func (c *prefetchConsumer) ack() {
+	if c.held != nil {
+		c.held.Ack()
+		c.held = nil
+	}
+}
+
+func (c *prefetchConsumer) impatient() {
+	if c.cancel != nil {
+		c.cancel()
+		c.patient, c.cancel = nil, nil
+	}
+}
+
+// Settle stops prefetching, which settles all that was handled and gives the rest back.
+func (c *prefetchConsumer) Settle(ctx context.Context) error {
+	c.ack()
+	c.impatient()
+	if c.messages == nil {
+		return nil
+	}
+	err := c.messages.Stop(ctx)
+	c.messages = nil
+	return err
 }

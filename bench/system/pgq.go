@@ -187,7 +187,7 @@ func (c *pgqConsumer) take(ctx context.Context) ([][]byte, error) {
 	batch.Queue(`select b.id, e.ev_id, e.ev_extra1, e.ev_data, e.ev_time
 		from (select pgq.next_batch($1, 'bench') as id offset 0) b left join lateral pgq.get_batch_events(b.id) e on true where b.id is not null`, pgqQueueName)
 	results := c.pool.SendBatch(ctx, batch)
-	defer results.Close()
+	defer func() { _ = results.Close() }() // errors are those of its parts
 	if c.batch != nil {
 		if _, err := results.Exec(); err != nil {
 			return nil, fmt.Errorf("finish a batch: %w", err)
