@@ -416,9 +416,7 @@ func TestAPriorityIsALaneOfItsOwn(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	e.stopClock()
-	e.stream("orders")
-	e.lane("orders", 1)
-	e.lane("orders", 2)
+	e.run("select millrace.create_stream('orders', p_priorities => 3)")
 	e.run("select millrace.publish('orders', '0')")
 	e.run("select millrace.publish('orders', '1', 'k', '{\"h\": 1}', p_priority => 1)")
 	e.run("select millrace.publish('orders', '2', p_priority => 2, p_delay_seconds => 2)")
@@ -447,14 +445,14 @@ func TestAPriorityIsALaneOfItsOwn(t *testing.T) {
 	}
 }
 
-// lane gives a stream a priority.
-func (e *engine) lane(stream string, priority int) {
-	e.t.Helper()
-	e.run(`insert into millrace_engine.stream (name, parent_id, priority, partitions, payload_type, segments, retention_policy)
-		select s.name || '.p' || $2::int, s.id, $2::int, s.partitions, s.payload_type, s.segments, s.retention_policy from millrace_engine.stream s where s.name = $1`,
-		stream, priority)
-	e.run(`update millrace_engine.stream set priorities = $2 where name = $1`, stream, priority+1)
-	e.run(fmt.Sprintf(`do $$ declare s text; begin
-		for s in select r.statement from millrace_engine.stream t, millrace_engine.stream_repairs(t.id) r where t.name = '%s.p%d' loop execute s; end loop; end $$`,
-		stream, priority))
+func TestALostFunctionOfAPublisherIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("drop function millrace_engine.publish_1")
+	e.stream("orders")
+	e.run("select millrace.publish('orders', '{}')")
+	e.run("drop function millrace_engine.publish_batch_1")
+	e.stream("orders")
+	e.run("select millrace.publish_batch('orders', array['{}']::jsonb[])")
 }

@@ -136,8 +136,7 @@ func TestOptionsInGoAreThoseOfSQL(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	e.stopClock()
-	e.stream("orders")
-	e.lane("orders", 1)
+	e.run("select millrace.create_stream('orders', p_priorities => 2)")
 	p := e.publisher("orders")
 	now := one[time.Time](e, "select millrace_engine.clock()")
 	key := "k"

@@ -66,7 +66,8 @@ begin
         return next;
     end if;
 
-    if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null then
+    if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null
+            or to_regproc('millrace_engine.publish_' || p_stream) is null or to_regproc('millrace_engine.publish_batch_' || p_stream) is null then
         summary := 'create the functions of the stream';
         statement := format('select millrace_engine.install_functions(%s)', p_stream);
         return next;
