@@ -15,6 +15,12 @@ const (
 	ConditionDrifted = "Drifted"
 	// ConditionPaused is true while spec asks for no work.
 	ConditionPaused = "Paused"
+	// ConditionLapsed is true while a group receives nothing because it was given up: spec.lapse, or its place in the stream, was left
+	// behind. millrace.reset_group ends it.
+	ConditionLapsed = "Lapsed"
+	// ConditionHorizonHeld is true while one open transaction that published to a stream keeps everything that was published after it from
+	// being read.
+	ConditionHorizonHeld = "HorizonHeld"
 	// ConditionLagKnown is true while the lag in status is a measurement, not a memory.
 	ConditionLagKnown = "LagKnown"
 )
@@ -68,6 +74,8 @@ const (
 	ReasonConsumerGroupMissing = "ConsumerGroupMissing"
 	// ReasonConsumerGroupNotReady: the ConsumerGroup exists and is not in its database yet.
 	ReasonConsumerGroupNotReady = "ConsumerGroupNotReady"
+	// ReasonLapsed: the group has lapsed and receives nothing; the message says why and what to do. Also the reason of Lapsed.
+	ReasonLapsed = "Lapsed"
 	// ReasonDeletionBlocked: the resource is being deleted and its database cannot be reached.
 	ReasonDeletionBlocked = "DeletionBlocked"
 
@@ -95,10 +103,14 @@ const (
 	ReasonRepaired = "Repaired"
 	// ReasonDriftFound: Drifted is true.
 	ReasonDriftFound = "DriftFound"
-	// ReasonActive: Paused is false.
+	// ReasonActive: Paused, or Lapsed, is false.
 	ReasonActive = "Active"
 	// ReasonDeliveryPaused: the group exists and hands out nothing, because spec.paused is true.
 	ReasonDeliveryPaused = "DeliveryPaused"
+	// ReasonOpenTransaction: HorizonHeld is true; the message names the transaction.
+	ReasonOpenTransaction = "OpenTransaction"
+	// ReasonMoving: HorizonHeld is false: what is committed can be read.
+	ReasonMoving = "Moving"
 	// ReasonMeasured: LagKnown is true.
 	ReasonMeasured = "Measured"
 	// ReasonNotMeasured: LagKnown is false, and no lag has been read yet.

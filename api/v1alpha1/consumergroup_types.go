@@ -1,6 +1,8 @@
 package v1alpha1
 
 import (
+	"bytes"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -32,7 +34,7 @@ const (
 
 // FailurePolicy is what an Ordered group does with a message that keeps failing.
 //
-// +kubebuilder:validation:Enum=Block;Skip
+// +kubebuilder:validation:Enum=Block;Skip;Park
 type FailurePolicy string
 
 // Failure policies.
@@ -41,6 +43,8 @@ const (
 	FailureBlock FailurePolicy = "Block"
 	// FailureSkip makes it a dead letter after maxAttempts and goes on.
 	FailureSkip FailurePolicy = "Skip"
+	// FailurePark sets it aside with the later messages of its key, which wait for it in order; other keys go on.
+	FailurePark FailurePolicy = "Park"
 )
 
 // ConsumerGroupSpec is the desired state of a consumer group.
@@ -79,7 +83,7 @@ type ConsumerGroupSpec struct {
 	// +kubebuilder:default="30s"
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s or 5m"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s')",message="write a duration such as 30s or 5m"
 	// +optional
 	AckWait *metav1.Duration `json:"ackWait,omitempty"`
 
@@ -98,10 +102,24 @@ type ConsumerGroupSpec struct {
 	Backoff Backoff `json:"backoff,omitempty"`
 
 	// failurePolicy of an Ordered group: Block, its default, retries a failing message in place while the rest of its
-	// partition waits; Skip makes it a dead letter after maxAttempts and goes on.
+	// partition waits; Park lets the later messages of its key wait for it, in order, while other keys go on; Skip makes it a
+	// dead letter after maxAttempts and goes on. With Park it becomes a dead letter after maxAttempts too, and its key goes on.
 	//
 	// +optional
 	FailurePolicy FailurePolicy `json:"failurePolicy,omitempty"`
+
+	// filter lets the group pass over messages that lack something. A message has to have all that is written here. A change
+	// holds for what is handed out from then on. Unset: the group gets every message.
+	//
+	// +optional
+	Filter *Filter `json:"filter,omitempty"`
+
+	// lapse says when the group is given up, so that a reader that is gone for good does not keep messages on disk for ever.
+	// A lapsed group receives nothing, and keeps nothing from being removed, until millrace.reset_group moves it to another
+	// place. Unset: never.
+	//
+	// +optional
+	Lapse *Lapse `json:"lapse,omitempty"`
 
 	// paused keeps the group and its place, and hands out no message.
 	//
@@ -150,6 +168,80 @@ type Start struct {
 	//
 	// +optional
 	Time *metav1.Time `json:"time,omitempty"`
+}
+
+// Filter lets messages pass that have everything it asks for.
+//
+// +kubebuilder:validation:MinProperties=1
+type Filter struct {
+	// headers that a message must have, each with this value, which is a string, a number or a boolean: "2" is not 2. It may have
+	// others besides.
+	//
+	// +kubebuilder:validation:MinProperties=1
+	// +kubebuilder:validation:MaxProperties=32
+	// +optional
+	Headers map[string]HeaderValue `json:"headers,omitempty"`
+
+	// keys: the message's key must be one of these.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=1000
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +listType=set
+	// +optional
+	Keys []string `json:"keys,omitempty"`
+
+	// keyPrefix: the message's key must begin with this.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	// +optional
+	KeyPrefix string `json:"keyPrefix,omitempty"`
+}
+
+// HeaderValue is a string, a number or a boolean. Publishers write headers as JSON, where 2 and "2" differ, so a filter of strings alone
+// could not name every header. A CRD has no type for any of the three, so the schema lets everything through, and the engine refuses lists and
+// objects.
+//
+// +kubebuilder:validation:Type=""
+// +kubebuilder:pruning:PreserveUnknownFields
+type HeaderValue struct {
+	// Raw is the value in JSON.
+	Raw []byte `json:"-"`
+}
+
+// MarshalJSON is json.Marshaler's.
+func (v HeaderValue) MarshalJSON() ([]byte, error) {
+	if len(v.Raw) == 0 {
+		return []byte("null"), nil
+	}
+	return v.Raw, nil
+}
+
+// UnmarshalJSON is json.Unmarshaler's.
+func (v *HeaderValue) UnmarshalJSON(b []byte) error {
+	v.Raw = bytes.Clone(b)
+	return nil
+}
+
+// Lapse is when a group is given up: whichever comes first. In a stream with priorities their messages count together.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.after) || has(self.lag)",message="write lapse.after, lapse.lag or both; for a group that never lapses leave lapse out"
+type Lapse struct {
+	// after: messages have waited for so long, and no member has worked. A paused group does not lapse by time. Fractions of a
+	// second are rounded up.
+	//
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s')",message="write a duration of 1s or more, such as 30m or 168h; days are written in hours"
+	// +optional
+	After *metav1.Duration `json:"after,omitempty"`
+
+	// lag: more than so many messages wait.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	Lag *int64 `json:"lag,omitempty"`
 }
 
 // Backoff grows from initial to max, doubling.
@@ -222,7 +314,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	Members *int32 `json:"members,omitempty"`
 
-	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, LagKnown.
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, LagKnown.
 	//
 	// +listType=map
 	// +listMapKey=type

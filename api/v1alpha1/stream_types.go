@@ -66,6 +66,7 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.payloadType == oldSelf.payloadType",messageExpression="'payloadType cannot change from ' + oldSelf.payloadType + ' to ' + self.payloadType + ': the column keeps its type; create another Stream and publish there'"
 // +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partitions only grow, because the order of keys in flight would be lost: write the present number or more; for fewer, create another Stream and move its consumers"
 // +kubebuilder:validation:XValidation:rule="self.retention.segments >= oldSelf.retention.segments",message="retention.segments only grows: write the present number or more"
+// +kubebuilder:validation:XValidation:rule="self.priorities >= oldSelf.priorities",message="priorities only grow, because messages may wait in each of them: write the present number or more"
 type StreamSpec struct {
 	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
 	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
@@ -111,6 +112,26 @@ type StreamSpec struct {
 	// +optional
 	MaxMessageBytes *resource.Quantity `json:"maxMessageBytes,omitempty"`
 
+	// dedupeWindow is how long a dedupe key is remembered: a message published with the same one within it is not stored again,
+	// and the publisher gets the position of the first. 0s remembers none, and then publishing with a dedupe key is refused. Fractions of a
+	// second are rounded up.
+	//
+	// +kubebuilder:default="2m"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('8760h')",message="write a duration such as 30s, 2m or 24h, at most 8760h; 0s switches it off"
+	// +optional
+	DedupeWindow *metav1.Duration `json:"dedupeWindow,omitempty"`
+
+	// priorities is how many there are: a message is published with one from 0, the default, to priorities - 1, and those of a
+	// higher one are delivered first. Order per key and the limits of retention hold within each. It can be raised, never lowered.
+	//
+	// +kubebuilder:default=1
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=8
+	// +optional
+	Priorities int32 `json:"priorities,omitempty"`
+
 	// deletionPolicy says what deleting this resource does to the stream. Retain, the default, leaves it with its messages and
 	// adds no finalizer. Delete drops it with its groups and messages. DeleteIfEmpty drops it when it holds no message and
 	// otherwise leaves it.
@@ -146,17 +167,17 @@ type Retention struct {
 	//
 	// +kubebuilder:validation:Type=string
 	// +kubebuilder:validation:MaxLength=32
-	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$')",message="write a duration such as 30s, 5m or 168h; days are written in hours"
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s')",message="write a duration such as 30s, 5m or 168h; days are written in hours"
 	// +optional
 	MaxAge *metav1.Duration `json:"maxAge,omitempty"`
 
-	// maxBytes of the stream on disk, for example 20Gi. Unset: no limit.
+	// maxBytes of the stream on disk, of each priority, for example 20Gi. Unset: no limit.
 	//
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).isGreaterThan(quantity('0'))",message="write a size above zero, for example 20Gi, or leave maxBytes out for no limit"
 	// +optional
 	MaxBytes *resource.Quantity `json:"maxBytes,omitempty"`
 
-	// maxMessages in the stream. Unset: no limit.
+	// maxMessages in the stream, in each priority. Unset: no limit.
 	//
 	// +kubebuilder:validation:Minimum=1
 	// +optional
@@ -172,8 +193,9 @@ type Retention struct {
 	Segments int32 `json:"segments,omitempty"`
 }
 
-// StreamStatus is what the controller last saw. Nothing in it moves with the traffic, so an untouched stream causes no
-// writes to the API server; positions and lag are in the metrics and on the ConsumerGroups.
+// StreamStatus is what the controller last saw. What moves with the traffic is brought up to date when the stream is compared with its
+// database, every few minutes, so that a busy stream causes hardly any writes to the API server; lag is on the ConsumerGroups, and fresher
+// figures are in the metrics.
 type StreamStatus struct {
 	// observedGeneration is the generation of spec that the conditions speak of; -1 before the first.
 	//
@@ -195,7 +217,23 @@ type StreamStatus struct {
 	// +optional
 	Segments *int32 `json:"segments,omitempty"`
 
-	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused.
+	// priorities in the database.
+	//
+	// +optional
+	Priorities *int32 `json:"priorities,omitempty"`
+
+	// messages that the stream held at the last comparison with the database. It may count positions that were rolled back. The
+	// manager's metrics have a fresher figure.
+	//
+	// +optional
+	Messages *int64 `json:"messages,omitempty"`
+
+	// bytes that the stream took on disk at the last comparison with the database, with its indexes.
+	//
+	// +optional
+	Bytes *int64 `json:"bytes,omitempty"`
+
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, HorizonHeld.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -212,6 +250,9 @@ type StreamStatus struct {
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
 // +kubebuilder:printcolumn:name="Partitions",type=integer,JSONPath=`.status.partitions`
 // +kubebuilder:printcolumn:name="Retention",type=string,JSONPath=`.spec.retention.policy`
+// +kubebuilder:printcolumn:name="Priorities",type=integer,priority=1,JSONPath=`.status.priorities`
+// +kubebuilder:printcolumn:name="Messages",type=integer,priority=1,JSONPath=`.status.messages`
+// +kubebuilder:printcolumn:name="Bytes",type=integer,priority=1,JSONPath=`.status.bytes`
 // +kubebuilder:printcolumn:name="Table",type=string,priority=1,JSONPath=`.status.name`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

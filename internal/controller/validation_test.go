@@ -44,6 +44,19 @@ func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 		{"a failure policy of a shared group", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, failurePolicy: Skip}}`, "failurePolicy belongs to mode: Ordered"},
 		{"Skip that never skips", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, failurePolicy: Skip, maxAttempts: 0}}`, "maxAttempts of 1 or more"},
 		{"a backoff that shrinks", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, backoff: {initial: 10m}}}`, "raise max or lower initial"},
+		{"a dedupe window in days", `{kind: Stream, metadata: {name: a}, spec: {dedupeWindow: 2d}}`, "such as 30s, 2m or 24h"},
+		{"a dedupe window of years", `{kind: Stream, metadata: {name: a}, spec: {dedupeWindow: 8761h}}`, "at most 8760h; 0s switches it off"},
+		{"an age that no clock can hold", `{kind: Stream, metadata: {name: a}, spec: {retention: {maxAge: 99999999h}}}`, "spec.retention.maxAge"},
+		{"no priority", `{kind: Stream, metadata: {name: a}, spec: {priorities: 0}}`, "greater than or equal to 1"},
+		{"too many priorities", `{kind: Stream, metadata: {name: a}, spec: {priorities: 9}}`, "less than or equal to 8"},
+		{"parking in a shared group", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, failurePolicy: Park}}`, "failurePolicy belongs to mode: Ordered"},
+		{"a filter for nothing", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {}}}`, "at least 1 properties"},
+		{"a filter with another part", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {keyprefix: a}}}`, "at least 1 properties"},
+		{"a filter for no key", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {keys: []}}}`, "at least 1 items"},
+		{"a filter for a key twice", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {keys: [a, a]}}}`, "Duplicate value"},
+		{"a lapse that never comes", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, lapse: {}}}`, "write lapse.after, lapse.lag or both"},
+		{"a lapse at once", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, lapse: {after: 0s}}}`, "write a duration of 1s or more"},
+		{"a lapse with no lag", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, lapse: {lag: 0}}}`, "greater than or equal to 1"},
 		{"two sources", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `, consumerGroup: {name: g}}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
 		{"no source", `{kind: Processor, metadata: {name: a}, spec: {source: {}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
 		{"Redis without a key", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t}}}}`, "sink.table.key is needed"},
@@ -66,13 +79,14 @@ func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 
 // What cannot change is refused with the way to do it. A rule that removing an optional field would bypass is tried that way too.
 func TestWhatCannotChangeIsRefused(t *testing.T) {
-	const stream = `{kind: Stream, metadata: {name: a-b}, spec: {name: a_b, partitions: 8, retention: {segments: 6}}}`
+	const stream = `{kind: Stream, metadata: {name: a-b}, spec: {name: a_b, partitions: 8, priorities: 2, retention: {segments: 6}}}`
 	const group = `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, start: {from: Position, position: 5}}}`
 	for _, c := range []struct{ name, manifest, change, want string }{
 		{"the name", stream, `{spec: {name: other}}`, "create another Stream with the new name"},
 		{"the payload type", stream, `{spec: {payloadType: Bytes}}`, "payloadType cannot change from JSON to Bytes"},
 		{"fewer partitions", stream, `{spec: {partitions: 7}}`, "partitions only grow"},
 		{"the default number of segments, by removing them", stream, `{spec: {retention: null}}`, "retention.segments only grows"},
+		{"fewer priorities, by removing them", stream, `{spec: {priorities: null}}`, "priorities only grow"},
 		{"the stream of a group", group, `{spec: {streamRef: {name: t}}}`, "create another ConsumerGroup for t"},
 		{"the mode", group, `{spec: {mode: Shared}}`, "mode cannot change from Ordered to Shared"},
 		{"the default mode, by removing it", group, `{spec: {mode: null}}`, "mode cannot change"},
@@ -104,7 +118,8 @@ func TestWhatCanChangeIsAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The name that was there by default all along.
-	for i, change := range []string{`{"spec":{"name":null}}`, `{"spec":{"partitions":16}}`, `{"spec":{"retention":{"segments":8,"maxAge":"168h"}}}`, `{"spec":{"databaseSecretRef":{"name":"x","key":"y"}}}`} {
+	for i, change := range []string{`{"spec":{"name":null}}`, `{"spec":{"partitions":16}}`, `{"spec":{"retention":{"segments":8,"maxAge":"168h"}}}`, `{"spec":{"databaseSecretRef":{"name":"x","key":"y"}}}`,
+		`{"spec":{"priorities":3,"dedupeWindow":"0s"}}`, `{"spec":{"dedupeWindow":"8760h"}}`} {
 		if err := suite.client.Patch(t.Context(), o, client.RawPatch(types.MergePatchType, []byte(change))); err != nil {
 			t.Errorf("change %d: %v", i, err)
 		}

@@ -2,6 +2,7 @@ package consumergroup
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
@@ -67,5 +68,25 @@ func specOf(g *v1alpha1.ConsumerGroup, stream *v1alpha1.Stream, owner pgstream.O
 	if d := g.Spec.Backoff.Max; d != nil {
 		spec.BackoffMax = d.Duration
 	}
+	if f := g.Spec.Filter; f != nil {
+		spec.Filter = pgstream.Filter{Headers: headers(f), Keys: f.Keys, KeyPrefix: f.KeyPrefix}
+	}
+	if l := g.Spec.Lapse; l != nil {
+		if l.After != nil {
+			spec.LapseAfter = l.After.Duration
+		}
+		if l.Lag != nil {
+			spec.LapseLag = *l.Lag
+		}
+	}
 	return spec
+}
+
+// headers are the values of a filter as they were written: a number keeps all its digits.
+func headers(f *v1alpha1.Filter) map[string]any {
+	values := make(map[string]any, len(f.Headers))
+	for name, v := range f.Headers {
+		values[name] = json.RawMessage(v.Raw)
+	}
+	return values
 }

@@ -55,8 +55,15 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 		Partitions:  int(s.Spec.Partitions),
 		PayloadType: pgstream.PayloadType(s.Spec.PayloadType),
 		Segments:    int(s.Spec.Retention.Segments),
+		Priorities:  int(s.Spec.Priorities),
 		Retention:   pgstream.Retention{Policy: pgstream.RetentionPolicy(s.Spec.Retention.Policy)},
 		Owner:       owner,
+	}
+	if d := s.Spec.DedupeWindow; d != nil {
+		spec.DedupeWindow = d.Duration
+		if d.Duration == 0 {
+			spec.DedupeWindow = pgstream.NoDedupe
+		}
 	}
 	if q := s.Spec.MaxMessageBytes; q != nil {
 		spec.MaxMessageBytes = int(q.Value())
