@@ -2,10 +2,13 @@ package controller_test
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -93,6 +96,106 @@ func TestConsumerGroupIsPaused(t *testing.T) {
 	if !scalar[bool](w, w.sql(dsn), "select paused from millrace_engine.consumer_group") {
 		t.Error("the group in the database is not paused")
 	}
+}
+
+// What spec says of failing, filtering and lapsing is what the engine does, and taking it out ends it.
+func TestConsumerGroupParksFiltersAndMayLapse(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	w.create(newStream("orders"))
+	if _, err := w.manifest(`{kind: ConsumerGroup, metadata: {name: sink}, spec: {streamRef: {name: orders}, mode: Ordered, failurePolicy: Park,
+		filter: {headers: {region: eu, version: 2, urgent: true, weight: 1.5}, keys: [customer-7, customer-8], keyPrefix: customer-},
+		lapse: {after: 36h, lag: 1000000}}}`); err != nil {
+		t.Fatal(err)
+	}
+	g := newGroup("sink", "orders")
+	g.Namespace = w.namespace
+	w.wantReady(g)
+	w.want(g, v1alpha1.ConditionLapsed, metav1.ConditionFalse, v1alpha1.ReasonActive)
+	conn := w.sql(dsn)
+	info, err := pgstream.DescribeGroup(t.Context(), conn, "orders", "sink")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := pgstream.Filter{
+		Headers: map[string]any{"region": "eu", "version": 2.0, "urgent": true, "weight": 1.5}, Keys: []string{"customer-7", "customer-8"}, KeyPrefix: "customer-",
+	}
+	if has := info.Spec; has.FailurePolicy != pgstream.FailurePark || has.LapseAfter != 36*time.Hour || has.LapseLag != 1_000_000 || !reflect.DeepEqual(has.Filter, want) {
+		t.Errorf("the group is %+v", has)
+	}
+	for _, publish := range []string{
+		`select millrace.publish('orders', '"passes"', 'customer-7', '{"region": "eu", "version": 2, "urgent": true, "weight": 1.50, "more": 1}')`,
+		`select millrace.publish('orders', '"a string is not a number"', 'customer-7', '{"region": "eu", "version": "2", "urgent": true, "weight": 1.5}')`,
+		`select millrace.publish('orders', '"another key"', 'customer-9', '{"region": "eu", "version": 2, "urgent": true, "weight": 1.5}')`,
+	} {
+		w.exec(conn, publish)
+	}
+	if text := scalar[string](w, conn, `select string_agg(payload #>> '{}', ', ') from millrace.receive('orders', 'sink', 'me')`); text != "passes" {
+		t.Errorf("the group received %q", text)
+	}
+
+	update(w, g, func(g *v1alpha1.ConsumerGroup) { g.Spec.Filter, g.Spec.Lapse, g.Spec.FailurePolicy = nil, nil, "" })
+	w.wantReady(g)
+	if info, err = pgstream.DescribeGroup(t.Context(), conn, "orders", "sink"); err != nil {
+		t.Fatal(err)
+	}
+	if has := info.Spec; has.FailurePolicy != pgstream.FailureBlock || has.LapseAfter != 0 || has.LapseLag != 0 || !reflect.DeepEqual(has.Filter, pgstream.Filter{}) {
+		t.Errorf("the group is still %+v", has)
+	}
+	if n := w.events(g, v1alpha1.EventDriftRepaired); len(n) > 0 {
+		t.Errorf("the filter differs from itself: %v", n)
+	}
+}
+
+// The schema has no type for a header's value, so the engine says what one cannot be.
+func TestConsumerGroupFiltersBySingleValues(t *testing.T) {
+	w := newWorld(t)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	w.create(newStream("orders"))
+	if _, err := w.manifest(`{kind: ConsumerGroup, metadata: {name: sink}, spec: {streamRef: {name: orders}, filter: {headers: {region: [eu, us]}}}}`); err != nil {
+		t.Fatal(err)
+	}
+	g := newGroup("sink", "orders")
+	g.Namespace = w.namespace
+	w.wantNotReady(g, v1alpha1.ReasonChangeRefused, "compares headers with single values only")
+	w.want(g, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonChangeRefused)
+}
+
+// A group that lapses says so within a poll, with what to do, and its Processor too; once it was reset all is well.
+func TestConsumerGroupLapsesAndIsReset(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	w.readyDeployments()
+	g := newGroup("sink", "orders", func(g *v1alpha1.ConsumerGroupSpec) { g.Lapse = &v1alpha1.Lapse{Lag: ptr.To[int64](10)} })
+	p := newProcessor("sink", "sink")
+	w.create(newStream("orders"))
+	w.create(g)
+	w.create(p)
+	w.wantReady(p)
+	w.want(g, v1alpha1.ConditionLapsed, metav1.ConditionFalse, v1alpha1.ReasonActive)
+	conn := w.sql(dsn)
+	w.exec(conn, `select millrace.publish('orders', to_jsonb(i)) from generate_series(1, 11) i`)
+
+	const way = `select millrace.reset_group('orders', 'sink', 'Earliest')`
+	w.wantNotReady(g, v1alpha1.ReasonLapsed, "lag 11 is above the limit of 10", way)
+	w.want(g, v1alpha1.ConditionStalled, metav1.ConditionTrue, v1alpha1.ReasonLapsed)
+	w.want(g, v1alpha1.ConditionLapsed, metav1.ConditionTrue, v1alpha1.ReasonLapsed, way)
+	w.want(g, v1alpha1.ConditionSchemaApplied, metav1.ConditionTrue, v1alpha1.ReasonApplied)
+	w.wantEvent(g, v1alpha1.ReasonLapsed, "lag 11 is above the limit of 10", way)
+	w.wantNotReady(p, v1alpha1.ReasonLapsed, `ConsumerGroup "sink"`)
+	w.describe("cg/sink", "Warning Lapsed", way)
+	if n := len(w.events(g, v1alpha1.ReasonLapsed)); n != 1 {
+		t.Errorf("%d events", n)
+	}
+
+	update(w, g, func(g *v1alpha1.ConsumerGroup) { g.Spec.Lapse.Lag = ptr.To[int64](1000) })
+	w.wantNotReady(g, v1alpha1.ReasonLapsed) // another limit brings nothing back that may be gone
+	w.exec(conn, way)
+	w.wantReady(g)
+	w.want(g, v1alpha1.ConditionLapsed, metav1.ConditionFalse, v1alpha1.ReasonActive)
+	w.wantReady(p)
 }
 
 func TestConsumerGroupsOfOneNameConflict(t *testing.T) {

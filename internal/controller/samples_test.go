@@ -25,7 +25,7 @@ func TestSamplesBecomeReady(t *testing.T) {
 	t.Log(w.kubectl("apply", "-f", samples))
 	at := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: w.namespace, Name: name} }
 	for _, o := range []object{
-		&v1alpha1.Stream{ObjectMeta: at("orders")}, &v1alpha1.ConsumerGroup{ObjectMeta: at("orders-sink")},
+		&v1alpha1.Stream{ObjectMeta: at("orders")}, &v1alpha1.ConsumerGroup{ObjectMeta: at("orders-sink")}, &v1alpha1.ConsumerGroup{ObjectMeta: at("orders-audit")},
 		&v1alpha1.Processor{ObjectMeta: at("orders-sink")}, &v1alpha1.Processor{ObjectMeta: at("telemetry")},
 	} {
 		w.wantReady(o)

@@ -70,6 +70,85 @@ func TestStreamFollowsItsSpec(t *testing.T) {
 	}
 }
 
+func TestStreamHasADedupeWindowAndPriorities(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("orders")
+	w.create(s)
+	w.wantReady(s)
+	conn := w.sql(dsn)
+	spec := func() pgstream.StreamSpec {
+		t.Helper()
+		info, err := pgstream.DescribeStream(t.Context(), conn, "orders")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info.Spec
+	}
+	if has := spec(); has.DedupeWindow != 2*time.Minute || has.Priorities != 1 || *s.Status.Priorities != 1 {
+		t.Errorf("by default it is %+v, status %+v", has, s.Status)
+	}
+	update(w, s, func(s *v1alpha1.Stream) {
+		s.Spec.DedupeWindow = &metav1.Duration{Duration: 0}
+		s.Spec.Priorities = 3
+	})
+	w.wantReady(s)
+	if has := spec(); has.DedupeWindow != pgstream.NoDedupe || has.Priorities != 3 || *s.Status.Priorities != 3 {
+		t.Errorf("it is %+v, status %+v", has, s.Status)
+	}
+	w.exec(conn, `select millrace.publish('orders', '1', p_priority => 2)`)
+	if _, err := conn.Exec(t.Context(), `select millrace.publish('orders', '1', p_dedupe_key => 'a')`); err == nil {
+		t.Error("a dedupe key is taken by a stream that remembers none")
+	}
+	update(w, s, func(s *v1alpha1.Stream) { s.Spec.DedupeWindow = &metav1.Duration{Duration: 1500 * time.Millisecond} })
+	w.wantReady(s)
+	if has := spec(); has.DedupeWindow != 2*time.Second {
+		t.Errorf("the window is %s", has.DedupeWindow)
+	}
+	w.eventually("status holds what the stream holds", func() error {
+		if err := suite.client.Get(t.Context(), key(s), s); err != nil {
+			return err
+		}
+		if s.Status.Messages == nil || *s.Status.Messages != 1 || *s.Status.Bytes < 8192 {
+			return fmt.Errorf("%+v", s.Status)
+		}
+		return nil
+	})
+	if n := w.events(s, v1alpha1.EventDriftRepaired); len(n) > 0 {
+		t.Errorf("a setting differs from itself: %v", n)
+	}
+
+	// A Stream that is made anew and knows nothing of the priorities may not take them away.
+	if err := suite.client.Delete(t.Context(), s); err != nil {
+		t.Fatal(err)
+	}
+	w.wantGone(s)
+	again := newStream("orders")
+	w.create(again)
+	w.wantNotReady(again, v1alpha1.ReasonChangeRefused, "has 3 priorities", "Keep 3 or more")
+}
+
+// A transaction that was left open after it had published is named, with the way to end it, and forgotten when it ends.
+func TestStreamNamesWhatHoldsItUp(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("orders")
+	w.create(s)
+	w.wantReady(s)
+	w.want(s, v1alpha1.ConditionHorizonHeld, metav1.ConditionFalse, v1alpha1.ReasonMoving)
+	conn := w.sql(dsn)
+	w.exec(conn, "begin")
+	w.exec(conn, `select millrace.publish('orders', '1')`)
+	way := fmt.Sprintf("select pg_terminate_backend(%d)", conn.PgConn().PID())
+	w.want(s, v1alpha1.ConditionHorizonHeld, metav1.ConditionTrue, v1alpha1.ReasonOpenTransaction, way)
+	w.wantEvent(s, v1alpha1.ReasonOpenTransaction, way)
+	w.wantReady(s)
+	w.exec(conn, "commit")
+	w.want(s, v1alpha1.ConditionHorizonHeld, metav1.ConditionFalse, v1alpha1.ReasonMoving)
+}
+
 // What someone changes or drops in the database is noticed on the interval, reported and repaired.
 func TestStreamRepairsDrift(t *testing.T) {
 	for name, harm := range map[string]string{

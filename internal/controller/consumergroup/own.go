@@ -17,17 +17,22 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 	stream, name := sc.stream.DatabaseName(), g.DatabaseName()
 	what := fmt.Sprintf("consumer group %q of stream %q in %s", name, stream, sc.db)
 
-	var present pgstream.Owner
-	var exists bool
 	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-		var err error
-		present, exists, err = groupOwner(ctx, db, stream, name)
+		info, err := pgstream.DescribeGroup(ctx, db, stream, name)
+		if errors.Is(err, pgstream.ErrNotFound) {
+			return nil
+		}
+		if err == nil {
+			sc.info = &info
+		}
 		return err
 	}); err != nil {
 		return err
 	}
+	var present pgstream.Owner
 	verdict := owner.Mine
-	if exists {
+	if sc.info != nil {
+		present = sc.info.Spec.Owner
 		claim := owner.Claim{
 			What: what, Self: r.owner(g), Present: present, Policy: g.Spec.AdoptionPolicy,
 			AdoptFrom: g.Annotations[v1alpha1.AnnotationAdoptFrom],
@@ -56,13 +61,4 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 		sc.adopted = fmt.Sprintf("took over %s, which nobody owned", what)
 	}
 	return nil
-}
-
-// groupOwner reads the owner of a group; exists is false when there is no such group.
-func groupOwner(ctx context.Context, db pgstream.DB, stream, group string) (o pgstream.Owner, exists bool, err error) {
-	info, err := pgstream.DescribeGroup(ctx, db, stream, group)
-	if errors.Is(err, pgstream.ErrNotFound) {
-		return o, false, nil
-	}
-	return info.Spec.Owner, err == nil, err
 }

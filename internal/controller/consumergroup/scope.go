@@ -14,7 +14,8 @@ type scope struct {
 	stream *v1alpha1.Stream   // connect
 	db     *database.Database // connect
 
-	adopted string // own: what happened to ownership, for an event; empty when nothing did
+	info    *pgstream.GroupInfo // own: as the database has it, nil when it has none
+	adopted string              // own: what happened to ownership, for an event; empty when nothing did
 
 	planned bool            // plan: the comparison was made
 	steps   []pgstream.Step // plan

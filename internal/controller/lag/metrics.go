@@ -21,20 +21,41 @@ var (
 		"Age of the oldest message of a ConsumerGroup that is not settled; 0 when there is none.", groupLabels, nil)
 	descMembers = prometheus.NewDesc("millrace_group_members",
 		"Processes in a ConsumerGroup.", groupLabels, nil)
+	descPaused = prometheus.NewDesc("millrace_group_paused",
+		"1 while a ConsumerGroup is paused and hands out no message.", groupLabels, nil)
+	descLapsed = prometheus.NewDesc("millrace_group_lapsed",
+		"1 while a ConsumerGroup has lapsed: it receives nothing until it is reset.", groupLabels, nil)
+	descStreamMessages = prometheus.NewDesc("millrace_stream_messages",
+		"Messages that a Stream holds; an upper bound.", groupLabels, nil)
+	descStreamBytes = prometheus.NewDesc("millrace_stream_bytes",
+		"Size of a Stream on disk, with its indexes.", groupLabels, nil)
+	descStreamDelayed = prometheus.NewDesc("millrace_stream_delayed_messages",
+		"Messages of a Stream that wait for their time to be delivered.", groupLabels, nil)
+	descStreamHeld = prometheus.NewDesc("millrace_stream_horizon_held_seconds",
+		"For how long an open transaction has kept what was published to a Stream from being read; 0 when there is none.", groupLabels, nil)
 	descKnown = prometheus.NewDesc("millrace_group_lag_known",
 		"1 while the figures of a ConsumerGroup are measurements, 0 while they are not: they are then left out.", groupLabels, nil)
 )
 
 // Describe is prometheus.Collector's.
 func (p *Poller) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descMembers, descKnown} {
+	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descMembers, descPaused, descLapsed, descKnown,
+		descStreamMessages, descStreamBytes, descStreamDelayed, descStreamHeld} {
 		ch <- d
 	}
 }
 
 // Collect is prometheus.Collector's. It serves the last readings and asks no database.
 func (p *Poller) Collect(ch chan<- prometheus.Metric) {
-	for f, v := range p.All() {
+	groups, streams := p.All()
+	for f, v := range streams {
+		for d, value := range map[*prometheus.Desc]float64{
+			descStreamMessages: float64(v.Messages), descStreamBytes: float64(v.Bytes), descStreamDelayed: float64(v.Delayed), descStreamHeld: v.HeldFor.Seconds(),
+		} {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, f.Namespace, f.Name)
+		}
+	}
+	for f, v := range groups {
 		gauge := func(d *prometheus.Desc, value float64) {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, f.Namespace, f.Name)
 		}
@@ -53,5 +74,14 @@ func (p *Poller) Collect(ch chan<- prometheus.Metric) {
 		gauge(descDead, float64(v.DeadLetters))
 		gauge(descOldest, age)
 		gauge(descMembers, float64(v.Members))
+		gauge(descPaused, oneIf(v.Paused))
+		gauge(descLapsed, oneIf(v.Lapsed != ""))
 	}
+}
+
+func oneIf(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
 }

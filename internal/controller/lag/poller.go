@@ -3,6 +3,7 @@ package lag
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"time"
 
@@ -21,11 +22,14 @@ type Follower struct {
 	UID types.UID
 }
 
-// Wake enqueues a resource. verify is true when its database was lost or found again, so that the resource has to be
-// compared with it; false when only figures changed.
+// Wake enqueues a resource. verify is true when its database was lost or found again, or its group lapsed or was brought back, so that the
+// resource has to be compared with its database; false when only figures changed.
 type Wake func(f Follower, verify bool)
 
-// target is what a follower follows: a database, and one group in it or none.
+// streamsEvery is how many intervals lie between two readings of streams: sizes cost more to read than progress, and move less.
+const streamsEvery = 6
+
+// target is what a follower follows: a database, and in it a stream, or one group of a stream.
 type target struct {
 	db            *database.Database
 	stream, group string
@@ -40,8 +44,10 @@ type Poller struct {
 	wake      map[string]Wake // by kind
 	followers map[Follower]target
 	figures   map[Follower]Figures
-	polling   map[database.ID]bool // in flight
-	lost      map[database.ID]bool // the last poll failed
+	streams   map[Follower]StreamFigures
+	polling   map[database.ID]bool      // in flight
+	lost      map[database.ID]bool      // the last poll failed
+	streamsAt map[database.ID]time.Time // when streams were read
 }
 
 // NewPoller returns a poller that reads every interval once it runs.
@@ -49,6 +55,7 @@ func NewPoller(interval time.Duration) *Poller {
 	return &Poller{
 		interval: interval, kick: make(chan struct{}, 1),
 		wake: map[string]Wake{}, followers: map[Follower]target{}, figures: map[Follower]Figures{},
+		streams: map[Follower]StreamFigures{}, streamsAt: map[database.ID]time.Time{},
 		polling: map[database.ID]bool{}, lost: map[database.ID]bool{},
 	}
 }
@@ -60,7 +67,7 @@ func (p *Poller) OnWake(kind string, w Wake) {
 	p.wake[kind] = w
 }
 
-// Follow makes f follow a database and, unless group is empty, one consumer group in it. Repeating it is harmless.
+// Follow makes f follow a database and in it a stream or, unless group is empty, one consumer group of it. Repeating it is harmless.
 func (p *Poller) Follow(f Follower, db *database.Database, stream, group string) {
 	t := target{db, stream, group}
 	p.mu.Lock()
@@ -68,6 +75,7 @@ func (p *Poller) Follow(f Follower, db *database.Database, stream, group string)
 	if !known {
 		p.followers[f] = t
 		delete(p.figures, f)
+		delete(p.streams, f)
 	}
 	p.mu.Unlock()
 	if !known && group != "" {
@@ -84,6 +92,7 @@ func (p *Poller) Unfollow(f Follower) {
 	defer p.mu.Unlock()
 	delete(p.followers, f)
 	delete(p.figures, f)
+	delete(p.streams, f)
 }
 
 // Figures returns the last reading of a follower's group.
@@ -93,15 +102,18 @@ func (p *Poller) Figures(f Follower) Figures {
 	return p.figures[f]
 }
 
-// All returns the last readings of all groups, for metrics.
-func (p *Poller) All() map[Follower]Figures {
+// StreamFigures returns the last reading of a follower's stream.
+func (p *Poller) StreamFigures(f Follower) StreamFigures {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	all := make(map[Follower]Figures, len(p.figures))
-	for f, v := range p.figures {
-		all[f] = v
-	}
-	return all
+	return p.streams[f]
+}
+
+// All returns the last readings of all groups and of all streams, for metrics.
+func (p *Poller) All() (map[Follower]Figures, map[Follower]StreamFigures) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return maps.Clone(p.figures), maps.Clone(p.streams)
 }
 
 // Run polls until ctx ends, and returns when the last query has.
@@ -151,9 +163,64 @@ func (p *Poller) poll(ctx context.Context, db *database.Database) {
 	if err != nil && !phase.IsAgain(err) && !errors.Is(err, context.Canceled) {
 		logf.FromContext(ctx).V(1).Info("reading lag failed", "database", db.String(), "reason", phase.Reason(err, "Failed"))
 	}
+	if err == nil && p.streamsDue(db.ID(), at) {
+		woken = append(woken, p.pollStreams(ctx, db)...)
+	}
 	for _, w := range woken {
 		w.wake(w.follower, w.verify)
 	}
+}
+
+// streamsDue says whether it is time to read the streams of a database, and then that it is done.
+func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if now.Sub(p.streamsAt[id]) < streamsEvery*p.interval {
+		return false
+	}
+	p.streamsAt[id] = now
+	return true
+}
+
+// pollStreams reads the streams of a database, and returns whom to wake. A failure concerns nobody: groups are read more often and say it.
+func (p *Poller) pollStreams(ctx context.Context, db *database.Database) []wakeUp {
+	var stats []pgstream.StreamStats
+	err := db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
+		var err error
+		stats, err = pgstream.AllStreamStats(ctx, conn)
+		return err
+	})
+	if err != nil {
+		if !phase.IsAgain(err) && ctx.Err() == nil {
+			logf.FromContext(ctx).V(1).Info("reading streams failed", "database", db.String(), "reason", phase.Reason(err, "Failed"))
+		}
+		return nil
+	}
+	return p.recordStreams(db.ID(), stats)
+}
+
+// recordStreams keeps a reading of streams and returns whom to wake: at the first one, and when something begins or ends to hold a stream up.
+// Sizes wake nobody.
+func (p *Poller) recordStreams(id database.ID, stats []pgstream.StreamStats) []wakeUp {
+	byName := make(map[string]pgstream.StreamStats, len(stats))
+	for _, s := range stats {
+		byName[s.Stream] = s
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var woken []wakeUp
+	for f, t := range p.followers {
+		s, ok := byName[t.stream]
+		if t.db.ID() != id || t.group != "" || !ok {
+			continue
+		}
+		before, now := p.streams[f], streamFiguresOf(s, streamsEvery*p.interval)
+		p.streams[f] = now
+		if w := p.wake[f.Kind]; w != nil && (now.Known != before.Known || now.HeldBy != before.HeldBy) {
+			woken = append(woken, wakeUp{w, f, true})
+		}
+	}
+	return woken
 }
 
 type wakeUp struct {
@@ -188,7 +255,7 @@ func (p *Poller) record(id database.ID, stats []pgstream.GroupStats, at time.Tim
 		if t.db.ID() != id {
 			continue
 		}
-		changed := verify
+		changed, verify := verify, verify
 		if t.group != "" {
 			before := p.figures[f]
 			now := before
@@ -198,6 +265,8 @@ func (p *Poller) record(id database.ID, stats []pgstream.GroupStats, at time.Tim
 			}
 			p.figures[f] = now
 			changed = changed || !now.equal(before)
+			// Whether a group has lapsed is read from the database itself, with the rest of what it is.
+			verify = verify || (now.Lapsed == "") != (before.Lapsed == "")
 		}
 		if w := p.wake[f.Kind]; changed && w != nil {
 			woken = append(woken, wakeUp{w, f, verify})

@@ -43,6 +43,8 @@ func TestRecordWakesWhomItConcerns(t *testing.T) {
 			{Stream: "orders", Group: "a", Lag: lagA, OldestAge: age}, {Stream: "orders", Group: "b", Lag: lagB},
 		}
 	}
+	lapsed := stats(5, 0, time.Minute+25*time.Second)
+	lapsed[0].Lapsed = "lag 5 is above the limit of 4"
 	down := phase.Wait("DatabaseUnreachable", 0, errors.New("down"))
 	for _, step := range []struct {
 		name  string
@@ -55,6 +57,9 @@ func TestRecordWakesWhomItConcerns(t *testing.T) {
 		{"the same wakes nobody", stats(1, 0, time.Minute), nil, 0, nil},
 		{"nor does a backlog that only grows older", stats(1, 0, time.Minute+10*time.Second), nil, 10 * time.Second, nil},
 		{"another lag wakes its group", stats(5, 0, time.Minute+20*time.Second), nil, 20 * time.Second, map[string]bool{"a": false}},
+		{"a group that lapses is compared with its database", lapsed, nil, 25 * time.Second, map[string]bool{"a": true}},
+		{"once", lapsed, nil, 25 * time.Second, nil},
+		{"and again when it was reset", stats(5, 0, time.Minute+26*time.Second), nil, 26 * time.Second, map[string]bool{"a": true}},
 		{"a busy database wakes nobody", nil, phase.Again(time.Second, errors.New("busy")), 20 * time.Second, nil},
 		{"a lost database wakes all of it, Streams too", nil, down, 30 * time.Second, map[string]bool{"s": true, "a": true, "b": true}},
 		{"once", nil, down, 40 * time.Second, nil},
@@ -82,5 +87,55 @@ func TestRecordWakesWhomItConcerns(t *testing.T) {
 	p.Unfollow(a)
 	if woken := p.record(db.ID(), stats(9, 0, 0), at, nil); len(woken) != 0 {
 		t.Errorf("woke one that is gone: %v", woken)
+	}
+}
+
+// L2: of a stream only what holds it up wakes, and only when it lasts.
+func TestRecordStreamsWakesWhenSomethingHoldsAStreamUp(t *testing.T) {
+	registry := database.NewRegistry(database.Options{})
+	db, err := registry.Get("postgres://a:b@h/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const interval = 10 * time.Second
+	p := NewPoller(interval)
+	for _, kind := range []string{"Stream", "ConsumerGroup"} {
+		p.OnWake(kind, func(Follower, bool) {})
+	}
+	s := Follower{Kind: "Stream", NamespacedName: types.NamespacedName{Name: "s"}, UID: "s"}
+	p.Follow(s, db, "orders", "")
+	p.Follow(Follower{Kind: "ConsumerGroup", NamespacedName: types.NamespacedName{Name: "g"}, UID: "g"}, db, "orders", "g")
+	for _, step := range []struct {
+		name  string
+		stats pgstream.StreamStats
+		wakes bool
+		held  string
+	}{
+		{"the first reading wakes", pgstream.StreamStats{Stream: "orders", Messages: 5}, true, ""},
+		{"more messages do not", pgstream.StreamStats{Stream: "orders", Messages: 50, Bytes: 8192}, false, ""},
+		{"nor does a transaction in passing", pgstream.StreamStats{Stream: "orders", StalledBy: "pid 1", StalledFor: streamsEvery*interval - 1}, false, ""},
+		{"one that lasts does", pgstream.StreamStats{Stream: "orders", StalledBy: "pid 1", StalledFor: streamsEvery * interval}, true, "pid 1"},
+		{"once", pgstream.StreamStats{Stream: "orders", StalledBy: "pid 1", StalledFor: time.Hour}, false, "pid 1"},
+		{"and the next", pgstream.StreamStats{Stream: "orders", StalledBy: "prepared transaction x", StalledFor: time.Hour}, true, "prepared transaction x"},
+		{"and its end", pgstream.StreamStats{Stream: "orders"}, true, ""},
+		{"another stream concerns nobody", pgstream.StreamStats{Stream: "other", StalledBy: "pid 1", StalledFor: time.Hour}, false, ""},
+	} {
+		woken := p.recordStreams(db.ID(), []pgstream.StreamStats{step.stats})
+		if (len(woken) == 1) != step.wakes || len(woken) > 0 && woken[0].follower != s {
+			t.Errorf("%s: woke %v", step.name, woken)
+		}
+		if f := p.StreamFigures(s); f.HeldBy != step.held {
+			t.Errorf("%s: held by %q", step.name, f.HeldBy)
+		}
+	}
+
+	at := time.Unix(1_000_000, 0)
+	for _, look := range []struct {
+		after time.Duration
+		due   bool
+	}{{0, true}, {interval, false}, {(streamsEvery - 1) * interval, false}, {streamsEvery * interval, true}, {(streamsEvery + 1) * interval, false}} {
+		if due := p.streamsDue(db.ID(), at.Add(look.after)); due != look.due {
+			t.Errorf("after %s due is %t", look.after, due)
+		}
 	}
 }

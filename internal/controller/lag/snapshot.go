@@ -16,6 +16,9 @@ type Figures struct {
 
 	Lag, InFlight, Retrying, DeadLetters int64
 	Members                              int32
+	Paused                               bool
+	// Lapsed is why the group receives nothing any more; empty while it does.
+	Lapsed string
 	// Oldest is when the oldest unsettled message was published; zero when there is none.
 	Oldest time.Time
 }
@@ -29,7 +32,7 @@ const oldestTolerance = 2 * time.Second
 func figuresOf(s pgstream.GroupStats, at time.Time, before Figures) Figures {
 	f := Figures{
 		Known: true, Lag: s.Lag, InFlight: s.InFlight, Retrying: s.Retrying, DeadLetters: s.DeadLetters,
-		Members: int32(len(s.Members)),
+		Members: int32(len(s.Members)), Paused: s.Paused, Lapsed: s.Lapsed,
 	}
 	if s.OldestAge > 0 {
 		f.Oldest = at.Add(-s.OldestAge).Truncate(time.Second)
@@ -44,5 +47,28 @@ func figuresOf(s pgstream.GroupStats, at time.Time, before Figures) Figures {
 // changes each time.
 func (f Figures) equal(o Figures) bool {
 	return f.Known == o.Known && phase.Reason(f.Err, "") == phase.Reason(o.Err, "") && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
-		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Oldest.Equal(o.Oldest)
+		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Paused == o.Paused && f.Lapsed == o.Lapsed && f.Oldest.Equal(o.Oldest)
+}
+
+// StreamFigures are what a stream holds, and how it fares.
+type StreamFigures struct {
+	// Known is false until the first measurement.
+	Known bool
+
+	Messages, Bytes, Delayed int64
+	// HeldBy is the open transaction that has kept consumers from reading on for longer than the interval between two readings of
+	// streams, "pid 123" or "prepared transaction <gid>"; empty when there is none.
+	HeldBy string
+	// HeldFor is for how long at most.
+	HeldFor time.Duration
+}
+
+// streamFiguresOf turns one row of statistics into figures. A transaction that has been open for less than patience is none of
+// anybody's business.
+func streamFiguresOf(s pgstream.StreamStats, patience time.Duration) StreamFigures {
+	f := StreamFigures{Known: true, Messages: s.Messages, Bytes: s.Bytes, Delayed: s.Delayed, HeldFor: s.StalledFor}
+	if s.StalledFor >= patience {
+		f.HeldBy = s.StalledBy
+	}
+	return f
 }

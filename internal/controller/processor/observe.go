@@ -35,6 +35,9 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 		return fmt.Errorf("read Deployment %q: %w", childName(p), err)
 	}
 	sc.deployment = &d
+	if g := sc.inputs.group; g != nil && meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionLapsed) {
+		return phase.Stallf(v1alpha1.ReasonLapsed, "ConsumerGroup %q has lapsed and hands out nothing; its status says what to do", g.Name)
+	}
 	if done(&d, p.Replicas()) {
 		return nil
 	}

@@ -11,6 +11,6 @@ func (r *Reconciler) connect(ctx context.Context, sc *scope) error {
 		return err
 	}
 	sc.db = db
-	r.Poller.Follow(r.follower(sc.stream), db, "", "")
+	r.Poller.Follow(r.follower(sc.stream), db, sc.stream.DatabaseName(), "")
 	return nil
 }
