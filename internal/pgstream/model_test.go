@@ -76,6 +76,7 @@ type model struct {
 		until    time.Duration
 	}
 	claims  []*modelClaim // every claim that was ever handed out, the oldest first
+	hasty   []*modelClaim // acked by asynchronous commits that a crash may undo
 	members []*pgstream.Consumer
 	auto    int // the member that acks by receiving, -1 for none
 	open    []*modelTx
@@ -122,6 +123,7 @@ func (m *model) written() {
 		}
 		c.durable = true
 	}
+	m.hasty = nil
 }
 
 // message makes up a message and what the model must know of it.
@@ -228,7 +230,9 @@ func (m *model) end() {
 		for _, id := range tx.delayed {
 			m.delayed[id].committed = true
 		}
-		m.written()
+		if len(tx.positions)+len(tx.delayed) > 0 {
+			m.written()
+		}
 		m.note("commit %v %v", tx.positions, tx.delayed)
 	}
 }
@@ -244,7 +248,6 @@ func (m *model) moveDue() {
 	_, err := m.e.Exec(m.e.ctx, "select millrace_engine.move_due($1)", 1+m.r.IntN(5))
 	m.must(err)
 	m.learn()
-	m.written()
 }
 
 // learn finds the messages that were moved into the log.
@@ -345,6 +348,7 @@ func (m *model) received(member int, claim *pgstream.Claim) *modelClaim {
 	}
 	m.claims = append(m.claims, fresh)
 	if member == m.auto {
+		m.hasty = append(m.hasty, fresh)
 		m.acked(fresh)
 	}
 	return fresh
@@ -388,6 +392,12 @@ func (m *model) kill(c *modelClaim) {
 	}
 }
 
+// Verbs that commit asynchronously, or not at all.
+const (
+	ackAndReceive  = "receive and ack"
+	ackAndRollback = "ack and rollback"
+)
+
 // use checks that a verb works exactly as long as the claim is the member's.
 func (m *model) use(c *modelClaim, verb string, do func() error) bool {
 	err := do()
@@ -405,7 +415,9 @@ func (m *model) use(c *modelClaim, verb string, do func() error) bool {
 	if err != nil {
 		m.fail("%s with %s, which is held: %v", verb, c.token, err)
 	}
-	m.written()
+	if verb != ackAndReceive && verb != ackAndRollback {
+		m.written()
+	}
 	return true
 }
 
@@ -438,7 +450,7 @@ func (m *model) settle() {
 			m.acked(c)
 		}
 	case 0: // in a transaction that is rolled back
-		m.use(c, "ack and rollback", func() error {
+		m.use(c, ackAndRollback, func() error {
 			tx := m.begin()
 			err := member.AckTx(ctx, tx, c.token)
 			rollback(m.e, tx)
@@ -491,18 +503,13 @@ func (m *model) ackAndReceive(c *modelClaim) {
 	if m.spec.MaxAttempts > 0 {
 		m.buried()
 	}
-	before := m.claims
-	if !m.use(c, "receive and ack", func() (err error) {
+	if !m.use(c, ackAndReceive, func() (err error) {
 		next, err = m.members[c.member].AckAndTryReceive(m.e.ctx, c.token)
 		return err
 	}) {
 		return
 	}
-	if len(before) > 0 {
-		for _, other := range before { // this commit was asynchronous
-			other.durable = other.durable && other != before[len(before)-1]
-		}
-	}
+	m.hasty = append(m.hasty, c)
 	m.acked(c)
 	if next != nil {
 		m.received(c.member, next)
@@ -563,12 +570,12 @@ func (m *model) leave() {
 			c.dead, c.by = true, nil
 		}
 	}
-	m.written()
 }
 
 func (m *model) jump(d time.Duration) {
 	m.now += d
 	m.e.jump(d)
+	m.written()
 	m.note("%s pass", d)
 }
 
@@ -582,7 +589,6 @@ func (m *model) maintain() {
 	if m.retention == pgstream.RetentionLimits {
 		m.lose(one[int64](m.e, "select first_position from millrace_engine.stream"))
 	}
-	m.written()
 }
 
 // lose notes that the log has no message below the mark any more. What was handed out or set aside may still come.
@@ -610,7 +616,9 @@ func (m *model) redrive() {
 		delete(m.settled, p)
 		m.messages[p].redriven, m.messages[p].notBefore = true, 0
 	}
-	m.written()
+	if n > 0 {
+		m.written()
+	}
 }
 
 // reset moves the group, and ends everything that it holds.
@@ -652,7 +660,6 @@ func (m *model) trim() {
 	mark := one[int64](m.e, "select millrace.trim('orders', $1)", 1+m.r.Int64N(top+1))
 	m.note("trim up to %d", mark)
 	m.lose(mark)
-	m.written()
 }
 
 // crash kills the server. What was committed asynchronously a moment ago may be undone: claims, and the end of claims that they took over.
@@ -673,6 +680,14 @@ func (m *model) crash(s *postgres.Server) {
 			delete(m.messages, p) // the position may be given away again
 		}
 	}
+	for _, c := range m.hasty {
+		c.dead, c.unsure = false, true
+		for _, p := range c.left {
+			delete(m.settled, p)
+			m.messages[p].trimmed = true // acked or not
+		}
+	}
+	m.hasty = nil
 	for _, c := range m.claims {
 		if c.durable {
 			continue
@@ -721,7 +736,7 @@ func (m *model) finish() {
 		}
 	}
 	for p, how := range m.settled {
-		if how == "dead" && !slices.Contains(m.buried(), p) {
+		if how == "dead" && !m.messages[p].trimmed && !slices.Contains(m.buried(), p) {
 			m.fail("position %d should be a dead letter", p)
 		}
 	}
