@@ -314,3 +314,29 @@ func TestNothingIsLostWhileSegmentsTurn(t *testing.T) {
 	mustHold(t, h.broken(groups...))
 	t.Logf("%d committed, %d rolled back, %d turns", len(h.committed), len(h.gone), truncated)
 }
+
+// What retention truncates, receive passes over at once; a transaction that holds the group's row does not keep it from truncating.
+func TestGroupsFollowTheMarkOfRetention(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{MaxMessages: 150})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "busy"})
+	e.fillRing()
+	tx := e.begin()
+	exec(e, tx, "select from millrace_engine.consumer_group where name = 'busy' for no key update")
+	e.maintain(1)
+	if n := e.kept(); n != 300 {
+		t.Errorf("%d messages are kept after the first round, want 300", n)
+	}
+	if p := one[int64](e, "select first_position from millrace_engine.consumer_group where name = 'g'"); p != 101 {
+		t.Errorf("the group begins at %d, want 101", p)
+	}
+	rollback(e, tx)
+	for _, g := range []string{"g", "busy"} {
+		got := drain(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: g}))
+		if len(got) != 300 || got[0] != 101 {
+			t.Errorf("group %s got %d messages", g, len(got))
+		}
+	}
+}

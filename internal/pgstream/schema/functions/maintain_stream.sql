@@ -76,6 +76,10 @@ begin
         if millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
             execute format('truncate millrace_engine.segment_%s_%s', p_stream, next_);
             update millrace_engine.stream x set first_position = greatest(x.first_position, top."position" + 1) where x.id = p_stream;
+            -- Receive looks at the group's row. One that a transaction holds is passed over: what is truncated is out of its reach anyway.
+            update millrace_engine.consumer_group x set first_position = top."position" + 1
+                where x.id in (select y.id from millrace_engine.consumer_group y where y.stream_id = p_stream and y.first_position <= top."position"
+                    for no key update skip locked);
             did := did || format('truncated segment %s up to position %s', next_ + 1, top."position");
         end if;
         exit;   -- one segment per round: locks stay short

@@ -7,12 +7,14 @@
 -- Never beyond the horizon: what an open transaction has published stays. Messages that were handed out already can still be settled, and
 -- retries and dead letters keep their copies.
 -- A stream with priorities is trimmed by number and age in each priority; a position is one of the stream itself.
--- Locks:  the stream's row; each segment that is freed, for a moment.
+-- Locks:  the stream's row, its groups' rows; each segment that is freed, until the end of the transaction, so the call stands in one of its own.
 -- Cost:   by number, a scan of the index over the messages that stay.
--- Raises: MR002 no such stream; MR003 isolation level, or a standby; MR004 bad argument.
+-- Raises: MR002 no such stream; MR003 isolation level, or a standby; MR004 bad argument; 55P03 when a transaction keeps a group's row locked for ten
+--         seconds: call it again.
 create or replace function millrace.trim(p_stream text, p_before bigint default null, p_max_messages bigint default null,
     p_max_age_seconds double precision default null, p_exact boolean default true) returns bigint
 language plpgsql volatile
+set lock_timeout = '10s'
 set enable_seqscan = off
 set enable_bitmapscan = off
 as $$
@@ -35,6 +37,7 @@ begin
         raise exception 'a limit for the trim is out of range' using errcode = 'MR004',
             hint = 'Positions begin with 1; a number of messages and an age in seconds are not negative.';
     end if;
+    perform 1 from millrace_engine.stream x where x.id = stream and x.priorities > 1 for no key update;   -- the parent before its priorities, as everybody does
     for child in select x.name from millrace_engine.stream x where x.parent_id = stream and coalesce(p_max_messages, p_max_age_seconds) is not null loop
         perform millrace.trim(child.name, null, p_max_messages, p_max_age_seconds, p_exact);
     end loop;
