@@ -4,6 +4,8 @@
 -- Why:   a name with a dot belongs to a child only: nobody can create a stream that looks like one.
 -- Locks: access exclusive on millrace_engine.stream and millrace_engine.consumer_group, for a moment; the tables are small.
 -- Cost:  a few milliseconds. The defaults are constants, so no row is written.
+-- Skew:  consumers of the previous release call the functions of this one, and so get filters; of a stream with priorities they read priority 0 only. Raise
+--        priorities when they are gone.
 
 alter table millrace_engine.stream
     add column priorities smallint not null default 1,   -- 1: no lanes; n: the children <name>.p1 to <name>.p<n-1>, the highest first
