@@ -43,7 +43,7 @@ type flow struct {
 	latencies []float64 // in ms, by message number, which is also the order of publishing
 }
 
-// flow runs messages through the bed and checks them.
+// flow runs messages through the bed and checks them. The consumers are not used again: they were interrupted while they waited.
 //
 // A message's time begins when it is due and its producer is free to send it; when a producer is late because its last message
 // took too long, the time begins when the message was due. A slow system is not spared the messages that it has delayed.

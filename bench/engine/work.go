@@ -21,7 +21,7 @@ type Work struct {
 	ShortShape *Shape
 
 	run func(ctx context.Context, b *bed) (map[string]float64, error)
-	// base measures what the rows are compared with, when that takes another shape.
+	// base measures what the rows are compared with, when that takes a database of its own.
 	base      func(ctx context.Context, b *bed) (map[string]float64, error)
 	baseShape Shape
 }
@@ -114,7 +114,12 @@ func Works() []Work {
 		{Name: "foreign-locks-10k", N: 100_000, ShortN: 50_000, Runs: 2, ShortRuns: 1,
 			Yield: []Yield{{Name: "foreign-locks-10k", Unit: "µs", Base: "foreign-locks-0"}, {Name: "foreign-locks-0", Unit: "µs"},
 				{Name: "foreign-locks-10k-p50", Unit: "ms", Base: "foreign-locks-0-p50"}, {Name: "foreign-locks-0-p50", Unit: "ms"}},
-			run: func(ctx context.Context, b *bed) (map[string]float64, error) { return b.foreignLocks(ctx) }},
+			run: func(ctx context.Context, b *bed) (map[string]float64, error) {
+				return b.foreignLocks(ctx, "foreign-locks-10k", 10_000)
+			},
+			base: func(ctx context.Context, b *bed) (map[string]float64, error) {
+				return b.foreignLocks(ctx, "foreign-locks-0", 0)
+			}},
 		{Name: "maintenance", N: 2_000_000, ShortN: 500_000, Runs: 3, ShortRuns: 1, Shape: Shape{Upkeep: true},
 			Yield: []Yield{{Name: "maintenance-on", Unit: "msg/s", Base: "maintenance-off"}, {Name: "maintenance-off", Unit: "msg/s"},
 				{Name: "maintenance-removals", Unit: "times"}},
