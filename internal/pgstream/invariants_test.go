@@ -430,6 +430,37 @@ func lostClaim(e *engine, mode pgstream.Mode) []string {
 	return nil
 }
 
+// lostClaimAndReceive is the same trap with an ack that goes with the member's next receive.
+func lostClaimAndReceive(e *engine, mode pgstream.Mode) []string {
+	e.t.Helper()
+	old, new := e.twoMembers("orders", mode)
+	lost := mustReceive(e, old)
+	e.run("delete from millrace_engine.claim where claim = (select max(claim) from millrace_engine.claim)")
+	if mode == pgstream.ModeShared {
+		mustReceive(e, new)
+	} else { // only the owner of a lane can ack like that
+		mustReceive(e, old)
+	}
+	if _, err := old.AckAndTryReceive(e.ctx, lost.Token); err == nil {
+		return []string{"the holder of a lost claim settled the claim that has its number now"}
+	}
+	return nil
+}
+
+// lateAckAndReceive acks, with the next receive, what another member has taken over and not settled. In an Ordered group the lane is
+// another's then, and receive leaves the ack to millrace.ack: so there is one trap for both modes.
+func lateAckAndReceive(e *engine, _ pgstream.Mode) []string {
+	e.t.Helper()
+	old, new := e.twoMembers("orders", pgstream.ModeShared)
+	claim := mustReceive(e, old)
+	e.jump(2 * time.Second)
+	mustReceive(e, new)
+	if _, err := old.AckAndTryReceive(e.ctx, claim.Token); err == nil {
+		return []string{"a member acked what another one has taken over"}
+	}
+	return nil
+}
+
 func writtenTwice(e *engine) []string {
 	e.t.Helper()
 	rows, err := e.Query(e.ctx, "select position::text || ' was written by ' || string_agg(member, ' and ') from public.sink group by position having count(*) > 1")
@@ -465,6 +496,12 @@ func TestInvariant3IsSeenBrokenWithout(t *testing.T) {
 			e.mutate("millrace.ack", "current_setting('transaction_isolation') <> 'read committed'", "false")
 		}},
 		{"the nonce", lostClaim, func(e *engine) { e.mutate("millrace.ack", "c.nonce = t[4]", "true") }},
+		{"the nonce, when the next receive acks", lostClaimAndReceive, func(e *engine) {
+			e.mutate("millrace_engine.receive_template", "y.nonce = acked[4]", "true")
+		}},
+		{"the settlement of a takeover, when the next receive acks", lateAckAndReceive, func(e *engine) {
+			e.mutate("millrace_engine.receive_template", "y.kind in ('A', 'T', 'R')", "y.kind in ('A', 'R')")
+		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -891,4 +892,88 @@ func TestTheEngineDoesWhatItsModelDoesOverCrashes(t *testing.T) {
 		}
 	}
 	t.Logf("%d crashes", crashes)
+}
+
+// alarm is a test that fails inside another one.
+type alarm struct {
+	testing.TB
+	said string
+}
+
+func (a *alarm) Helper() {}
+
+func (a *alarm) Fatalf(format string, args ...any) {
+	a.said = fmt.Sprintf(format, args...)
+	runtime.Goexit()
+}
+
+func (a *alarm) Fatal(args ...any) { a.Fatalf("%s", fmt.Sprint(args...)) }
+
+func (a *alarm) Errorf(format string, args ...any) { a.said = fmt.Sprintf(format, args...) }
+
+func TestTheModelSeesWhatIsBroken(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name   string
+		mode   pgstream.Mode
+		damage func(e *engine)
+	}{
+		{"filters", pgstream.ModeShared, func(e *engine) {
+			e.run(`create or replace function millrace_engine.matches(p_filter jsonb, p_key text, p_headers jsonb) returns boolean
+				language sql immutable parallel safe return true`)
+		}},
+		{"delays of nacks", pgstream.ModeShared, func(e *engine) {
+			e.run(`create or replace function millrace_engine.delay(p_group millrace_engine.consumer_group, p_attempt integer, p_seconds double precision)
+				returns interval language sql volatile return interval '0'`)
+		}},
+		{"dedupe keys", pgstream.ModeShared, func(e *engine) {
+			e.mutate("millrace_engine.remember", "millrace_engine.clock() + make_interval", "millrace_engine.clock() - make_interval")
+		}},
+		{"takeovers of what has expired only", pgstream.ModeShared, func(e *engine) {
+			e.mutate("millrace_engine.take_over", "o.expires_at > p_now", "false")
+			e.mutate("millrace_engine.take_over", "again.expires_at > p_now", "false")
+			e.mutate("millrace_engine.receive_template", "now_ >= last.next_check", "true")
+		}},
+		{"the order of a key", pgstream.ModeOrdered, func(e *engine) {
+			e.mutate("millrace_engine.receive_template", "continue when g.mode = 'Ordered' and t.blocked and taken.claim is null", "continue when false")
+		}},
+		{"acks inside a claim", pgstream.ModeShared, func(e *engine) {
+			e.mutate("millrace_engine.open_claims", " + coalesce(progress.settled, '{}'::int8multirange)", "")
+		}},
+		{"delayed messages", pgstream.ModeShared, func(e *engine) {
+			e.mutate("millrace_engine.move_due", "millrace_engine.clock()", "(millrace_engine.clock() + interval '5 seconds')")
+		}},
+		{"resets", pgstream.ModeOrdered, func(e *engine) {
+			e.run(`create or replace function millrace_engine.move_group(p_group integer, p_stream millrace_engine.stream, p_place jsonb) returns bigint
+				language sql as 'select 0::bigint'`)
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			a := &alarm{TB: t}
+			quiet := *e
+			quiet.t = a
+			c.damage(e)
+			for seed := uint64(1); seed <= 60 && a.said == ""; seed++ {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					m := newModel(&quiet, c.mode, seed)
+					defer func() {
+						for _, tx := range m.open {
+							_ = tx.tx.Rollback(e.ctx)
+						}
+					}()
+					m.run()
+				}()
+				<-done
+				e.run("select millrace_engine.drop_stream('orders', false)")
+			}
+			if a.said == "" {
+				t.Error("the model saw nothing wrong")
+			}
+			t.Logf("it said: %.150s", a.said)
+		})
+	}
 }
