@@ -192,8 +192,8 @@ func (c *Consumer) pause(since time.Duration) time.Duration {
 
 // register asks publishers to notify, unless it did so lately. True when it asked: what was published just before may not have been announced.
 func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
-	if c.cfg.Listener == nil {
-		return false, nil
+	if c.cfg.Listener == nil || !c.cfg.Listener.Alive() {
+		return false, nil // nobody would hear it; a listener that comes back wakes everybody
 	}
 	c.mu.Lock()
 	since := time.Since(c.registered)
