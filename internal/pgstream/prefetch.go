@@ -155,7 +155,7 @@ func (m *Messages) fetch() {
 			if m.ctx.Err() == nil {
 				m.err = err
 			}
-		case err == nil:
+		default:
 			m.claims = append(m.claims, &prefetched{token: claim.Token, messages: claim.Messages, open: len(claim.Messages), whole: true,
 				extendAt: time.Now().Add(m.c.lease() / 2)})
 		}

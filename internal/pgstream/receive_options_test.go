@@ -144,3 +144,18 @@ func TestAConsumerTakesUrgentMessagesFirstAlsoWhenPrioritiesAreNew(t *testing.T)
 		t.Errorf("at the end: %+v", s)
 	}
 }
+
+func TestANackedMessageSurvivesAFilterThatNoLongerWantsIt(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	spec := pgstream.GroupSpec{Stream: "orders", Name: "g"}
+	e.group(spec)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	publishKinds(e, 3)
+	claim := mustReceive(e, c)
+	spec.Filter = pgstream.Filter{Headers: map[string]any{"kind": "b"}}
+	e.group(spec)
+	must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "again"))
+	same(t, "the retry", positions(mustReceive(e, c)), []int64{1})
+}

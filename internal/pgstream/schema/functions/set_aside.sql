@@ -23,9 +23,9 @@ begin
     if p_positions is null then
         low_ := greatest(low_, source.first_position - 1);
     end if;
+    -- The filter may have changed since the claim: what is named was handed out and is kept.
     wanted := format('from millrace.%I m where m."position" > $1 and m."position" <= $2 and millrace_engine.slot(m.key, m."position") between %s and %s - 1
-        and millrace_engine.matches(%L, m.key, m.headers)
-        and not $3 @> m."position" and ($4 is null or m."position" = any ($4))', source.name, source.slot_low, source.slot_high, source.filter);
+        and not $3 @> m."position" and case when $4 is null then millrace_engine.matches(%L, m.key, m.headers) else m."position" = any ($4) end', source.name, source.slot_low, source.slot_high, source.filter);
     if p_dead then
         execute format('insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at,
                 attempts, reason, errors, dead_at)
