@@ -105,12 +105,16 @@ func (p *Publisher) PublishBatch(ctx context.Context, db DB, ms []NewMessage) ([
 	if !withHeaders {
 		headers = nil
 	}
-	if !withDedupe {
-		dedupe = nil
+	sql := "select * from " + p.function("millrace.publish_batch")
+	args := []any{p.stream, payloads, keys, headers}
+	if o == (options{}) && !withDedupe {
+		sql += "($1, $2, $3, $4)" // the functions of the previous release have no more
+	} else {
+		delay, at := o.due()
+		sql += "($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+		args = append(args, delay, at, o.priority, dedupe, o.serialize)
 	}
-	delay, at := o.due()
-	rows, err := db.Query(ctx, "select * from "+p.function("millrace.publish_batch")+"($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-		p.stream, payloads, keys, headers, delay, at, o.priority, dedupe, o.serialize)
+	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, publishError(p.stream, err)
 	}
