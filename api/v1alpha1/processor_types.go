@@ -214,7 +214,7 @@ type Column struct {
 	Name string `json:"name"`
 
 	// path of the value in the record, for example position.latitude; or @id, @stream, @received_at, @key or @position for
-	// what is known about the entry or message itself.
+	// what is known about the entry or message itself. In a stream with priorities @id tells all messages apart, and @position those of one priority.
 	//
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024

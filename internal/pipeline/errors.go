@@ -76,7 +76,7 @@ func Classify(err error) Class {
 	switch {
 	case errors.As(err, &inDoubt), errors.Is(err, pgstream.ErrFenced):
 		return ClassFenced
-	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), redisstream.IsConfiguration(err):
+	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), errors.Is(err, pgstream.ErrLapsed), redisstream.IsConfiguration(err):
 		return ClassConfiguration
 	case errors.As(err, &pg):
 		return classifyState(pg.Code)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -39,9 +40,12 @@ type StreamSource struct {
 	errors   config.Errors
 	max      int
 	failed   bool // the last Next returned an error; only Next uses it
-	metrics  *Metrics
-	log      *slog.Logger
-	settled  chan struct{} // holds a value when a claim was settled since Next last looked
+	// byPosition: rows of the sink are told apart by @position, which only messages of one priority are.
+	byPosition bool
+	priorities map[string]int // by the group in a claim's token: each priority has its own; only Next uses it
+	metrics    *Metrics
+	log        *slog.Logger
+	settled    chan struct{} // holds a value when a claim was settled since Next last looked
 
 	mu    sync.Mutex
 	open  map[*claim]struct{}
@@ -68,6 +72,7 @@ func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnCo
 		pool: pool, listener: pgstream.NewListener(listen), stream: g.Stream, group: g.Group,
 		ordered: g.Mode == config.ModeOrdered, errors: c.Errors, max: min(c.Batch.MaxRows, 10_000),
 		metrics: metrics, log: log, open: map[*claim]struct{}{}, settled: make(chan struct{}, 1),
+		byPosition: c.KeyedByPosition(), priorities: map[string]int{},
 	}
 	var err error
 	s.consumer, err = pgstream.NewConsumer(ctx, pool, pgstream.ConsumerConfig{
@@ -103,6 +108,12 @@ func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
 	if received == nil {
 		return &Batch{}, nil
 	}
+	prefix, err := s.identify(ctx, received.Token)
+	if err != nil {
+		s.failed = true
+		// When this fails too, the claim ends with its lease.
+		return nil, errors.Join(err, s.consumer.Release(ctx, received.Token))
+	}
 	now := time.Now()
 	c := &claim{token: received.Token, total: len(received.Messages), left: len(received.Messages)}
 	s.hold(ctx, c, received.ExpiresAt, now)
@@ -110,13 +121,36 @@ func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
 	b := &Batch{Items: make([]*Item, c.total), More: c.total == s.max, Together: true, InOrder: s.ordered}
 	for i := range received.Messages {
 		m, it := &received.Messages[i], &slab[i]
-		it.ID, it.Position, it.Key = strconv.FormatInt(m.Position, 10), m.Position, m.Key
+		it.ID, it.Position, it.Key = prefix+strconv.FormatInt(m.Position, 10), m.Position, m.Key
 		it.Payload, it.Created, it.Deliveries = asString(m.Payload), m.CreatedAt, m.Attempt
 		it.Stream, it.Received, it.origin = s.stream, now, c
 		it.size = itemOverhead + len(m.Payload)
 		b.Items[i] = it
 	}
 	return b, nil
+}
+
+// identify returns what makes ids of positions: nothing for priority 0, and "p1-" for priority 1, since each priority counts positions of its own. It
+// fails when the sink's key would take two messages with one position for the same.
+func (s *StreamSource) identify(ctx context.Context, token string) (prefix string, err error) {
+	group, _, _ := strings.Cut(token, ".")
+	priority, ok := s.priorities[group]
+	if !ok {
+		// Through JSON, because the previous release has no such column.
+		if err := s.pool.QueryRow(ctx, `select coalesce((to_jsonb(s) ->> 'priority')::integer, 0) from millrace_engine.consumer_group g
+			join millrace_engine.stream s on s.id = g.stream_id where g.id = $1::text::integer`, group).Scan(&priority); err != nil {
+			return "", fmt.Errorf("find the priority of a claim: %w", err)
+		}
+		s.priorities[group] = priority
+	}
+	if priority == 0 {
+		return "", nil
+	}
+	if s.byPosition {
+		return "", NewConfigurationError("stream %q has priorities, and messages of two priorities may have the same position: "+
+			"map @id, which tells them apart, into a column of sink.table.key", s.stream)
+	}
+	return fmt.Sprintf("p%d-", priority), nil
 }
 
 // receive gets the next claim. In an Ordered group a partition hands out nothing while a claim of it is open, and no

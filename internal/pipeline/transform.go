@@ -241,7 +241,7 @@ func property(it *Item, col *column) Value {
 		return textValue(*it.Key)
 	case config.PropertyPosition:
 		if col.Type == config.TypeText {
-			return textValue(it.ID)
+			return textValue(strconv.FormatInt(it.Position, 10))
 		}
 		return intValue(it.Position)
 	}

@@ -264,3 +264,21 @@ func (c *Config) Marshal() ([]byte, error) {
 	}
 	return buf.Bytes(), nil
 }
+
+// KeyedByPosition says whether the sink tells rows apart by @position and not by @id. Messages of two priorities may have one position.
+func (c *Config) KeyedByPosition() bool {
+	if c.Sink.Table == nil {
+		return false
+	}
+	position := false
+	for _, name := range c.Sink.Table.Key {
+		switch col := c.column(name); {
+		case col == nil:
+		case col.Path == PropertyID:
+			return false
+		case col.Path == PropertyPosition:
+			position = true
+		}
+	}
+	return position
+}

@@ -8,11 +8,11 @@ import (
 
 // Properties of an entry that a path can name instead of a place in its document.
 const (
-	PropertyID         = "@id"          // text: the entry's id in its source
+	PropertyID         = "@id"          // text: the entry's id in its source; of a message its position, and p1- before it with priority 1
 	PropertyStream     = "@stream"      // text: the stream it came from
 	PropertyReceivedAt = "@received_at" // timestamptz: when this processor received it; differs on redelivery
 	PropertyKey        = "@key"         // text: the key of a message; null when it has none, and for Redis
-	PropertyPosition   = "@position"    // bigint: the position of a message; not for Redis
+	PropertyPosition   = "@position"    // bigint: the position of a message within its priority; not for Redis
 )
 
 // propertyTypes are the types that a property's value can have.
