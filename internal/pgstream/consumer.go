@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -56,24 +55,15 @@ type facts struct {
 
 const factsAge = 10 * time.Second
 
-// repollMin is the shortest pause between two looks. After a wake-up the pauses grow with the time since: not every publisher is announced
-// (publish_guard_template.sql), and one that holds the horizon back may be about to finish. So whoever commits t after an announcement is found after
-// 2t at the latest.
-const repollMin = time.Millisecond
-
-// waitRegistration is how long before publishers must be asked again to notify; the database keeps it for ten seconds.
-const waitRegistration = 4 * time.Second
-
 // Consumer receives, settles and leaves on behalf of one member. Its methods are safe for concurrent use.
 type Consumer struct {
-	pool  *pgxpool.Pool
-	cfg   ConsumerConfig
-	facts atomic.Pointer[facts]
+	pool   *pgxpool.Pool
+	cfg    ConsumerConfig
+	facts  atomic.Pointer[facts]
+	waiter waiter
 
 	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
 
-	mu         sync.Mutex
-	registered time.Time // when publishers were last asked to notify
 }
 
 // NewConsumer checks that stream and group exist (ErrNotFound).
@@ -83,7 +73,7 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 	if cfg.Member == "" {
 		cfg.Member = memberName()
 	}
-	c := &Consumer{pool: pool, cfg: cfg}
+	c := &Consumer{pool: pool, cfg: cfg, waiter: waiter{pool: pool, listener: cfg.Listener, poll: cfg.PollInterval}}
 	if err := c.learn(ctx); err != nil {
 		return nil, err
 	}
@@ -149,65 +139,14 @@ func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { return c.AckAn
 // AckAndReceive settles the claim with this token, when it is not empty, and receives the next one, in one round trip when there is
 // one. ErrFenced when the claim had ended; nothing is received then.
 func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, error) {
-	// When there was last a reason to look: now, because somebody may have published unannounced just before we subscribed, and each wake-up.
-	reason := time.Now()
-	for {
-		var woken <-chan struct{}
-		if c.cfg.Listener != nil {
-			// Subscribe before looking, or what is published in between goes unnoticed.
-			woken = c.cfg.Listener.subscribe(c.facts.Load().stream)
-		}
-		claim, err := c.AckAndTryReceive(ctx, token)
-		if err != nil || claim != nil {
-			return claim, err
-		}
-		token = ""
-		if fresh, err := c.register(ctx); err != nil {
-			return nil, err
-		} else if fresh {
-			continue // published before publishers knew that somebody waits
-		}
-		timer := time.NewTimer(c.pause(time.Since(reason)))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
-		case <-woken:
-			timer.Stop()
-			reason = time.Now()
-		case <-timer.C:
-		}
-	}
-}
-
-// pause is how long to wait for a notification before looking again. With a listener it is at most the time after which publishers must be
-// asked again to notify.
-func (c *Consumer) pause(since time.Duration) time.Duration {
-	pause := min(max(since, repollMin), c.cfg.PollInterval)
-	if c.cfg.Listener != nil {
-		pause = min(pause, waitRegistration)
-	}
-	return pause
-}
-
-// register asks publishers to notify, unless it did so lately. True when it asked: what was published just before may not have been announced.
-func (c *Consumer) register(ctx context.Context) (fresh bool, err error) {
-	if c.cfg.Listener == nil || !c.cfg.Listener.Alive() {
-		return false, nil // nobody would hear it; a listener that comes back wakes everybody
-	}
-	c.mu.Lock()
-	since := time.Since(c.registered)
-	c.mu.Unlock()
-	if since < waitRegistration {
-		return false, nil
-	}
-	if _, err := c.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", c.facts.Load().stream); err != nil {
-		return false, fmt.Errorf("wait for messages: %w", translate(err))
-	}
-	c.mu.Lock()
-	c.registered = time.Now()
-	c.mu.Unlock()
-	return true, nil
+	var claim *Claim
+	err := c.waiter.until(ctx, func() int32 { return c.facts.Load().stream }, func() (bool, error) {
+		var err error
+		claim, err = c.AckAndTryReceive(ctx, token)
+		token = "" // settled, or the error says why not
+		return claim != nil, err
+	})
+	return claim, err
 }
 
 // TryReceive returns at once; nil when there is nothing to deliver.

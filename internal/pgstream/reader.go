@@ -24,21 +24,20 @@ const readerPoll = time.Second
 // written or acked. Of a stream with priorities it reads the lowest; the others are streams of their own, "<name>.p1" and so on. Its methods are for
 // one goroutine at a time.
 type Reader struct {
-	pool     *pgxpool.Pool
-	name     string
-	waits    int32 // the stream that publishers notify: the parent of a priority
-	listener *Listener
-	sql      string
+	pool   *pgxpool.Pool
+	name   string
+	waits  int32 // the stream that publishers notify: the parent of a priority
+	waiter waiter
+	sql    string
 
-	next       int64     // where the next read begins: behind the last message seen, and never at the horizon
-	safe       int64     // a horizon that a read was told; what it covers is read without computing another
-	registered time.Time // when publishers were last asked to notify
+	next int64 // where the next read begins: behind the last message seen, and never at the horizon
+	safe int64 // a horizon that a read was told; what it covers is read without computing another
 }
 
 // NewReader returns a reader whose first message is the first at or above position from, or as ReadFirst and ReadNext say. listener may be nil:
 // then it polls. ErrNotFound when there is no such stream. Whether from is still there is told by Next.
 func NewReader(ctx context.Context, pool *pgxpool.Pool, stream string, from int64, listener *Listener) (*Reader, error) {
-	r := &Reader{pool: pool, name: stream, listener: listener, next: from}
+	r := &Reader{pool: pool, name: stream, waiter: waiter{pool: pool, listener: listener, poll: readerPoll}, next: from}
 	var payloadType PayloadType
 	var id int32
 	var first, horizon int64
@@ -75,40 +74,13 @@ func (r *Reader) MoveTo(position int64) { r.next = position }
 // connection is held while it waits. ErrOutOfRange when messages from Position on were removed, also while they were read: the error names the first that is
 // left, and Position stays.
 func (r *Reader) Next(ctx context.Context, maximum int) ([]Message, error) {
-	// When there was last a reason to look: now, because somebody may have published unannounced just before we subscribed, and each wake-up.
-	reason := time.Now()
-	for {
-		var woken <-chan struct{}
-		if r.listener != nil {
-			// Subscribe before looking, or what is published in between goes unnoticed.
-			woken = r.listener.subscribe(r.waits)
-		}
-		messages, err := r.TryNext(ctx, maximum)
-		if err != nil || len(messages) > 0 {
-			return messages, err
-		}
-		pause := min(max(time.Since(reason), repollMin), readerPoll)
-		if r.listener != nil {
-			if time.Since(r.registered) >= waitRegistration {
-				if _, err := r.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", r.waits); err != nil {
-					return nil, r.wrap(err)
-				}
-				r.registered = time.Now()
-				continue // published before publishers knew that somebody waits
-			}
-			pause = min(pause, waitRegistration)
-		}
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, ctx.Err()
-		case <-woken:
-			timer.Stop()
-			reason = time.Now()
-		case <-timer.C:
-		}
-	}
+	var messages []Message
+	err := r.waiter.until(ctx, func() int32 { return r.waits }, func() (bool, error) {
+		var err error
+		messages, err = r.TryNext(ctx, maximum)
+		return len(messages) > 0, err
+	})
+	return messages, err
 }
 
 // TryNext is Next without waiting: no message when there is none now.

@@ -1,0 +1,89 @@
+package pgstream
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+)
+
+// repollMin is the shortest pause between two looks. After a wake-up the pauses grow with the time since: not every publisher is announced
+// (publish_guard_template.sql), and one that holds the horizon back may be about to finish. So whoever commits t after an announcement is found after
+// 2t at the latest.
+const repollMin = time.Millisecond
+
+// waitRegistration is how long before publishers must be asked again to notify; the database keeps it for ten seconds.
+const waitRegistration = 4 * time.Second
+
+// waiter waits for messages of a stream. No connection is held meanwhile. It may be used by several goroutines.
+type waiter struct {
+	pool     *pgxpool.Pool
+	listener *Listener     // nil: polling only
+	poll     time.Duration // the longest pause between two looks
+
+	mu         sync.Mutex
+	registered time.Time // when publishers were last asked to notify
+}
+
+// until looks, and waits for a reason to look again, until look is done or fails, or ctx ends.
+func (w *waiter) until(ctx context.Context, stream func() int32, look func() (done bool, err error)) error {
+	// When there was last a reason to look: now, because somebody may have published unannounced just before we subscribed, and each wake-up.
+	reason := time.Now()
+	for {
+		var woken <-chan struct{}
+		if w.listener != nil {
+			// Subscribe before looking, or what is published in between goes unnoticed.
+			woken = w.listener.subscribe(stream())
+		}
+		if done, err := look(); done || err != nil {
+			return err
+		}
+		if fresh, err := w.register(ctx, stream()); err != nil {
+			return err
+		} else if fresh {
+			continue // published before publishers knew that somebody waits
+		}
+		timer := time.NewTimer(w.pause(time.Since(reason)))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return ctx.Err()
+		case <-woken:
+			timer.Stop()
+			reason = time.Now()
+		case <-timer.C:
+		}
+	}
+}
+
+// pause is how long to wait for a notification before looking again. With a listener it is at most the time after which publishers must be
+// asked again to notify.
+func (w *waiter) pause(since time.Duration) time.Duration {
+	pause := min(max(since, repollMin), w.poll)
+	if w.listener != nil {
+		pause = min(pause, waitRegistration)
+	}
+	return pause
+}
+
+// register asks publishers to notify, unless it did so lately. True when it asked: what was published just before may not have been announced.
+func (w *waiter) register(ctx context.Context, stream int32) (fresh bool, err error) {
+	if w.listener == nil || !w.listener.Alive() {
+		return false, nil // nobody would hear it; a listener that comes back wakes everybody
+	}
+	w.mu.Lock()
+	since := time.Since(w.registered)
+	w.mu.Unlock()
+	if since < waitRegistration {
+		return false, nil
+	}
+	if _, err := w.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", stream); err != nil {
+		return false, fmt.Errorf("wait for messages: %w", translate(err))
+	}
+	w.mu.Lock()
+	w.registered = time.Now()
+	w.mu.Unlock()
+	return true, nil
+}
