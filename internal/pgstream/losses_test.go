@@ -220,7 +220,7 @@ func forgetful(t *testing.T) (*engine, *postgres.Server) {
 	t.Helper()
 	e, server := ownServer(t)
 	e.run("alter system set wal_writer_delay = '10s'")
-	e.run("alter system set wal_writer_flush_after = 0")
+	e.run("alter system set wal_writer_flush_after = '1GB'")
 	e.run("alter system set autovacuum = off")
 	e.run("select pg_reload_conf()")
 	return e, server
