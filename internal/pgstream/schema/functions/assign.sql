@@ -126,7 +126,9 @@ declare
 begin
     insert into millrace_engine.lane (group_id, slot_low, slot_high, member, epoch)
         values (p_group, p_low, p_high, p_member, (p_member is not null)::integer) returning id into result;
-    update millrace_engine.consumer_group x set lane_id = result where x.id = p_group and x.mode = 'Shared';
+    if exists (select from millrace_engine.consumer_group x where x.id = p_group and x.mode = 'Shared') then  -- members, who split Ordered lanes, may not
+        update millrace_engine.consumer_group x set lane_id = result where x.id = p_group;
+    end if;
     insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring, settled)
         values (result, 0, p_frontier, p_frontier, p_frontier, p_frontier, 0, 0, 'infinity', 'infinity', 0, 0,
             pg_sequence_last_value('millrace_engine.ring'), p_settled);
