@@ -94,7 +94,7 @@ func (c *crash) publishOnce(r *rand.Rand, name string) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback(ctx) }()
-	var kept, undone []string
+	var kept []string
 	for i := range 1 + r.IntN(3) {
 		var ms []pgstream.NewMessage
 		var ids []string
@@ -118,7 +118,6 @@ func (c *crash) publishOnce(r *rand.Rand, name string) error {
 			if err := target.Rollback(ctx); err != nil {
 				return err
 			}
-			undone = append(undone, ids...)
 			continue
 		}
 		kept = append(kept, ids...)
