@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
 
@@ -76,7 +77,8 @@ func Classify(err error) Class {
 	switch {
 	case errors.As(err, &inDoubt), errors.Is(err, pgstream.ErrFenced):
 		return ClassFenced
-	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), errors.Is(err, pgstream.ErrLapsed), redisstream.IsConfiguration(err):
+	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), errors.Is(err, pgstream.ErrLapsed),
+		errors.Is(err, schema.ErrNewer), redisstream.IsConfiguration(err):
 		return ClassConfiguration
 	case errors.As(err, &pg):
 		return classifyState(pg.Code)

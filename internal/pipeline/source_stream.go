@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 
@@ -74,7 +75,10 @@ func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnCo
 		metrics: metrics, log: log, open: map[*claim]struct{}{}, settled: make(chan struct{}, 1),
 		byPosition: c.KeyedByPosition(), priorities: map[string]int{},
 	}
-	var err error
+	err := schema.Check(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
 	s.consumer, err = pgstream.NewConsumer(ctx, pool, pgstream.ConsumerConfig{
 		Stream: g.Stream, Group: g.Group, Member: member, MaxMessages: s.max, Listener: s.listener,
 	})
