@@ -149,6 +149,11 @@ func migrate(ctx context.Context, conn *pgx.Conn, opts Options) (applied []int, 
 				return fmt.Errorf("create the schema: %w", err)
 			}
 		}
+		if current > 0 && current < Version() {
+			if err := lockTables(ctx, tx); err != nil {
+				return fmt.Errorf("lock the engine's tables: %w", err)
+			}
+		}
 		for _, m := range migrations() {
 			if m.version <= current {
 				continue
@@ -170,6 +175,38 @@ func migrate(ctx context.Context, conn *pgx.Conn, opts Options) (applied []int, 
 		return nil, err
 	}
 	return applied, nil
+}
+
+// lockTables keeps everybody out of the engine's tables until the upgrade is done, without a deadlock: applications lock them in different orders, so
+// it never waits for one of them while it holds another one that they may come to. Whoever receives, gives back or leaves looks at the groups first,
+// and who publishes at the streams; when these have been waited for, only short settlements are left, and the other tables are taken all at once or not at all.
+func lockTables(ctx context.Context, tx pgx.Tx) error {
+	for _, table := range []string{"millrace_engine.consumer_group", "millrace_engine.stream"} {
+		if _, err := tx.Exec(ctx, "lock table "+table+" in access exclusive mode"); err != nil {
+			return err
+		}
+	}
+	var rest string
+	err := tx.QueryRow(ctx, `select string_agg(c.oid::regclass::text, ', ' order by c.relname) from pg_catalog.pg_class c
+		where c.relnamespace = 'millrace_engine'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition`).Scan(&rest)
+	if err != nil {
+		return err
+	}
+	for start := time.Now(); ; {
+		err := pgx.BeginFunc(ctx, tx, func(savepoint pgx.Tx) error {
+			_, err := savepoint.Exec(ctx, "lock table "+rest+" in access exclusive mode nowait")
+			return err
+		})
+		var pg *pgconn.PgError
+		if err == nil || !errors.As(err, &pg) || pg.Code != "55P03" || time.Since(start) > lockTimeout {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 // replaceFunctions installs the functions, the copies that each stream has, and what the runtime role may do.

@@ -3,11 +3,15 @@ package schema_test
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -536,5 +540,132 @@ func TestAManagerThatDoesNotKnowTheRuntimeRoleGrantsItWhatIsNew(t *testing.T) {
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) || pg.Code != "42501" {
 		t.Errorf("the runtime role creates a table: %v", err)
+	}
+}
+
+// Clients of the previous release publish, receive and ack all the time while the database is upgraded. A call that is under way at that moment may fail,
+// as at a failover; nothing is lost, and every client goes on.
+func TestAnUpgradeUnderLoadLosesNothing(t *testing.T) {
+	t.Parallel()
+	dsn, conn := oldRelease(t)
+	run(t, conn, "select millrace.create_stream('orders')")
+	run(t, conn, "select millrace.create_group('orders', 'shared', 'Shared'), millrace.create_group('orders', 'ordered', 'Ordered')")
+	run(t, conn, "create table public.sink (grp text, position bigint)")
+	var mu sync.Mutex
+	published := map[int64]bool{}
+	failures := map[string]int{}
+	stop := make(chan struct{})
+	var sent, handled atomic.Int64
+	var load sync.WaitGroup
+	loop := func(do func(conn *pgx.Conn) error) {
+		own := connect(t, dsn)
+		load.Go(func() {
+			for row := 0; row < 20; {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				err := do(own)
+				var pg *pgconn.PgError
+				switch {
+				case err == nil:
+					row = 0
+				case errors.As(err, &pg):
+					row++
+					mu.Lock()
+					failures[pg.Code+" "+pg.Message]++
+					mu.Unlock()
+				default:
+					t.Error(err)
+					return
+				}
+			}
+			t.Error("a client does not go on")
+		})
+	}
+	for range 2 {
+		loop(func(own *pgx.Conn) error {
+			var p int64
+			if err := own.QueryRow(t.Context(), "select millrace.publish('orders', '{}', $1, null)", "k").Scan(&p); err != nil {
+				return err
+			}
+			sent.Add(1)
+			mu.Lock()
+			defer mu.Unlock()
+			published[p] = true
+			return nil
+		})
+	}
+	for _, group := range []string{"shared", "shared", "ordered"} {
+		member := fmt.Sprintf("%s%d", group, len(failures))
+		loop(func(own *pgx.Conn) error {
+			rows, _ := own.Query(t.Context(), `select claim, "position" from millrace_engine.receive_1($1, $2, 10, null, null)`, group, member)
+			var token string
+			var position int64
+			var all []int64
+			if _, err := pgx.ForEachRow(rows, []any{&token, &position}, func() error { all = append(all, position); return nil }); err != nil || len(all) == 0 {
+				return err
+			}
+			return pgx.BeginFunc(t.Context(), own, func(tx pgx.Tx) error {
+				if _, err := tx.Exec(t.Context(), "insert into public.sink select $1, unnest($2::bigint[])", group, all); err != nil {
+					return err
+				}
+				_, err := tx.Exec(t.Context(), "select millrace.ack($1)", token)
+				handled.Add(int64(len(all)))
+				return err
+			})
+		})
+	}
+	until := func(n int64) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); sent.Load() < n || handled.Load() < n; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) || t.Failed() {
+				t.Fatalf("%d published, %d handled, failures %v", sent.Load(), handled.Load(), failures)
+			}
+		}
+	}
+	until(50)
+	migrate(t, conn, schema.Options{})
+	until(sent.Load() + 50)
+	close(stop)
+	load.Wait()
+	t.Logf("%d published, failures during the upgrade: %v", len(published), failures)
+	for what := range failures {
+		// The old function goes on where it waited, and finds the new tables.
+		if !strings.HasPrefix(what, "42") && !strings.HasPrefix(what, "MR001") {
+			t.Errorf("a client was told: %s", what)
+		}
+	}
+	for _, group := range []string{"shared", "ordered"} {
+		pool := pools(t, dsn)
+		c, err := pgstream.NewConsumer(t.Context(), pool, pgstream.ConsumerConfig{Stream: "orders", Group: group, Member: "last"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(t, conn, "select millrace.leave('orders', $1, 'shared0'), millrace.leave('orders', $1, 'ordered0')", group)
+		for {
+			claim, err := c.TryReceive(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if claim == nil {
+				break
+			}
+			for _, m := range claim.Messages {
+				run(t, conn, "insert into public.sink values ($1, $2)", group, m.Position)
+			}
+			if err := c.Ack(t.Context(), claim.Token); err != nil {
+				t.Fatal(err)
+			}
+		}
+		rows, _ := conn.Query(t.Context(), "select position from public.sink where grp = $1 order by 1", group)
+		got, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := slices.Sorted(maps.Keys(published)); !slices.Equal(got, want) {
+			t.Errorf("group %s handled %d messages, published were %d", group, len(got), len(want))
+		}
 	}
 }
