@@ -247,9 +247,10 @@ func (c *Consumer) AckMessages(ctx context.Context, token string, positions []in
 	return c.settle(ctx, "ack", "select millrace.ack_messages($1, $2)", token, positions)
 }
 
-// Nack gives messages back to be delivered again after delay (negative: the group's backoff), with the reason kept. In a Shared group the rest
-// of the claim stays held, and a message at the group's MaxAttempts becomes a dead letter. In an Ordered group the claim ends, and everything
-// unsettled in it is delivered again in order.
+// Nack gives messages back to be delivered again after delay (negative: the group's backoff), with the reason kept. A message at the group's
+// MaxAttempts becomes a dead letter, except with FailureBlock. In a Shared group the rest of the claim stays held. In an Ordered group the claim ends, and
+// everything unsettled in it is delivered again in order; with FailurePark it stays held, but for the later messages of the nacked one's key: skip those,
+// they come after it.
 func (c *Consumer) Nack(ctx context.Context, token string, positions []int64, delay time.Duration, reason string) error {
 	var seconds *float64
 	if delay >= 0 {
