@@ -15,10 +15,20 @@ has_postgres() {
   has pg_config && [ -x "$(pg_config --bindir)/initdb" ]
 }
 
+# psycopg 3, of the system's Python or of the first one on the path, as in test/clients.
+has_psycopg() {
+  local python
+  for python in /usr/bin/python3 python3; do
+    has "$python" && "$python" -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("psycopg"))' && return 0
+  done
+  return 1
+}
+
 PATH="$PATH:/usr/sbin:/sbin"
 has_postgres || need postgresql
 has redis-server || has valkey-server || need redis-server
 has pgbouncer || need pgbouncer
+has_psycopg || need python3-psycopg
 # A node of our own needs root anyway; others use CLUSTER=current.
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] && [ "${CLUSTER:-}" != current ]; then
   has runc || need runc
@@ -31,7 +41,8 @@ fi
 if [ "${#packages[@]}" -gt 0 ]; then
   if ! has apt-get; then
     echo "Please install: ${packages[*]}" >&2
-    [ "$(uname -s)" = Darwin ] && echo "With Homebrew: brew install postgresql@18 redis pgbouncer" >&2
+    [ "$(uname -s)" = Darwin ] && echo "With Homebrew: brew install postgresql@18 redis pgbouncer python" >&2
+    has_psycopg || echo "python3-psycopg is psycopg 3: pip install 'psycopg[binary]' in a virtual environment, and keep it active" >&2
     exit 1
   fi
   if [ "$(id -u)" -ne 0 ]; then

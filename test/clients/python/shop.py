@@ -1,0 +1,94 @@
+"""What the programs of this example share: connecting, waiting without polling, stopping, and which errors pass.
+
+They need psycopg 3 (Debian: python3-psycopg) and nothing of Millrace but its SQL functions.
+"""
+
+import os
+import select
+import signal
+import socket
+import sys
+import time
+
+import psycopg
+from psycopg.rows import namedtuple_row
+
+
+def connect(name):
+    """Opens a connection. Autocommit, because a driver that begins transactions by itself would put receive into one that has written."""
+    return psycopg.connect(os.environ["DATABASE_URL"], application_name=name, autocommit=True, row_factory=namedtuple_row)
+
+
+def passes(error):
+    """Whether the same call can succeed a little later."""
+    state = error.sqlstate
+    if state is None:  # no answer from the server: the connection was refused or lost
+        return isinstance(error, psycopg.OperationalError)
+    return state in ("40001", "40P01", "55P03") or state.startswith(("08", "53", "57P"))
+
+
+def claim_ended(error):
+    """Whether the messages belong to somebody else now. The transaction has rolled back, so nothing is to be undone."""
+    return error.sqlstate == "MR001"
+
+
+def log(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+class Stop:
+    """Becomes asked with SIGTERM, and ends whatever select waits for it."""
+
+    def __init__(self):
+        self.asked = False
+        self.socket, wake = socket.socketpair()
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        self._wake = wake
+        signal.signal(signal.SIGTERM, self._ask)
+
+    def _ask(self, *_):
+        self.asked = True
+
+    def fileno(self):
+        return self.socket.fileno()
+
+
+class Waiter:
+    """Waits until there may be something to receive from a stream."""
+
+    def __init__(self, stream, listener, stop):
+        self.stream, self.listener, self.stop = stream, listener, stop
+        self.registered = None
+        listener.execute("listen millrace")
+
+    def wait(self):
+        """Call it when receive has returned nothing, and receive again when it returns."""
+        now = time.monotonic()
+        if self.registered is None or now > self.registered + 4:
+            # Publishers announce nothing while nobody is registered, so look once more before waiting.
+            self.listener.execute("select millrace_engine.wait_for(array[millrace_engine.stream_id(%s)])", [self.stream])
+            self.registered = now
+            return
+        # Not longer than a second: not everything that becomes due is announced.
+        select.select([self.listener, self.stop], [], [], 1)
+        self.listener.pgconn.consume_input()
+        while self.listener.pgconn.notifies():  # whatever it was, look
+            pass
+        # Only where neither a processor nor the manager runs: somebody has to publish what was delayed.
+        self.listener.execute("select millrace_engine.move_due(1000)")
+
+
+def serve(name, stream, consume):
+    """Calls consume(connection, waiter, stop) until SIGTERM, and again with new connections when the trouble passes."""
+    stop = Stop()
+    while not stop.asked:
+        try:
+            # LISTEN has a connection of its own, which must reach PostgreSQL directly; the other may go through a pooler.
+            with connect(name) as conn, connect(name + " listener") as listener:
+                consume(conn, Waiter(stream, listener, stop), stop)
+        except psycopg.Error as error:
+            if not passes(error):
+                raise
+            log("connecting again:", error.sqlstate or "no answer")
+            select.select([stop], [], [], 0.2)
