@@ -217,15 +217,25 @@ func (c *crash) kill(s *postgres.Server, r *rand.Rand) string {
 		return "the server"
 	}
 	var victim int
-	e.eventually("there is a backend to kill", func() bool { // the pool has connections that died with the last one
+	e.eventually("there is a backend to kill", func() bool {
 		return e.QueryRow(e.ctx, `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
 			order by random() limit 1`).Scan(&victim) == nil
 	})
+	witness := e.connect()
 	must(e.t, syscall.Kill(victim, syscall.SIGKILL))
-	e.eventually("the server has recovered", func() bool {
-		var up bool
-		return e.QueryRow(e.ctx, "select pg_postmaster_start_time() is not null and not pg_is_in_recovery()").Scan(&up) == nil
+	e.eventually("the server has ended all its backends", func() bool {
+		_, err := witness.Exec(e.ctx, "select 1")
+		return err != nil
 	})
+	e.eventually("the server has recovered", func() bool {
+		conn, err := pgx.Connect(e.ctx, e.dsn)
+		if err != nil {
+			return false
+		}
+		_ = conn.Close(e.ctx)
+		return true
+	})
+	e.Reset()
 	return "a backend"
 }
 
