@@ -64,11 +64,12 @@ end $$;
 comment on function millrace_engine.assign(integer, text, integer, timestamptz, bigint) is
     'Brings the lanes of an Ordered group nearer to a fair share for the calling member.';
 
--- millrace_engine.settled_assignment(group, member, partitions, now, lease in ms) returns bigint
+-- millrace_engine.settled_assignment(group, member, now, lease in ms, out lane, out low_slot, out top_slot, out parks)
 -- The member's lane, when there is nothing to assign: its lease is young, no member's has ended, and its one lane is exactly its fair share. Null
--- otherwise. It is asked at every receive, and most of the time the answer saves `assign`.
-create or replace function millrace_engine.settled_assignment(p_group integer, p_member text, p_partitions integer, p_now timestamptz, p_lease_ms bigint)
-returns bigint
+-- otherwise. Asked at every receive under the group's receive lock; most of the time the answer saves `assign`. parks: messages of the group were parked, or
+-- may be (park.sql).
+create or replace function millrace_engine.settled_assignment(p_group integer, p_member text, p_now timestamptz, p_lease_ms bigint,
+    out lane bigint, out low_slot smallint, out top_slot smallint, out parks boolean)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -85,17 +86,21 @@ begin
         from millrace_engine.member me join millrace_engine.member m on m.group_id = p_group
         where me.group_id = p_group and me.name = p_member;
     if alive is not true then
-        return null;
+        return;
     end if;
-    select count(*) as lanes, min(x.id) as id, min(x.slot_low) as low, max(x.slot_high) as high into l
-        from millrace_engine.lane x where x.group_id = p_group and x.member = p_member;
-    if l.lanes = 1 and l.low = (rank * p_partitions / members) * 1024 / p_partitions
-            and l.high = ((rank + 1) * p_partitions / members) * 1024 / p_partitions then
-        return l.id;
+    select x.id, x.slot_low as low, x.slot_high as high, s.partitions, count(*) over () as lanes, g.parks or g.failure_policy = 'Park' as parks into l
+        from millrace_engine.lane x
+        join millrace_engine.consumer_group g on g.id = x.group_id
+        join millrace_engine.stream s on s.id = g.stream_id
+        where x.group_id = p_group and x.member = p_member limit 1;
+    if l.lanes = 1 and l.low = (rank * l.partitions / members) * 1024 / l.partitions and l.high = ((rank + 1) * l.partitions / members) * 1024 / l.partitions then
+        lane := l.id;
+        low_slot := l.low;
+        top_slot := l.high - 1;
+        parks := l.parks;
     end if;
-    return null;
 end $$;
-comment on function millrace_engine.settled_assignment(integer, text, integer, timestamptz, bigint) is
+comment on function millrace_engine.settled_assignment(integer, text, timestamptz, bigint) is
     'The lane of a member of an Ordered group when nothing is to be assigned.';
 
 -- millrace_engine.lane_progress(lane, out frontier, out horizon, out floor, out stragglers, out next_check, out claim, out settled, out idle)

@@ -33,6 +33,7 @@ declare
     acks_ok  boolean;
     ring_    integer;
     partitions_ integer;
+    own      bigint;         -- Ordered: the lane of a member with nothing to reassign
     lanes    bigint[];
     lane_    bigint;
     low_slot smallint := 0;
@@ -127,15 +128,16 @@ begin
             end if;
         end if;
     else
-        select s.partitions into strict partitions_ from millrace_engine.stream s where s.id = c_stream;
-        lane_ := millrace_engine.settled_assignment(g.id, p_member, partitions_, now_, coalesce(p_lease_ms, g.ack_wait_ms));
-        if lane_ is not null then
-            lanes := array[lane_];
+        select x.lane, x.low_slot, x.top_slot, x.parks into own, low_slot, top_slot, parks
+            from millrace_engine.settled_assignment(g.id, p_member, now_, coalesce(p_lease_ms, g.ack_wait_ms)) x;
+        if own is not null then
+            lanes := array[own];
         else
             if acked is not null then
                 perform millrace.ack(p_ack);
                 acked := null;
             end if;
+            select s.partitions into strict partitions_ from millrace_engine.stream s where s.id = c_stream;
             perform millrace_engine.assign(g.id, p_member, partitions_, now_, coalesce(p_lease_ms, g.ack_wait_ms));
             select array_agg(x.id order by f.frontier) into lanes
                 from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and x.member = p_member;
@@ -150,8 +152,8 @@ begin
     end if;
 
     foreach lane_ in array lanes loop
-        if g.mode = 'Ordered' then
-            -- parks is read here, under the lock: once a parked message has been handed out, every later receive must know of its key.
+        -- parks is read under the lock: once a parked message has been handed out, every later receive must know of its key.
+        if g.mode = 'Ordered' and own is null then
             select x.slot_low, x.slot_high - 1, y.parks or y.failure_policy = 'Park' into strict low_slot, top_slot, parks
                 from millrace_engine.lane x join millrace_engine.consumer_group y on y.id = x.group_id where x.id = lane_;
         end if;
