@@ -61,7 +61,7 @@ func TestAPythonShopLosesAndRepeatsNothing(t *testing.T) {
 	select {
 	case victim = <-s.tax.fatal:
 	case <-ctx.Done():
-		t.Fatal("nobody billed order o-17")
+		t.Fatalf("nobody billed order o-17; in the database:\n%s", s.activity())
 	}
 	members[victim].Kill()
 	delete(members, victim)
@@ -287,7 +287,7 @@ func (s *shop) until(what string, done func() bool) {
 	for !done() {
 		select {
 		case <-s.ctx.Done():
-			s.t.Fatalf("waited in vain until %s", what)
+			s.t.Fatalf("waited in vain until %s; in the database:\n%s", what, s.activity())
 		case <-look.C:
 		}
 		for _, p := range s.started {
@@ -296,6 +296,19 @@ func (s *shop) until(what string, done func() bool) {
 			}
 		}
 	}
+}
+
+// activity says what every session does, and waits for. It works when the test's time is over.
+func (s *shop) activity() string {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	var all string
+	err := s.db.QueryRow(ctx, `select string_agg(concat_ws(' | ', pid, application_name, state, wait_event_type, wait_event, pg_blocking_pids(pid)::text,
+		clock_timestamp() - query_start, left(query, 100)), chr(10)) from pg_stat_activity where datname = current_database()`).Scan(&all)
+	if err != nil {
+		return err.Error()
+	}
+	return all
 }
 
 func (s *shop) run(sql string) {
@@ -380,7 +393,11 @@ func (x *taxService) outlast(ctx context.Context, order string) {
 	case <-ctx.Done():
 		return
 	}
-	for more := true; more; {
+	more := true
+	for range 100 {
+		if !more {
+			break
+		}
 		rows, err := x.db.Query(ctx, "select payload ->> 'id' from millrace.receive('orders', 'billing', 'somebody else', 1000)")
 		if err != nil {
 			x.t.Error(err)
@@ -397,6 +414,9 @@ func (x *taxService) outlast(ctx context.Context, order string) {
 			}
 		}
 		more = len(ids) > 0
+	}
+	if more {
+		x.t.Error("a member was given messages a hundred times, and there are still more")
 	}
 	if _, err := x.db.Exec(ctx, "select millrace.leave('orders', 'billing', 'somebody else')"); err != nil {
 		x.t.Error(err)
