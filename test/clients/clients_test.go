@@ -61,7 +61,7 @@ func TestAPythonShopLosesAndRepeatsNothing(t *testing.T) {
 	select {
 	case victim = <-s.tax.fatal:
 	case <-ctx.Done():
-		t.Fatalf("nobody billed order o-17; in the database:\n%s", s.activity())
+		t.Fatal("nobody billed order o-17")
 	}
 	members[victim].Kill()
 	delete(members, victim)
@@ -230,6 +230,9 @@ func newShop(ctx context.Context, t *testing.T) *shop {
 	u.User = url.UserPassword(user, "secret")
 	s.env = []string{"DATABASE_URL=" + u.String(), "TAX_URL=" + server.URL, "PYTHONDONTWRITEBYTECODE=1"}
 	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("sessions of the database:\n%s", s.activity())
+		}
 		for _, p := range s.started {
 			p.Kill()
 		}
@@ -287,7 +290,7 @@ func (s *shop) until(what string, done func() bool) {
 	for !done() {
 		select {
 		case <-s.ctx.Done():
-			s.t.Fatalf("waited in vain until %s; in the database:\n%s", what, s.activity())
+			s.t.Fatalf("waited in vain until %s", what)
 		case <-look.C:
 		}
 		for _, p := range s.started {
