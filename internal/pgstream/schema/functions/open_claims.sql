@@ -20,7 +20,7 @@ begin
            coalesce(last_end.expires_at, c.expires_at), c.next_check,
            c.messages - (select coalesce(sum(upper(r) - lower(r)), 0)::integer from unnest(progress.settled - coalesce(c.settled, '{}')) r),
            coalesce(last_end.next_attempt - 1, c.attempt), c.ring, c.copy, c.member, c.stragglers, c.careful_to,
-           coalesce(c.settled, '{}'::int8multirange) + coalesce(progress.settled, '{}'::int8multirange), c.settles
+           coalesce(c.settled, '{}'::int8multirange) + coalesce(progress.settled, '{}'::int8multirange), c.settles, c.segment
     from (select distinct on (d.claim) d.* from (
               select x.* from millrace_engine.claim x where x.lane_id = p_lane and x.claim > p_floor
               union all

@@ -27,6 +27,7 @@ declare
     c_stream constant integer := /* stream id */ 0;
     now_     timestamptz;
     ends     timestamptz;
+    f        record;
     g        record;
     acked    bigint[];       -- the parts of p_ack while it waits to be settled with the next claim
     acks     bigint;         -- the claim that the new claim's row settles
@@ -60,26 +61,97 @@ declare
     nonce_   bigint;
     token    text;
 begin
-    if current_setting('transaction_isolation') <> 'read committed' then
-        raise exception 'receive needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
-            hint = 'An older snapshot would miss messages for ever. Call receive in a READ COMMITTED transaction of its own.';
+    -- One condition for all that may be wrong, and below one for all that is not plain: an expression costs little, but more than nothing.
+    if (current_setting('transaction_isolation') = 'read committed' and p_max between 1 and 10000 and p_member <> ''
+            and (p_lease_ms is null or p_lease_ms > 0) and pg_current_xact_id_if_assigned() is null) is not true then
+        if current_setting('transaction_isolation') <> 'read committed' then
+            raise exception 'receive needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
+                hint = 'An older snapshot would miss messages for ever. Call receive in a READ COMMITTED transaction of its own.';
+        end if;
+        if pg_current_xact_id_if_assigned() is not null   -- but by receive_priorities, which looks into one lane after the other
+                and current_setting('millrace.receiving', true) is distinct from pg_current_xact_id_if_assigned()::text then
+            raise exception 'receive must stand in a transaction of its own' using errcode = 'MR006',
+                hint = 'It serialises the group until the commit. Commit first; ack inside the transaction that does the work.';
+        end if;
+        if p_max is null or p_max not between 1 and 10000 then
+            raise exception 'cannot receive % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
+        end if;
+        if p_member is null or p_member = '' then
+            raise exception 'the member has no name' using errcode = 'MR004', hint = 'Pass a name that is unique per process.';
+        end if;
+        if p_lease_ms <= 0 then
+            raise exception 'cannot claim for % milliseconds', p_lease_ms using errcode = 'MR004', hint = 'Pass a positive time, or null for the group''s ack wait.';
+        end if;
     end if;
-    if pg_current_xact_id_if_assigned() is not null   -- but by receive_priorities, which looks into one lane after the other
-            and current_setting('millrace.receiving', true) is distinct from pg_current_xact_id_if_assigned()::text then
-        raise exception 'receive must stand in a transaction of its own' using errcode = 'MR006',
-            hint = 'It serialises the group until the commit. Commit first; ack inside the transaction that does the work.';
-    end if;
-    if p_max is null or p_max not between 1 and 10000 then
-        raise exception 'cannot receive % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
-    end if;
-    if p_member is null or p_member = '' then
-        raise exception 'the member has no name' using errcode = 'MR004', hint = 'Pass a name that is unique per process.';
-    end if;
-    if p_lease_ms <= 0 then
-        raise exception 'cannot claim for % milliseconds', p_lease_ms using errcode = 'MR004', hint = 'Pass a positive time, or null for the group''s ack wait.';
+    now_ := millrace_engine.clock();
+
+    -- The hot path: a Shared group without retries, filter or expired claims, whose member acks with the call. What does not fit goes on below.
+    select x.id, x.lane_id, x.first_position, now_ + make_interval(secs => coalesce(p_lease_ms, x.ack_wait_ms) / 1000.0) as ends,
+            floor(random() * 999999999999999)::bigint + 1 as nonce,
+            case when p_ack ~ '^[0-9]{1,10}\.[1-9][0-9]{0,9}\.[0-9]{1,18}\.[1-9][0-9]{0,17}$' then string_to_array(p_ack, '.')::bigint[] end as acked,
+            x.mode = 'Shared' and not x.paused and x.lapsed_at is null and x.filter is null and x.recheck_at > now_ and not p_auto_ack
+                and (p_ack is null or split_part(p_ack, '.', 2) = x.lane_id::text)
+                and not exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as plain
+        into f
+        from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
+    if f.plain and (p_ack is null
+                or f.acked is not null and pg_advisory_xact_lock((1610612736 + f.acked[2])::integer, (f.acked[3] & 2147483647)::integer) is not null
+                and pg_advisory_xact_lock_shared((1073741824 + f.acked[2])::integer, (f.acked[3] & 2147483647)::integer) is not null)
+            and pg_advisory_xact_lock(536870912 + f.id, 0) is not null then
+        ring_ := pg_sequence_last_value('millrace_engine.ring');
+        /* each ring */
+            select x.claim + 1 as claim, x.frontier, x.floor, x.stragglers, x.careful_to, x.segment, least(x.next_check, f.ends) as next_check,
+                    case when x.horizon > x.frontier or coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) <= x.frontier then x.horizon
+                         else millrace_engine.horizon(c_stream) end as horizon,
+                    x.next_check > now_ and x.frontier >= f.first_position - 1 and x.settled is null and (f.acked is null or x.claim < f.acked[3] + 64
+                        and (select bool_or(y.claim = f.acked[3] and y.nonce = f.acked[4]) and not bool_or(coalesce(y.settles = f.acked[3], false))
+                             from millrace_engine.claim_ring y where y.lane_id = f.lane_id and y.claim >= f.acked[3] and y.claim <= f.acked[3] + 64)
+                        and not exists (select from millrace_engine.settlement_ring y
+                            where y.lane_id = f.lane_id and y.claim = f.acked[3] and y.kind in ('A', 'T', 'R'))) as plain
+                into last
+                from millrace_engine.claim_ring x where x.lane_id = f.lane_id order by x.claim desc limit 1;
+            if last.plain then
+                -- Of the one segment that had the messages before; of the others only if that does not have them all.
+                return query select f.id || '.' || f.lane_id || '.' || last.claim || '.' || f.nonce,
+                        m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, f.ends
+                    from millrace.stream_template m
+                    where m.segment = last.segment and m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon)
+                    order by m."position";
+                get diagnostics n = row_count;
+                if n < least(last.frontier + p_max, last.horizon) - last.frontier then
+                    return query select f.id || '.' || f.lane_id || '.' || last.claim || '.' || f.nonce,
+                            m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, f.ends
+                        from millrace.stream_template m
+                        where m.segment is distinct from last.segment and m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon)
+                        order by m."position";
+                    get diagnostics behind = row_count;
+                    if behind > 0 then
+                        n := n + behind;
+                        select m.segment into last.segment from millrace.stream_template m
+                            where m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon) order by m."position" desc limit 1;
+                    end if;
+                end if;
+                if n > 0 then
+                    if last.claim % 32 = 0 then
+                        select r.new_floor, r.new_stragglers into last.floor, last.stragglers
+                            from millrace_engine.raise_floor(f.lane_id, last.claim - 1, last.floor, last.stragglers) r;
+                    end if;
+                    insert into millrace_engine.claim_ring (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages,
+                            attempt, ring, member, stragglers, careful_to, segment, settles)
+                        values (f.lane_id, last.claim, last.frontier, least(last.frontier + p_max, last.horizon), least(last.frontier + p_max, last.horizon),
+                            last.horizon, last.floor, f.nonce, f.ends, last.next_check, n, 1, ring_, p_member, last.stragglers, last.careful_to, last.segment,
+                            f.acked[3]);
+                    return;
+                elsif last.horizon <= last.frontier then
+                    if f.acked is not null then
+                        insert into millrace_engine.settlement_ring (lane_id, claim, at, ring, kind) values (f.lane_id, f.acked[3], now_, ring_, 'A');
+                    end if;
+                    return;
+                end if;
+            end if;
+        /* end */
     end if;
 
-    now_ := millrace_engine.clock();
     select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason, x.lane_id, x.recheck_at,
             x.first_position, x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g
@@ -161,7 +233,7 @@ begin
         -- The lane's newest row is in the current ring, or else in an older one (rotate_ledger.sql). The same query says whether the claim to ack is open.
         ring_ := pg_sequence_last_value('millrace_engine.ring');
         /* each ring */
-            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled,
+            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment,
                     acked is not null
                     and exists (select from millrace_engine.claim_ring y where y.lane_id = lane_ and y.claim = acked[3] and y.nonce = acked[4])
                     and not exists (select from millrace_engine.settlement_ring y where y.lane_id = lane_ and y.claim = acked[3] and y.kind in ('A', 'T', 'R'))
@@ -171,7 +243,7 @@ begin
                 from millrace_engine.claim_ring x where x.lane_id = lane_ order by x.claim desc limit 1;
         /* end */
         if last.claim is null then
-            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, false as acks_ok
+            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment, false as acks_ok
                 into last
                 from millrace_engine.claim x where x.lane_id = lane_ order by x.claim desc limit 1;
             if not found then
@@ -349,9 +421,9 @@ begin
         next_ := least(next_, case when n > 0 then ends else 'infinity' end);
         /* each ring */
             insert into millrace_engine.claim_ring (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt,
-                    ring, member, stragglers, careful_to, settled, settles)
+                    ring, member, stragglers, careful_to, settled, segment, settles)
                 values (lane_, last.claim + 1, low_, high_, edge, safe, last.floor, nonce_, ends, next_, n, try,
-                    ring_, p_member, last.stragglers, careful, skip, acks);
+                    ring_, p_member, last.stragglers, careful, skip, last.segment, acks);
         /* end */
         if n = 0 and g.mode = 'Shared' or n > 0 and p_auto_ack then
             insert into millrace_engine.settlement (lane_id, claim, at, ring, kind)

@@ -13,6 +13,8 @@ drop table millrace_engine.ledger;
 
 -- The claim of the same lane, at most 64 before this one, that was acked by the call that made this one.
 alter table millrace_engine.claim add column settles bigint;
+-- The segment that had the claim's newest message: a hint, where to look first for those after it.
+alter table millrace_engine.claim add column segment smallint;
 
 alter table millrace_engine.consumer_group
     add column lane_id bigint,                                  -- Shared: the lane
