@@ -1,4 +1,4 @@
-// Command manager runs the controllers of Millrace.
+// Command manager runs the controllers of Millrace. "manager schema" is for databases without Kubernetes.
 package main
 
 import (
@@ -24,6 +24,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "schema" {
+		if err := schemaCommand(os.Args[2:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
