@@ -74,7 +74,7 @@ func (l *load) next(random *rand.Rand) string {
 	case r < l.undecodable+l.duplicates && valid > 0:
 		l.duplicated.Add(1)
 		return l.position(valid - 1 - random.IntN(min(valid, 10_000)))
-	case r < l.undecodable+l.duplicates+l.poison:
+	case r >= l.undecodable+l.duplicates && r < l.undecodable+l.duplicates+l.poison: // not a duplicate that came too early to be one
 		n := l.poisoned.Add(1)
 		return fmt.Sprintf(`{"device_id":"poison-%d","timestamp":"2026-01-01T00:00:00Z","odometer":-1}`, n)
 	}
