@@ -5,7 +5,8 @@
 -- claims the next range up to the horizon. The claim `ack` is settled first; where it can be, by the new claim's own row, so that finishing one claim and
 -- making the next writes one row, whatever the number of messages.
 --
--- Order:   by position; Ordered groups get a key's messages strictly in order, and nothing of a lane while a claim of it is open.
+-- Order:   by position; Ordered groups get a key's messages strictly in order, and nothing of a lane while a claim of it is open. A Shared claim over
+--          positions of two segments may have those of one segment after the other's.
 -- Repeat:  a second call returns other messages; a lost reply costs one lease, not a message. With auto-ack it costs the messages.
 -- Locks:   the locks of the claim to ack, then the group's receive lock, until the end of the transaction; so the call stands in a
 --          transaction of its own.
