@@ -47,7 +47,7 @@ type prefetched struct {
 	acked    []int64 // acked and not yet settled in the database
 	open     int     // messages that are not settled, in memory or in the database
 	whole    bool    // no message of it was settled singly so far
-	lost     bool
+	lost     bool    // it has ended, and is not in Messages.claims any more
 	extendAt time.Time
 }
 
@@ -97,7 +97,7 @@ func (m *Messages) Next(ctx context.Context) (*Delivery, error) {
 // take returns the next message in memory, nil when there is none.
 func (m *Messages) take() *Delivery {
 	for _, c := range m.claims {
-		if c.lost || c.next == len(c.messages) {
+		if c.next == len(c.messages) {
 			continue
 		}
 		c.next++
@@ -110,9 +110,7 @@ func (m *Messages) take() *Delivery {
 func (m *Messages) ahead() int {
 	n := 0
 	for _, c := range m.claims {
-		if !c.lost {
-			n += len(c.messages) - c.next
-		}
+		n += len(c.messages) - c.next
 	}
 	return n
 }
@@ -273,7 +271,7 @@ func (m *Messages) flush(ctx context.Context) {
 	m.finished = nil
 	var parts []part
 	for _, c := range m.claims {
-		if len(c.acked) > 0 && !c.lost {
+		if len(c.acked) > 0 {
 			parts = append(parts, part{c, c.acked})
 			c.acked = nil
 			c.whole = false

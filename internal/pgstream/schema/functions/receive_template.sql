@@ -32,7 +32,6 @@ declare
     g        record;
     acked    bigint[];       -- the parts of p_ack while it waits to be settled with the next claim
     acks     bigint;         -- the claim that the new claim's row settles
-    acks_ok  boolean;
     ring_    integer;
     partitions_ integer;
     own      bigint;         -- Ordered: the lane of a member with nothing to reassign
