@@ -8,12 +8,17 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Names of the environment variables that carry the connection strings. The manager sets them from Secrets.
+// Names of the environment variables that carry the connection strings. The manager sets them from Secrets. Each may have _FILE appended, and then
+// names a file, which is read again for every new connection: so a rotated password needs no restart.
 const (
 	EnvRedisURL          = "MILLRACE_REDIS_URL"           // redis://user:password@host:6379/0 or rediss://…
 	EnvSourceDatabaseURL = "MILLRACE_SOURCE_DATABASE_URL" // the database of a consumer group's stream
 	EnvSinkDatabaseURL   = "MILLRACE_SINK_DATABASE_URL"   // the database of the sink's table; default: the source's
 	EnvSourceListenURL   = "MILLRACE_SOURCE_LISTEN_URL"   // a direct connection for LISTEN when the other is a pooler
+	EnvRedisTLSDir       = "MILLRACE_REDIS_TLS_DIR"       // ca.crt, and tls.crt with tls.key for a client certificate; each may be absent
+	EnvHTTPURL           = "MILLRACE_HTTP_URL"            // sink.http.url, when it holds a secret
+	EnvHTTPAuthorization = "MILLRACE_HTTP_AUTHORIZATION"  // the Authorization header of the HTTP sink
+	EnvHTTPSigningKey    = "MILLRACE_HTTP_SIGNING_KEY"    // what the HTTP sink signs its requests with
 )
 
 // Config is one processor's pipeline.
@@ -55,6 +60,10 @@ type RedisSource struct {
 	// ReclaimAfter is how long an entry of another consumer must have been idle before it is taken over. Living consumers
 	// refresh what they hold three times in this time. Default: 30s.
 	ReclaimAfter Duration `json:"reclaimAfter,omitempty" yaml:"reclaimAfter,omitempty"`
+	// AfterAck says what becomes of an entry once it is acknowledged. Default: Keep.
+	AfterAck AfterAck `json:"afterAck,omitempty" yaml:"afterAck,omitempty"`
+	// Ownership says how the members of the group share the streams. Default: Shared.
+	Ownership Ownership `json:"ownership,omitempty" yaml:"ownership,omitempty"`
 }
 
 // ConsumerGroupSource reads a Millrace stream as a member of a consumer group.
@@ -69,12 +78,26 @@ type ConsumerGroupSource struct {
 type Codec struct {
 	// Type of the codec. Default: JSON.
 	Type CodecType `json:"type,omitempty" yaml:"type,omitempty"`
-	// Field of a Redis entry that holds the JSON document. Default: payload. A message of a consumer group is the document.
+	// Field of a Redis entry that holds the document, with every type but Fields. Default: payload. A message of a consumer group is the document.
 	Field string `json:"field,omitempty" yaml:"field,omitempty"`
+	// Protobuf describes the message, with type Protobuf.
+	Protobuf *ProtobufCodec `json:"protobuf,omitempty" yaml:"protobuf,omitempty"`
+}
+
+// ProtobufCodec describes a protobuf message by a descriptor set (protoc --include_imports --descriptor_set_out).
+type ProtobufCodec struct {
+	// DescriptorSet is the file, in base64.
+	DescriptorSet string `json:"descriptorSet,omitempty" yaml:"descriptorSet,omitempty"`
+	// DescriptorSetFile is its path instead.
+	DescriptorSetFile string `json:"descriptorSetFile,omitempty" yaml:"descriptorSetFile,omitempty"`
+	// Message is the full name, such as telemetry.v1.Position.
+	Message string `json:"message" yaml:"message"`
 }
 
 // Mapping turns values into columns.
 type Mapping struct {
+	// Filter is a CEL expression. Records for which it is false are acknowledged and not written. Empty: every record is written.
+	Filter string `json:"filter,omitempty" yaml:"filter,omitempty"`
 	Columns []Column `json:"columns" yaml:"columns"`
 }
 
@@ -84,7 +107,9 @@ type Column struct {
 	Name string `json:"name" yaml:"name"`
 	// Path of the value: names and array indexes joined by dots, a dot inside a name written as \. , or one of the
 	// entry's own properties: @id @stream @received_at @key @position.
-	Path string `json:"path" yaml:"path"`
+	Path string `json:"path,omitempty" yaml:"path,omitempty"`
+	// Expression in CEL computes the value instead of Path. Exactly one of the two is written.
+	Expression string `json:"expression,omitempty" yaml:"expression,omitempty"`
 	// Type of the value.
 	Type ColumnType `json:"type" yaml:"type"`
 	// Required makes an entry without this value undecodable.
@@ -104,7 +129,62 @@ type State struct {
 
 // Sink is exactly one of its fields.
 type Sink struct {
-	Table *TableSink `json:"table,omitempty" yaml:"table,omitempty"`
+	Table  *TableSink  `json:"table,omitempty" yaml:"table,omitempty"`
+	Stream *StreamSink `json:"stream,omitempty" yaml:"stream,omitempty"`
+	SQL    *SQLSink    `json:"sql,omitempty" yaml:"sql,omitempty"`
+	HTTP   *HTTPSink   `json:"http,omitempty" yaml:"http,omitempty"`
+	// FanOut gives every record to each of several sinks. It is acknowledged when all have taken it.
+	FanOut []Branch `json:"fanOut,omitempty" yaml:"fanOut,omitempty"`
+}
+
+// Branch is one sink of a fan-out: a name, and exactly one of table, stream, sql and http.
+type Branch struct {
+	// Name of the branch in logs, metrics and dead letters.
+	Name string `json:"name" yaml:"name"`
+	// Mapping of this branch. Default: the pipeline's.
+	Mapping *Mapping    `json:"mapping,omitempty" yaml:"mapping,omitempty"`
+	Table   *TableSink  `json:"table,omitempty" yaml:"table,omitempty"`
+	Stream  *StreamSink `json:"stream,omitempty" yaml:"stream,omitempty"`
+	SQL     *SQLSink    `json:"sql,omitempty" yaml:"sql,omitempty"`
+	HTTP    *HTTPSink   `json:"http,omitempty" yaml:"http,omitempty"`
+}
+
+// StreamSink publishes to Millrace streams of one database. The CEL expressions see what those of the mapping see, and row, the mapped columns.
+type StreamSink struct {
+	// Stream to publish to, by its name in the database. Exactly one of Stream and Route is written.
+	Stream string `json:"stream,omitempty" yaml:"stream,omitempty"`
+	// Route is an expression whose text is the stream's name.
+	Route string `json:"route,omitempty" yaml:"route,omitempty"`
+	// Key is an expression whose text is the message's key. Default: the key of the source's message.
+	Key string `json:"key,omitempty" yaml:"key,omitempty"`
+	// Headers are expressions by header name.
+	Headers map[string]string `json:"headers,omitempty" yaml:"headers,omitempty"`
+	// Payload is an expression. Default: the mapped columns as a JSON object, or without columns the document as it came.
+	Payload string `json:"payload,omitempty" yaml:"payload,omitempty"`
+}
+
+// SQLSink runs one statement per batch. The statement reads the mapped columns of the batch from a table named batch.
+type SQLSink struct {
+	// Statement such as: insert into totals select device, sum(amount) from batch group by device on conflict …
+	Statement string `json:"statement" yaml:"statement"`
+}
+
+// HTTPSink sends records as CloudEvents over HTTP.
+type HTTPSink struct {
+	// URL to post to. Default: the environment variable of EnvHTTPURL.
+	URL string `json:"url,omitempty" yaml:"url,omitempty"`
+	// Mode: Single (default) sends one event per request, Batch sends application/cloudevents-batch+json.
+	Mode HTTPMode `json:"mode,omitempty" yaml:"mode,omitempty"`
+	// Type of the events. Default: dev.millrace.message.
+	Type string `json:"type,omitempty" yaml:"type,omitempty"`
+	// Data is an expression. Default: the mapped columns as a JSON object, or without columns the document as it came.
+	Data string `json:"data,omitempty" yaml:"data,omitempty"`
+	// Headers sent with every request. Secrets belong into the environment (EnvHTTPAuthorization).
+	Headers map[string]string `json:"headers,omitempty" yaml:"headers,omitempty"`
+	// Timeout of a request. Default: 10s.
+	Timeout Duration `json:"timeout,omitempty" yaml:"timeout,omitempty"`
+	// MaxConcurrent requests of a processor. Default: 8.
+	MaxConcurrent int `json:"maxConcurrent,omitempty" yaml:"maxConcurrent,omitempty"`
 }
 
 // TableSink writes rows into one table.
@@ -117,12 +197,18 @@ type TableSink struct {
 	Conflict Conflict `json:"conflict,omitzero" yaml:"conflict,omitempty"`
 	// Create says whether a missing table is created from the mapping. Default: Never.
 	Create Create `json:"create,omitempty" yaml:"create,omitempty"`
+	// Idempotency says what makes the redelivery of a Redis entry harmless. Default: Key.
+	Idempotency Idempotency `json:"idempotency,omitempty" yaml:"idempotency,omitempty"`
 }
 
 // Conflict is the treatment of rows whose key exists.
 type Conflict struct {
 	// Action. Default: Nothing.
 	Action ConflictAction `json:"action,omitempty" yaml:"action,omitempty"`
+	// Newer is the column that is compared, with UpdateIfNewer.
+	Newer string `json:"newer,omitempty" yaml:"newer,omitempty"`
+	// DetectMismatch counts duplicates whose other columns differ from the row that is there, with action Nothing.
+	DetectMismatch bool `json:"detectMismatch,omitempty" yaml:"detectMismatch,omitempty"`
 }
 
 // Batch bounds one write and everything in flight.
@@ -176,6 +262,46 @@ type CodecType string
 const (
 	CodecJSON   CodecType = "JSON"   // one JSON document
 	CodecFields CodecType = "Fields" // each field of a Redis entry is a value
+	// CodecCloudEvents reads a CloudEvent, structured or binary (ce_ fields or headers): paths are its attributes and data.
+	CodecCloudEvents CodecType = "CloudEvents"
+	CodecProtobuf    CodecType = "Protobuf" // one protobuf message; paths are field names
+)
+
+// AfterAck is what becomes of an acknowledged Redis entry.
+type AfterAck string
+
+// Choices of what becomes of an acknowledged entry.
+const (
+	AfterAckKeep   AfterAck = "Keep"   // it stays until somebody trims the stream
+	AfterAckDelete AfterAck = "Delete" // it is deleted, whatever other groups have read
+	AfterAckTrim   AfterAck = "Trim"   // the stream is trimmed up to what every group has acknowledged
+)
+
+// Ownership is how members of a Redis group share its streams.
+type Ownership string
+
+// Ways to share streams.
+const (
+	OwnershipShared    Ownership = "Shared"    // every member reads every stream
+	OwnershipExclusive Ownership = "Exclusive" // a stream is read by one member at a time, so the order in it is kept
+)
+
+// Idempotency is what makes a redelivery harmless.
+type Idempotency string
+
+// Means of idempotency.
+const (
+	IdempotencyKey    Idempotency = "Key"    // the row's natural key
+	IdempotencyLedger Idempotency = "Ledger" // the ids of written entries, kept in a table in the same transaction
+)
+
+// HTTPMode is how many events a request has.
+type HTTPMode string
+
+// Modes of the HTTP sink.
+const (
+	HTTPSingle HTTPMode = "Single"
+	HTTPBatch  HTTPMode = "Batch"
 )
 
 // ColumnType is a type of PostgreSQL, under the name PostgreSQL prints.
@@ -215,6 +341,8 @@ type ConflictAction string
 const (
 	ConflictNothing ConflictAction = "Nothing" // the row that is there stays; the new one counts as a duplicate
 	ConflictUpdate  ConflictAction = "Update"  // the new row replaces every column outside the key
+	// ConflictUpdateIfNewer replaces them when the new row's Newer column is greater.
+	ConflictUpdateIfNewer ConflictAction = "UpdateIfNewer"
 )
 
 // Create says whether a missing table is created.
