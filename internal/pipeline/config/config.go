@@ -97,7 +97,7 @@ type ProtobufCodec struct {
 // Mapping turns values into columns.
 type Mapping struct {
 	// Filter is a CEL expression. Records for which it is false are acknowledged and not written. Empty: every record is written.
-	Filter string `json:"filter,omitempty" yaml:"filter,omitempty"`
+	Filter  string   `json:"filter,omitempty" yaml:"filter,omitempty"`
 	Columns []Column `json:"columns" yaml:"columns"`
 }
 
