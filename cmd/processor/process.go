@@ -76,19 +76,25 @@ func (p *process) run(ctx context.Context) error {
 func (p *process) connectPostgres(ctx context.Context) error {
 	variable, dsn := config.EnvSinkDatabaseURL, os.Getenv(config.EnvSinkDatabaseURL)
 	source := os.Getenv(config.EnvSourceDatabaseURL)
-	if p.config.Source.ConsumerGroup != nil && dsn == "" {
+	fromGroup := p.config.Source.ConsumerGroup != nil
+	if fromGroup && dsn == "" {
 		variable, dsn = config.EnvSourceDatabaseURL, source
 	}
 	var err error
-	if p.sinkPool, err = p.pool(ctx, variable, dsn); err != nil {
-		return err
+	if pipeline.NeedsSinkDatabase(p.config) {
+		if p.sinkPool, err = p.pool(ctx, variable, dsn); err != nil {
+			return err
+		}
 	}
-	if p.config.Source.ConsumerGroup != nil {
-		if p.sourcePool = p.sinkPool; source != dsn {
+	if fromGroup {
+		if p.sourcePool = p.sinkPool; p.sinkPool == nil || source != dsn {
 			if p.sourcePool, err = p.pool(ctx, config.EnvSourceDatabaseURL, source); err != nil {
 				return err
 			}
 		}
+	}
+	if p.sinkPool == nil && p.sourcePool == nil {
+		return nil
 	}
 	p.log.Info("Postgres connected")
 	return nil
@@ -110,6 +116,9 @@ func (p *process) pool(ctx context.Context, variable, dsn string) (*pgxpool.Pool
 }
 
 func (p *process) migrate(ctx context.Context) error {
+	if p.sinkPool == nil {
+		return nil
+	}
 	err := p.patiently(ctx, "migrations", func(ctx context.Context) error {
 		return pipeline.Migrate(ctx, p.sinkPool, p.config)
 	})
@@ -138,15 +147,15 @@ func (p *process) connectRedis(ctx context.Context) error {
 	return err
 }
 
-func (p *process) newSink(ctx context.Context) (sink *pipeline.TableSink, err error) {
+func (p *process) newSink(ctx context.Context) (sink pipeline.Sink, err error) {
 	err = p.patiently(ctx, "sink", func(ctx context.Context) error {
-		sink, err = pipeline.NewTableSink(ctx, p.sinkPool, p.config)
+		sink, err = pipeline.NewSink(ctx, pipeline.SinkOptions{Config: p.config, Pool: p.sinkPool, Metrics: p.metrics, Logger: p.log})
 		return err
 	})
 	return sink, err
 }
 
-func (p *process) newSource(ctx context.Context, sink *pipeline.TableSink) (source pipeline.Source, err error) {
+func (p *process) newSource(ctx context.Context, sink pipeline.Sink) (source pipeline.Source, err error) {
 	err = p.patiently(ctx, "source", func(ctx context.Context) error {
 		if p.config.Source.Redis != nil {
 			letters := pipeline.NewDeadLetters(p.sinkPool, p.config)
@@ -160,7 +169,7 @@ func (p *process) newSource(ctx context.Context, sink *pipeline.TableSink) (sour
 	return source, err
 }
 
-func (p *process) newStreamSource(ctx context.Context, sink *pipeline.TableSink) (pipeline.Source, error) {
+func (p *process) newStreamSource(ctx context.Context, sink pipeline.Sink) (pipeline.Source, error) {
 	listen := p.sourcePool.Config().ConnConfig
 	if url := os.Getenv(config.EnvSourceListenURL); url != "" {
 		var err error
@@ -173,16 +182,11 @@ func (p *process) newStreamSource(ctx context.Context, sink *pipeline.TableSink)
 	if err != nil {
 		return nil, err
 	}
-	same, err := pipeline.SameDatabase(ctx, p.sourcePool, p.sinkPool)
+	once, err := pipeline.SettleTogether(ctx, p.config, source, p.sourcePool, sink, p.sinkPool)
 	if err != nil {
 		return nil, err
 	}
-	if same {
-		sink.SettleWith(source)
-	} else if len(p.config.Sink.Table.Key) == 0 {
-		return nil, pipeline.NewConfigurationError("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
-	}
-	p.log.Info("delivery", "exactly_once", same)
+	p.log.Info("delivery", "exactly_once", once)
 	return source, nil
 }
 

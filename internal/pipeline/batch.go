@@ -28,12 +28,16 @@ type Item struct {
 	Fields []redisstream.Field
 	// Payload is a message's.
 	Payload string
+	// Headers of a message: a JSON object, nil when there are none.
+	Headers []byte
 
 	// Row holds one value per mapped column once the item is decoded.
 	Row []Value
 
 	// Problem says why the item cannot be decoded; empty when it can.
 	Problem string
+	// Filtered says that the filter leaves the item out: it is acknowledged and not written.
+	Filtered bool
 
 	// Fenced is set by a TxSource when the right to this item has moved to another member, and by a sink when nobody here
 	// knows whether its transaction was committed. The item is dropped; its source delivers it again if it has to.
@@ -54,6 +58,8 @@ type Batch struct {
 	InOrder bool
 	// Settled says that the sink has settled the batch inside its own transaction.
 	Settled bool
+
+	whole *Batch // the batch with its filtered items, when the sink gets it without
 }
 
 // Bytes is the size of the batch as it counts against the bounds.
@@ -65,16 +71,57 @@ func (b *Batch) Bytes() int {
 	return n
 }
 
+// wanted returns the batch without its filtered items, which no sink sees.
+func (b *Batch) wanted() *Batch {
+	n := 0
+	for _, it := range b.Items {
+		if it.Filtered {
+			n++
+		}
+	}
+	if n == 0 {
+		return b
+	}
+	part := &Batch{Items: make([]*Item, 0, len(b.Items)-n), InOrder: b.InOrder, Together: b.Together, whole: b}
+	for _, it := range b.Items {
+		if !it.Filtered {
+			part.Items = append(part.Items, it)
+		}
+	}
+	return part
+}
+
+// complete returns the batch with its filtered items, and the outcomes of all of them.
+func (b *Batch) complete(os []Outcome) (*Batch, []Outcome) {
+	if b.whole == nil {
+		return b, os
+	}
+	all := make([]Outcome, len(b.whole.Items))
+	next := 0
+	for i, it := range b.whole.Items {
+		if it.Filtered {
+			all[i] = Outcome{Result: Filtered}
+		} else {
+			all[i] = os[next]
+			next++
+		}
+	}
+	return b.whole, all
+}
+
 // Result is what became of one item.
 type Result uint8
 
 // Results.
 const (
-	Written   Result = iota // it is durable
-	Duplicate               // its key was there already, in the sink or earlier in its batch
-	Rejected                // it cannot be decoded or written; the error policy applies
-	Retry                   // nothing is known against it; the source shall deliver it again
-	Fenced                  // this processor has no right to it any more, or does not know; its source does
+	Written      Result = iota // it is durable
+	Duplicate                  // its key was there already, in the sink or earlier in its batch
+	Rejected                   // it cannot be decoded or written; the error policy applies
+	Retry                      // nothing is known against it; the source shall deliver it again
+	Fenced                     // this processor has no right to it any more, or does not know; its source does
+	Filtered                   // the filter left it out; it is acknowledged and not written
+	DeadLettered               // the sink has set it aside itself, for those of its branches that refuse it
+	numResults                 // how many there are
 )
 
 // String names the result as metrics do.
@@ -90,11 +137,24 @@ func (r Result) String() string {
 		return "retry"
 	case Fenced:
 		return "fenced"
+	case Filtered:
+		return "filtered"
+	case DeadLettered:
+		return "dead_letter"
 	}
 	return fmt.Sprintf("result %d", uint8(r))
 }
 
-// Outcome is a result and, for Rejected, its reason.
+// Acknowledge says whether the source is to acknowledge an item of this result.
+func (r Result) Acknowledge() bool {
+	switch r {
+	case Written, Duplicate, Filtered, DeadLettered:
+		return true
+	}
+	return false
+}
+
+// Outcome is a result and, unless it is Written, Duplicate or Filtered, its reason.
 type Outcome struct {
 	Result Result
 	Reason string

@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 )
 
@@ -9,13 +11,20 @@ import (
 // cannot be written, so n bad rows among m cost about n·log2(m) writes. It reports false when ctx ended before every item
 // had an outcome; those without are left to the source.
 func (w *writer) bisect(ctx context.Context, b *Batch, found *findings) bool {
-	os, err := w.writeOnce(ctx, b)
-	if err == nil {
-		for i, it := range b.Items {
-			found.add(it, os[i])
+	var err error
+	for round := 1; ; round++ {
+		var os []Outcome
+		if os, err = w.writeOnce(ctx, b); err != nil {
+			break
 		}
-		w.p.finish(b, os)
-		return true
+		why, again := w.sort(b, os, found)
+		if !again {
+			return true
+		}
+		w.p.sinkFailed(ClassTransient, why, round)
+		if !pause(ctx, ClassTransient, round) {
+			return false
+		}
 	}
 	if ctx.Err() != nil {
 		return false
@@ -38,8 +47,9 @@ func (w *writer) bisect(ctx context.Context, b *Batch, found *findings) bool {
 		return false
 	}
 	if found.stop {
-		found.rejected.Items = append(found.rejected.Items, right.Items...)
-		found.reasons = append(found.reasons, outcomes(len(right.Items), Outcome{Result: Retry})...)
+		for _, it := range right.Items {
+			found.hold(it)
+		}
 		return true
 	}
 	if !w.bisect(ctx, right, found) {
@@ -47,6 +57,39 @@ func (w *writer) bisect(ctx context.Context, b *Batch, found *findings) bool {
 		return false
 	}
 	return true
+}
+
+// sort settles what is done of a written batch, and leaves in found what the sink has rejected, and in order what comes
+// after that. When the sink could not write some items yet, it leaves them in the batch and reports why.
+func (w *writer) sort(b *Batch, os []Outcome, found *findings) (why error, again bool) {
+	if !slices.ContainsFunc(os, func(o Outcome) bool { return !o.Result.Acknowledge() }) {
+		for i, it := range b.Items {
+			found.add(it, os[i])
+		}
+		w.p.finish(b, os)
+		return nil, false
+	}
+	done := &Batch{InOrder: b.InOrder, Settled: b.Settled}
+	var results []Outcome
+	var left []*Item
+	for i, it := range b.Items {
+		switch o := os[i]; {
+		case found.stop:
+			found.hold(it)
+		case o.Result == Retry:
+			if left = append(left, it); len(left) == 1 {
+				why = errors.New(o.Reason)
+			}
+		default:
+			if found.add(it, o); o.Result.Acknowledge() {
+				done.Items, results = append(done.Items, it), append(results, o)
+			}
+			found.stop = b.InOrder && o.Result == Rejected
+		}
+	}
+	w.p.finish(done, results)
+	b.Items, b.Settled = left, false
+	return why, len(left) > 0
 }
 
 // writeOnce returns the outcomes of a batch, or an error of class ClassRow, or any error when ctx has ended. Everything
@@ -58,10 +101,16 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 			return nil, ctx.Err()
 		}
 		start := time.Now()
-		os, err := p.sink.Write(ctx, b)
+		part := b.wanted()
+		if len(part.Items) == 0 {
+			return outcomes(len(b.Items), Outcome{Result: Filtered}), nil
+		}
+		os, err := p.sink.Write(ctx, part)
 		if err == nil {
+			b.Settled = part.Settled
 			p.metrics.writeSeconds.Observe(time.Since(start).Seconds())
-			p.metrics.batchRows.Observe(float64(len(b.Items)))
+			p.metrics.batchRows.Observe(float64(len(part.Items)))
+			_, os = part.complete(os)
 			if attempt > 1 && p.health.Clear("sink") {
 				p.log.Info("writing again", "attempts", attempt)
 			}

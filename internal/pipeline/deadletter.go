@@ -17,7 +17,7 @@ import (
 	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
 
-// deadLetterTable stands beside the sink's table.
+// deadLetterTable is the name of the table for dead letters.
 const deadLetterTable = "millrace_dead_letter"
 
 //go:embed queries/dead_letter_table.sql
@@ -39,9 +39,17 @@ func needsDeadLetters(c *config.Config) bool {
 	return c.Source.Redis != nil && c.Errors.Policy == config.PolicyDeadLetter
 }
 
+// deadLetterSchema is where the dead letters are: beside the sink's table, if it has one.
+func deadLetterSchema(c *config.Config) string {
+	if t := c.Sink.Table; t != nil {
+		return t.Schema
+	}
+	return config.DefaultSchema
+}
+
 // createDeadLetters creates the table when it is missing.
 func createDeadLetters(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
-	t := config.TableSink{Schema: c.Sink.Table.Schema, Name: deadLetterTable}
+	t := config.TableSink{Schema: deadLetterSchema(c), Name: deadLetterTable}
 	if columns, err := tableColumns(ctx, pool, &t); err != nil || columns != nil {
 		return err
 	}
@@ -57,7 +65,7 @@ func NewDeadLetters(pool *pgxpool.Pool, c *config.Config) *DeadLetters {
 	if !needsDeadLetters(c) {
 		return nil
 	}
-	name := pgx.Identifier{c.Sink.Table.Schema, deadLetterTable}.Sanitize()
+	name := pgx.Identifier{deadLetterSchema(c), deadLetterTable}.Sanitize()
 	return &DeadLetters{pool: pool, processor: c.Name, put: strings.ReplaceAll(deadLetterPutQuery, "TABLE", name)}
 }
 

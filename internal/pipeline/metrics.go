@@ -53,8 +53,8 @@ func NewMetrics() *Metrics {
 		return h
 	}
 	seconds := []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
-	m.entries = counters("entries_total", "Entries by what became of them: written, duplicate, rejected, retry or fenced.", "result")
-	for r := Written; r <= Fenced; r++ {
+	m.entries = counters("entries_total", "Entries by what became of them: written, duplicate, rejected, retry, fenced, filtered or dead_letter.", "result")
+	for r := range numResults {
 		m.entries.WithLabelValues(r.String())
 	}
 	m.read = counter("entries_read_total", "Entries that the source handed out, redeliveries included.")

@@ -50,10 +50,10 @@ type Pipeline struct {
 	permits   *permits
 	breaker   *breaker
 
-	key     []int // columns that decide the writer
+	sharder Sharder // nil when the sink keeps nothing together
 	seed    maphash.Seed
 	writers []chan *Batch
-	settled chan settlement // Written, Duplicate, Retry
+	settled chan settlement // all but Rejected
 	refused chan settlement // Rejected: settling them may need the sink's database, so they do not hold up the others
 
 	fatalOnce sync.Once
@@ -81,9 +81,7 @@ func New(o Options) (*Pipeline, error) {
 	for i := range p.writers {
 		p.writers[i] = make(chan *Batch, queuedBatches)
 	}
-	for _, name := range o.Config.Sink.Table.Key {
-		p.key = append(p.key, slices.IndexFunc(o.Config.Mapping.Columns, func(c config.Column) bool { return c.Name == name }))
-	}
+	p.sharder, _ = o.Sink.(Sharder)
 	p.metrics.observe(p)
 	return p, nil
 }
@@ -257,6 +255,9 @@ func (p *Pipeline) decode(ctx context.Context, b *Batch) {
 	if p.state != nil && len(good) > 0 {
 		p.state.Update(good)
 	}
+	if !b.Together {
+		good = p.leaveOut(good)
+	}
 	if len(bad) > 0 {
 		p.undecodable(ctx, bad)
 		if b.InOrder {
@@ -268,6 +269,22 @@ func (p *Pipeline) decode(ctx context.Context, b *Batch) {
 	if b.Items = good; len(good) > 0 {
 		p.dispatch(b)
 	}
+}
+
+// leaveOut settles the items that the filter leaves out, and returns the others. What travels together keeps them: its
+// source settles it cheaper as a whole, in the transaction that writes the others.
+func (p *Pipeline) leaveOut(items []*Item) []*Item {
+	var filtered []*Item
+	for _, it := range items {
+		if it.Filtered {
+			filtered = append(filtered, it)
+		}
+	}
+	if len(filtered) == 0 {
+		return items
+	}
+	p.finish(&Batch{Items: filtered}, outcomes(len(filtered), Outcome{Result: Filtered}))
+	return slices.DeleteFunc(items, func(it *Item) bool { return it.Filtered })
 }
 
 func (p *Pipeline) undecodable(ctx context.Context, bad []*Item) {
@@ -316,19 +333,15 @@ func (p *Pipeline) dispatch(b *Batch) {
 	}
 }
 
-// hash is of the message's key where the source promises order per key, and of the row's key otherwise.
+// hash is of the message's key where the source promises order per key, and otherwise of what the sink keeps together.
 func (p *Pipeline) hash(it *Item) uint {
 	if it.Key != nil {
 		return uint(maphash.String(p.seed, *it.Key))
 	}
-	sum := uint64(0)
-	for _, k := range p.key {
-		const prime = 0x9e3779b97f4a7c15
-		v := &it.Row[k]
-		sum = (sum+uint64(v.N))*prime ^ maphash.String(p.seed, v.S)
-		sum ^= sum >> 32
+	if p.sharder != nil {
+		return uint(p.sharder.Shard(it))
 	}
-	return uint(sum)
+	return uint(maphash.String(p.seed, it.ID))
 }
 
 // ErrDrainTimeout means that a drain was cut off: what was unfinished has been given back.

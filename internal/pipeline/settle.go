@@ -18,7 +18,7 @@ func (p *Pipeline) finish(b *Batch, os []Outcome) {
 	}
 	now := time.Now()
 	rejected := false
-	var counts [Fenced + 1]int
+	var counts [numResults]int
 	for i, o := range os {
 		counts[o.Result]++
 		switch o.Result {

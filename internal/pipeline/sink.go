@@ -1,12 +1,83 @@
 package pipeline
 
-import "context"
+import (
+	"context"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
 
 // Sink makes a batch durable.
 type Sink interface {
-	// Write returns one outcome per item: Written or Duplicate. An error concerns the whole batch, of which nothing can be
-	// assumed; it is always safe to write it again, except what a sink that settles has marked as Fenced, with an error of
-	// class ClassFenced. An error of class ClassRow says that at least one row is at fault:
-	// the pipeline finds it by halving the batch.
+	// Write returns one outcome per item: Written or Duplicate. A sink that learns the fate of every item by itself may
+	// also return Rejected, which needs no halving, and Retry, which the pipeline writes again after a pause, both with a
+	// reason. In a batch that is InOrder everything after the first of these must be Retry, and must not have been written.
+	//
+	// An error concerns the whole batch, of which nothing can be assumed; it is always safe to write it again, except what
+	// a sink that settles has marked as Fenced, with an error of class ClassFenced. An error of class ClassRow says that at
+	// least one row is at fault: the pipeline finds it by halving the batch.
 	Write(ctx context.Context, b *Batch) ([]Outcome, error)
+}
+
+// TxSink is a sink in a database of PostgreSQL. When the source is in the same database, effect and ack become one
+// transaction, and every item has its effect exactly once.
+type TxSink interface {
+	Sink
+	// WriteTx writes the batch inside a transaction that the caller commits. Its outcomes and errors are those of Write.
+	WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error)
+	// SettleWith makes Write settle each batch in the transaction that writes it, and set Batch.Settled.
+	SettleWith(source TxSource)
+}
+
+// Sharder is a sink for which some items belong together, such as those with one key. The pipeline gives items of equal
+// shard to one writer, in the order of the source. Without it, items that have no message key go to any writer.
+type Sharder interface {
+	Shard(it *Item) uint64
+}
+
+// SinkOptions are what a sink is made from.
+type SinkOptions struct {
+	Config  *config.Config
+	Pool    *pgxpool.Pool // of the sink's database; nil when the configuration needs none
+	Metrics *Metrics
+	Logger  *slog.Logger
+}
+
+// NewSink returns the sink that the configuration asks for. Migrate comes before it. Its errors are of class
+// ClassConfiguration when a person has to act.
+func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
+	switch s := o.Config.Sink; {
+	case s.Table != nil:
+		return NewTableSink(ctx, o.Pool, o.Config)
+	}
+	return nil, NewConfigurationError("sink: write table")
+}
+
+// NeedsSinkDatabase says whether the pipeline writes into PostgreSQL: rows, messages or dead letters.
+func NeedsSinkDatabase(c *config.Config) bool {
+	s := c.Sink
+	return s.Table != nil || s.Stream != nil || s.SQL != nil || len(s.FanOut) > 0 || needsDeadLetters(c)
+}
+
+// SettleTogether makes the sink settle in its own transactions, when it is in the database of the source. It reports
+// whether it is: then every item has its effect exactly once. Otherwise an item may be written again after a failure; it is
+// an error of class ClassConfiguration when nothing would make that harmless.
+func SettleTogether(ctx context.Context, c *config.Config, source TxSource, sourcePool *pgxpool.Pool, sink Sink, sinkPool *pgxpool.Pool) (bool, error) {
+	if s, ok := sink.(TxSink); ok {
+		same, err := SameDatabase(ctx, sourcePool, sinkPool)
+		if err != nil {
+			return false, err
+		}
+		if same {
+			s.SettleWith(source)
+			return true, nil
+		}
+	}
+	if t := c.Sink.Table; t != nil && len(t.Key) == 0 {
+		return false, NewConfigurationError("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
+	}
+	return false, nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,14 +31,15 @@ const tableStatement = "millrace_table"
 // deadlock. Rows of one batch with the same key are reduced to one: the first, or with Update the last. Which rows were
 // duplicates is the difference between the keys sent and the keys returned; for skipped rows RETURNING returns nothing.
 type TableSink struct {
-	pool     *pgxpool.Pool
-	columns  []config.Column
-	key      []int // columns of the key
-	update   bool
-	insert   string
-	unnamed  bool // send the statement with every write, for poolers that lose prepared statements
-	settleTx func(context.Context, pgx.Tx, *Batch, []Outcome) error
-	work     sync.Pool
+	pool    *pgxpool.Pool
+	columns []config.Column
+	key     []int // columns of the key
+	update  bool
+	insert  string
+	unnamed bool     // send the statement with every write, for poolers that lose prepared statements
+	source  TxSource // settles in the sink's transactions; nil when it is elsewhere
+	seed    maphash.Seed
+	work    sync.Pool
 }
 
 // tableWork is the memory of one write, used again by the next.
@@ -57,6 +59,7 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 		columns: c.Mapping.Columns,
 		update:  t.Conflict.Action == config.ConflictUpdate,
 		unnamed: !usesPreparedStatements(pool),
+		seed:    maphash.MakeSeed(),
 	}
 	for _, name := range t.Key {
 		s.key = append(s.key, slices.IndexFunc(s.columns, func(c config.Column) bool { return c.Name == name }))
@@ -70,8 +73,23 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 	return s, s.probe(ctx, t)
 }
 
-// SettleWith makes the sink settle each batch in the transaction that writes it.
-func (s *TableSink) SettleWith(source TxSource) { s.settleTx = source.SettleTx }
+// SettleWith implements TxSink.
+func (s *TableSink) SettleWith(source TxSource) { s.source = source }
+
+// Shard implements Sharder: a row's key has one writer.
+func (s *TableSink) Shard(it *Item) uint64 {
+	if len(s.key) == 0 {
+		return maphash.String(s.seed, it.ID)
+	}
+	sum := uint64(0)
+	for _, k := range s.key {
+		const prime = 0x9e3779b97f4a7c15
+		v := &it.Row[k]
+		sum = (sum+uint64(v.N))*prime ^ maphash.String(s.seed, v.S)
+		sum ^= sum >> 32
+	}
+	return sum
+}
 
 // usesPreparedStatements is false when the connection string asks for a mode that works through a pooler.
 func usesPreparedStatements(pool *pgxpool.Pool) bool {
@@ -174,43 +192,31 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 		return nil, err
 	}
 	defer conn.Release()
-	if s.settleTx == nil {
-		if err := s.exec(ctx, conn.Conn(), w); err != nil {
-			return nil, s.forget(ctx, conn.Conn(), err)
+	var os []Outcome
+	if s.source == nil {
+		if err = s.exec(ctx, conn.Conn(), w); err == nil {
+			return s.outcomes(w, b.Items), nil
 		}
-		return s.outcomes(w, b.Items), nil
+	} else {
+		os, err = settledWrite(ctx, conn.Conn(), s.source, b, func(pgx.Tx) ([]Outcome, error) {
+			if err := s.exec(ctx, conn.Conn(), w); err != nil {
+				return nil, err
+			}
+			return s.outcomes(w, b.Items), nil
+		})
 	}
-	os, err := s.writeTx(ctx, conn.Conn(), w, b)
-	if err != nil {
-		return nil, s.forget(ctx, conn.Conn(), err)
-	}
-	b.Settled = true
-	return os, nil
+	return os, s.forget(ctx, conn.Conn(), err)
 }
 
-// writeTx writes the rows and settles the items in one transaction. When the answer to its commit gets lost, nobody here
-// knows what has happened, and writing the batch again could do it twice: the items are fenced, and their source finds out.
-func (s *TableSink) writeTx(ctx context.Context, conn *pgx.Conn, w *tableWork, b *Batch) ([]Outcome, error) {
-	tx, err := conn.Begin(ctx)
-	if err != nil {
+// WriteTx implements TxSink.
+func (s *TableSink) WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error) {
+	w := s.work.Get().(*tableWork)
+	defer s.recycle(w)
+	s.arrange(w, b.Items)
+	if err := s.exec(ctx, tx.Conn(), w); err != nil {
 		return nil, err
 	}
-	defer func() { _ = tx.Rollback(ctx) }() // does nothing after the commit
-	if err := s.exec(ctx, conn, w); err != nil {
-		return nil, err
-	}
-	os := s.outcomes(w, b.Items)
-	if err := s.settleTx(ctx, tx, b, os); err != nil {
-		return nil, err
-	}
-	err = tx.Commit(ctx)
-	if err != nil && commitInDoubt(err) {
-		for _, it := range b.Items {
-			it.Fenced = true
-		}
-		return nil, &inDoubtError{err}
-	}
-	return os, err
+	return s.outcomes(w, b.Items), nil
 }
 
 // arrange sorts the rows by key and drops all but one of those with the same key. Without a key every row stays, as it came.

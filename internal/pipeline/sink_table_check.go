@@ -22,22 +22,24 @@ var tableLockQuery string
 // Migrate creates what the processor needs in the sink's database: the table, when it may, and the dead letters of a
 // Redis source. Any number of processors may call it at once; each thing is created once.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
-	t := c.Sink.Table
-	if t.Create == config.CreateIfMissing {
-		actual, err := tableColumns(ctx, pool, t)
-		if err != nil {
-			return err
-		}
-		if actual == nil {
-			if err := createTable(ctx, pool, c); err != nil {
-				return fmt.Errorf("create table %s.%s: %w", t.Schema, t.Name, err)
-			}
+	if t := c.Sink.Table; t != nil && t.Create == config.CreateIfMissing {
+		if err := createMissing(ctx, pool, c); err != nil {
+			return fmt.Errorf("create table %s.%s: %w", t.Schema, t.Name, err)
 		}
 	}
 	if needsDeadLetters(c) {
 		return createDeadLetters(ctx, pool, c)
 	}
 	return nil
+}
+
+// createMissing creates the table of the sink when there is none.
+func createMissing(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
+	actual, err := tableColumns(ctx, pool, c.Sink.Table)
+	if err != nil || actual != nil {
+		return err
+	}
+	return createTable(ctx, pool, c)
 }
 
 // checkTable checks that the table can take the mapped columns, and returns its types by column, without lengths.

@@ -33,7 +33,7 @@ type Reader interface {
 // SettleTx before it commits, and effect and ack become one.
 type TxSource interface {
 	Source
-	// SettleTx settles the items that are Written or Duplicate. When items are fenced it marks them and returns an error
+	// SettleTx acknowledges the items whose result says so. When items are fenced it marks them and returns an error
 	// of class ClassFenced: the sink rolls back, and the pipeline writes the others again.
 	SettleTx(ctx context.Context, tx pgx.Tx, b *Batch, outcomes []Outcome) error
 }

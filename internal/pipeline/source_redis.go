@@ -105,7 +105,7 @@ func (s *RedisSource) Settle(ctx context.Context, b *Batch, os []Outcome) error 
 				continue
 			}
 			switch os[i].Result {
-			case Written, Duplicate:
+			case Written, Duplicate, Filtered, DeadLettered:
 				if acked == nil {
 					acked = make([]string, 0, len(b.Items)-i)
 				}

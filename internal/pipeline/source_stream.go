@@ -127,8 +127,9 @@ func (s *StreamSource) Next(ctx context.Context, _ int) (*Batch, error) {
 		m, it := &received.Messages[i], &slab[i]
 		it.ID, it.Position, it.Key = prefix+strconv.FormatInt(m.Position, 10), m.Position, m.Key
 		it.Payload, it.Created, it.Deliveries = asString(m.Payload), m.CreatedAt, m.Attempt
+		it.Headers = m.Headers
 		it.Stream, it.Received, it.origin = s.stream, now, c
-		it.size = itemOverhead + len(m.Payload)
+		it.size = itemOverhead + len(m.Payload) + len(m.Headers)
 		b.Items[i] = it
 	}
 	return b, nil
@@ -295,7 +296,7 @@ func (s *StreamSource) observe(ctx context.Context) error {
 type share struct {
 	claim    *claim
 	items    []*Item
-	done     []int64 // Written or Duplicate
+	done     []int64 // to be acknowledged
 	retried  []int64
 	fenced   int
 	rejected []*Item
@@ -322,7 +323,7 @@ func shares(b *Batch, os []Outcome) []*share {
 		}
 		last.items = append(last.items, it)
 		switch os[i].Result {
-		case Written, Duplicate:
+		case Written, Duplicate, Filtered, DeadLettered:
 			last.done = append(last.done, it.Position)
 		case Retry:
 			last.retried = append(last.retried, it.Position)

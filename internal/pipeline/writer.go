@@ -174,16 +174,25 @@ func (f *findings) add(it *Item, o Outcome) {
 		f.duplicates++
 	case Written:
 		f.good++
+	case DeadLettered:
+		f.bad++
+		f.reason = o.Reason
 	default:
 		return
 	}
 	if it.Deliveries == 1 {
-		if o.Result == Rejected {
+		if o.Result == Rejected || o.Result == DeadLettered {
 			f.firstBad++
 		} else {
 			f.firstGood++
 		}
 	}
+}
+
+// hold keeps an item of an ordered batch that comes after one that has failed.
+func (f *findings) hold(it *Item) {
+	f.rejected.Items = append(f.rejected.Items, it)
+	f.reasons = append(f.reasons, Outcome{Result: Retry})
 }
 
 // attempt writes a batch, again and again while only time can help, in halves when a row is at fault. Good outcomes are
