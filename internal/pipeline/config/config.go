@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -307,7 +308,7 @@ const (
 // ColumnType is a type of PostgreSQL, under the name PostgreSQL prints.
 type ColumnType string
 
-// Column types. Parse also takes int, int2, int4, int8, bool, decimal, float4, float8, double and varchar and replaces them.
+// Column types. Each but jsonb and bytea also has an array: text[]. Parse also takes int, int2, int4, int8, bool, decimal, float4, float8, double and varchar and replaces them.
 const (
 	TypeText        ColumnType = "text"
 	TypeBoolean     ColumnType = "boolean"
@@ -322,6 +323,18 @@ const (
 	TypeBytea       ColumnType = "bytea"
 	TypeUUID        ColumnType = "uuid"
 )
+
+// arraySuffix makes an array type of an element type: text[], bigint[]. jsonb and bytea have none: a jsonb holds arrays itself.
+const arraySuffix = "[]"
+
+// Element is the type of an array's elements; ok is false when the type is no array.
+func (t ColumnType) Element() (element ColumnType, ok bool) {
+	name, ok := strings.CutSuffix(string(t), arraySuffix)
+	if !ok {
+		return "", false
+	}
+	return ColumnType(name), true
+}
 
 // TimeFormat is how a time is written in the source.
 type TimeFormat string
@@ -391,22 +404,4 @@ func (c *Config) Marshal() ([]byte, error) {
 		return nil, fmt.Errorf("write the configuration of %q: %w", c.Name, err)
 	}
 	return buf.Bytes(), nil
-}
-
-// KeyedByPosition says whether the sink tells rows apart by @position and not by @id. Messages of two priorities may have one position.
-func (c *Config) KeyedByPosition() bool {
-	if c.Sink.Table == nil {
-		return false
-	}
-	position := false
-	for _, name := range c.Sink.Table.Key {
-		switch col := c.column(name); {
-		case col == nil:
-		case col.Path == PropertyID:
-			return false
-		case col.Path == PropertyPosition:
-			position = true
-		}
-	}
-	return position
 }

@@ -139,6 +139,8 @@ func (w *walk) value(path string, n *yaml.Node, t reflect.Type) {
 		for i, item := range n.Content {
 			w.value(fmt.Sprintf("%s[%d]", path, i), item, t.Elem())
 		}
+	case reflect.Map:
+		w.entries(path, n, t)
 	default:
 		if n.Kind != yaml.ScalarNode {
 			w.wrong(path, n, "a single value")
@@ -179,6 +181,29 @@ func (w *walk) object(path string, n *yaml.Node, t reflect.Type) {
 			w.value(at, n.Content[i+1], ft)
 		}
 		seen[key.Value] = true
+	}
+}
+
+// entries looks at a mapping whose keys the writer of the file chooses, such as header names.
+func (w *walk) entries(path string, n *yaml.Node, t reflect.Type) {
+	if n.Kind != yaml.MappingNode {
+		w.wrong(path, n, "a mapping")
+		return
+	}
+	seen := map[string]bool{}
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		key := n.Content[i]
+		if key.Kind != yaml.ScalarNode || key.Tag != "!!str" {
+			w.report(path, key.Line, "a key must be a plain name; put it in quotes")
+			continue
+		}
+		at := path + "." + key.Value
+		if seen[key.Value] {
+			w.report(at, key.Line, "the field stands here a second time; keep one")
+			continue
+		}
+		seen[key.Value] = true
+		w.value(at, n.Content[i+1], t.Elem())
 	}
 }
 

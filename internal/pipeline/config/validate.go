@@ -34,6 +34,19 @@ var columnTypes = []ColumnType{
 	TypeJSONB, TypeBytea, TypeUUID,
 }
 
+// elementTypes are the types that have arrays.
+var elementTypes = []ColumnType{
+	TypeText, TypeBoolean, TypeSmallint, TypeInteger, TypeBigint, TypeNumeric, TypeReal, TypeDouble, TypeTimestamptz, TypeUUID,
+}
+
+func arrayTypes() []ColumnType {
+	types := make([]ColumnType, len(elementTypes))
+	for i, t := range elementTypes {
+		types[i] = t + arraySuffix
+	}
+	return types
+}
+
 // Validate reports everything that is wrong, as Problems. It expects the defaults to be filled in.
 func (c *Config) Validate() error {
 	var ps Problems
@@ -42,7 +55,7 @@ func (c *Config) Validate() error {
 	}
 	c.validateSource(&ps)
 	c.validateCodec(&ps)
-	c.validateMapping(&ps)
+	c.validateMapping(&ps, "mapping", &c.Mapping)
 	c.validateState(&ps)
 	c.validateSink(&ps)
 	c.validateBounds(&ps)
@@ -73,6 +86,8 @@ func (c *Config) validateSource(ps *Problems) {
 		if r.ReclaimAfter < minReclaim {
 			ps.add("source.redis.reclaimAfter", "%s is too short; write at least %s", r.ReclaimAfter, minReclaim)
 		}
+		oneOf(ps, "source.redis.afterAck", r.AfterAck, AfterAckKeep, AfterAckDelete, AfterAckTrim)
+		oneOf(ps, "source.redis.ownership", r.Ownership, OwnershipShared, OwnershipExclusive)
 	}
 	if g != nil {
 		for _, f := range []struct{ at, name string }{
@@ -87,7 +102,7 @@ func (c *Config) validateSource(ps *Problems) {
 }
 
 func (c *Config) validateCodec(ps *Problems) {
-	oneOf(ps, "codec.type", c.Codec.Type, CodecJSON, CodecFields)
+	oneOf(ps, "codec.type", c.Codec.Type, CodecJSON, CodecFields, CodecCloudEvents, CodecProtobuf)
 	if c.Codec.Type == CodecFields && c.Codec.Field != "" {
 		ps.add("codec.field", "has no meaning with type Fields; leave it out")
 	}
@@ -99,40 +114,69 @@ func (c *Config) validateCodec(ps *Problems) {
 			ps.add("codec.field", "a message's payload is the document; leave it out")
 		}
 	}
+	switch p := c.Codec.Protobuf; {
+	case p == nil && c.Codec.Type == CodecProtobuf:
+		ps.add("codec.protobuf", "is missing; write descriptorSet and message")
+	case p != nil && c.Codec.Type != CodecProtobuf:
+		ps.add("codec.protobuf", "belongs to type Protobuf; leave it out, or write codec.type: Protobuf")
+	case p != nil:
+		p.validate(ps)
+	}
 }
 
-func (c *Config) validateMapping(ps *Problems) {
-	if n := len(c.Mapping.Columns); n == 0 || n > maxColumns {
-		ps.add("mapping.columns", "there are %d columns; write 1 to %d", n, maxColumns)
+func (c *Config) validateMapping(ps *Problems, at string, m *Mapping) {
+	if n := len(m.Columns); n > maxColumns {
+		ps.add(at+".columns", "there are %d columns; write at most %d", n, maxColumns)
+	}
+	if m.Filter != "" {
+		c.validateExpression(ps, at+".filter", m.Filter, resultBoolean)
 	}
 	names := map[string]bool{}
-	for i, col := range c.Mapping.Columns {
-		at := fmt.Sprintf("mapping.columns[%d]", i)
+	for i := range m.Columns {
+		col := &m.Columns[i]
+		at := fmt.Sprintf("%s.columns[%d]", at, i)
 		if msg := identifier(col.Name); msg != "" {
 			ps.add(at+".name", "%s", msg)
 		} else if names[col.Name] {
 			ps.add(at+".name", "%q is mapped twice; keep one", col.Name)
 		}
 		names[col.Name] = true
-		c.validatePath(ps, at, col)
-		oneOf(ps, at+".type", col.Type, columnTypes...)
-		if col.Type == TypeTimestamptz {
-			oneOf(ps, at+".timeFormat", col.TimeFormat, TimeRFC3339, TimeUnixSeconds, TimeUnixMillis, TimeUnixMicros)
-		} else if col.TimeFormat != "" {
-			ps.add(at+".timeFormat", "only a timestamptz has a time format; leave it out")
+		switch {
+		case col.Path != "" && col.Expression != "":
+			ps.add(at+".expression", "stands beside a path; keep one of the two")
+		case col.Expression != "":
+			c.validateExpression(ps, at+".expression", col.Expression, resultColumn)
+		default:
+			c.validatePath(ps, at, col)
 		}
-		if col.Default != nil {
-			if col.Required {
-				ps.add(at+".default", "a required column has no default; leave one of the two out")
-			}
-			if msg := defaultProblem(col); msg != "" {
-				ps.add(at+".default", "%q is not %s", *col.Default, msg)
-			}
+		col.validateType(ps, at)
+	}
+}
+
+func (col *Column) validateType(ps *Problems, at string) {
+	element, array := col.Type.Element()
+	if !array {
+		element = col.Type
+		oneOf(ps, at+".type", col.Type, columnTypes...)
+	} else if !slices.Contains(elementTypes, element) {
+		oneOf(ps, at+".type", col.Type, arrayTypes()...)
+	}
+	if element == TypeTimestamptz {
+		oneOf(ps, at+".timeFormat", col.TimeFormat, TimeRFC3339, TimeUnixSeconds, TimeUnixMillis, TimeUnixMicros)
+	} else if col.TimeFormat != "" {
+		ps.add(at+".timeFormat", "only a timestamptz has a time format; leave it out")
+	}
+	if col.Default != nil {
+		if col.Required {
+			ps.add(at+".default", "a required column has no default; leave one of the two out")
+		}
+		if msg := defaultProblem(col); msg != "" {
+			ps.add(at+".default", "%q is not %s", *col.Default, msg)
 		}
 	}
 }
 
-func (c *Config) validatePath(ps *Problems, at string, col Column) {
+func (c *Config) validatePath(ps *Problems, at string, col *Column) {
 	if !IsProperty(col.Path) {
 		names, err := SplitPath(col.Path)
 		if err != nil {
@@ -148,7 +192,7 @@ func (c *Config) validatePath(ps *Problems, at string, col Column) {
 		ps.add(at+".path", "%q is unknown; write one of @id, @stream, @received_at, @key, @position, or \\@ for a name that begins with @", col.Path)
 	case c.Source.Redis != nil && (col.Path == PropertyKey || col.Path == PropertyPosition):
 		ps.add(at+".path", "a Redis entry has no %s; write @id, or read from a consumer group", col.Path)
-	case slices.Contains(columnTypes, col.Type) && !slices.Contains(types, col.Type):
+	case (slices.Contains(columnTypes, col.Type) || strings.HasSuffix(string(col.Type), arraySuffix)) && !slices.Contains(types, col.Type):
 		ps.add(at+".type", "%s cannot be %s; write %s", col.Path, col.Type, types[0])
 	}
 }
@@ -157,55 +201,15 @@ func (c *Config) validateState(ps *Problems) {
 	if c.State == nil {
 		return
 	}
-	if c.column(c.State.Key) == nil {
-		ps.add("state.key", "%q is not a mapped column; write one of %s", c.State.Key, c.columnNames(""))
+	m := &c.Mapping
+	if m.column(c.State.Key) == nil {
+		ps.add("state.key", "%q is not a mapped column; write one of %s", c.State.Key, m.columnNames(nil))
 	}
-	if col := c.column(c.State.Time); col == nil || col.Type != TypeTimestamptz {
-		ps.add("state.time", "%q is not a mapped timestamptz; write one of %s", c.State.Time, c.columnNames(TypeTimestamptz))
+	if col := m.column(c.State.Time); col == nil || col.Type != TypeTimestamptz {
+		ps.add("state.time", "%q is not a mapped timestamptz; write one of %s", c.State.Time,
+			m.columnNames(func(col *Column) bool { return col.Type == TypeTimestamptz }))
 	}
 	between(ps, "state.maxKeys", c.State.MaxKeys, 1, maxStateKeys)
-}
-
-func (c *Config) validateSink(ps *Problems) {
-	t := c.Sink.Table
-	if t == nil {
-		ps.add("sink", "write table")
-		return
-	}
-	if msg := identifier(t.Schema); msg != "" {
-		ps.add("sink.table.schema", "%s", msg)
-	}
-	if msg := identifier(t.Name); msg != "" {
-		ps.add("sink.table.name", "%s", msg)
-	}
-	if len(t.Key) == 0 && c.Source.Redis != nil {
-		ps.add("sink.table.key", "is empty; write the columns of a unique constraint, which make redelivery harmless")
-	}
-	for i, name := range t.Key {
-		at := fmt.Sprintf("sink.table.key[%d]", i)
-		col := c.column(name)
-		switch {
-		case col == nil:
-			ps.add(at, "%q is not a mapped column; write one of %s", name, c.columnNames(""))
-		case slices.Contains(t.Key[:i], name):
-			ps.add(at, "%q is listed twice; keep one", name)
-		case col.Path == PropertyReceivedAt:
-			ps.add(at, "@received_at differs on redelivery, so it cannot identify a row; write a column that comes from the entry")
-		case col.Type == TypeJSONB:
-			ps.add(at, "a jsonb column cannot identify a row; write another column")
-		case !col.Required && col.Default == nil && (!IsProperty(col.Path) || col.Path == PropertyKey):
-			ps.add(at, "column %q may be null, which identifies nothing; write required: true or a default at the column", name)
-		}
-	}
-	if t.Conflict.Action == "UpdateIfNewer" {
-		ps.add("sink.table.conflict.action", "UpdateIfNewer is not available yet; write Nothing or Update")
-	} else {
-		oneOf(ps, "sink.table.conflict.action", t.Conflict.Action, ConflictNothing, ConflictUpdate)
-	}
-	if t.Conflict.Action == ConflictUpdate && len(t.Key) == 0 {
-		ps.add("sink.table.conflict.action", "Update needs a key; write sink.table.key")
-	}
-	oneOf(ps, "sink.table.create", t.Create, CreateNever, CreateIfMissing)
 }
 
 func (c *Config) validateBounds(ps *Problems) {
@@ -222,27 +226,35 @@ func (c *Config) validateBounds(ps *Problems) {
 }
 
 // column finds a mapped column by name.
-func (c *Config) column(name string) *Column {
-	for i := range c.Mapping.Columns {
-		if c.Mapping.Columns[i].Name == name {
-			return &c.Mapping.Columns[i]
+func (m *Mapping) column(name string) *Column {
+	for i := range m.Columns {
+		if m.Columns[i].Name == name {
+			return &m.Columns[i]
 		}
 	}
 	return nil
 }
 
-// columnNames lists the mapped columns of a type, or of every type.
-func (c *Config) columnNames(t ColumnType) string {
+// columnNames lists the mapped columns that fit, or all of them.
+func (m *Mapping) columnNames(fits func(*Column) bool) string {
 	var names []string
-	for _, col := range c.Mapping.Columns {
-		if t == "" || col.Type == t {
-			names = append(names, col.Name)
+	for i := range m.Columns {
+		if fits == nil || fits(&m.Columns[i]) {
+			names = append(names, m.Columns[i].Name)
 		}
 	}
-	if len(names) == 0 {
+	switch {
+	case len(names) > 0:
+		return strings.Join(names, ", ")
+	case len(m.Columns) == 0:
 		return "the columns under mapping.columns (there is none yet)"
 	}
-	return strings.Join(names, ", ")
+	return "a column that fits (there is none yet)"
+}
+
+// nullable says whether the column can be null. Properties are always there, but for the key of a message.
+func (col *Column) nullable() bool {
+	return !col.Required && col.Default == nil && (!IsProperty(col.Path) || col.Path == PropertyKey)
 }
 
 // identifier says what is wrong with a name of PostgreSQL.
@@ -261,17 +273,42 @@ func identifier(name string) string {
 var number = regexp.MustCompile(`^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,4})?$`)
 
 // defaultProblem says what a default should be, or nothing when it is fine. It accepts no text that the processor refuses.
-func defaultProblem(col Column) string {
-	text := *col.Default
-	switch col.Type {
+func defaultProblem(col *Column) string {
+	element, array := col.Type.Element()
+	if !array {
+		return defaultProblemOf(col.Type, *col.Default)
+	}
+	var items []any
+	dec := json.NewDecoder(strings.NewReader(*col.Default))
+	dec.UseNumber()
+	if err := dec.Decode(&items); err != nil || items == nil || dec.More() {
+		return "a JSON array; write, for example, \"[]\""
+	}
+	for _, item := range items {
+		switch item := item.(type) {
+		case nil:
+		case map[string]any, []any:
+			return fmt.Sprintf("an array of %s", element)
+		default:
+			if msg := defaultProblemOf(element, fmt.Sprint(item)); msg != "" {
+				return "an array whose elements are " + msg
+			}
+		}
+	}
+	return ""
+}
+
+// defaultProblemOf does so for a value that is no array.
+func defaultProblemOf(t ColumnType, text string) string {
+	switch t {
 	case TypeBoolean:
 		if text != "true" && text != "false" {
 			return "a boolean; write \"true\" or \"false\""
 		}
 	case TypeSmallint, TypeInteger, TypeBigint:
-		bits := map[ColumnType]int{TypeSmallint: 16, TypeInteger: 32, TypeBigint: 64}[col.Type]
+		bits := map[ColumnType]int{TypeSmallint: 16, TypeInteger: 32, TypeBigint: 64}[t]
 		if _, err := strconv.ParseInt(text, 10, bits); err != nil {
-			return fmt.Sprintf("a whole number that fits %s", col.Type)
+			return fmt.Sprintf("a whole number that fits %s", t)
 		}
 	case TypeNumeric:
 		if !number.MatchString(text) {
@@ -279,11 +316,11 @@ func defaultProblem(col Column) string {
 		}
 	case TypeReal, TypeDouble:
 		bits := 64
-		if col.Type == TypeReal {
+		if t == TypeReal {
 			bits = 32
 		}
 		if _, err := strconv.ParseFloat(text, bits); err != nil || !number.MatchString(text) {
-			return fmt.Sprintf("a number that fits %s", col.Type)
+			return fmt.Sprintf("a number that fits %s", t)
 		}
 	case TypeTimestamptz:
 		if _, err := time.Parse(time.RFC3339Nano, text); err != nil {
