@@ -30,6 +30,7 @@ type process struct {
 
 	sinkPool, sourcePool *pgxpool.Pool
 	redis                rueidis.Client
+	redisVersion         redisstream.Version
 }
 
 // run starts everything in order, works until ctx ends, and stops everything. The order is: database, migrations, Redis,
@@ -132,17 +133,18 @@ func (p *process) connectRedis(ctx context.Context) error {
 	if p.config.Source.Redis == nil {
 		return nil
 	}
-	url := os.Getenv(config.EnvRedisURL)
-	if url == "" {
-		return fmt.Errorf("%s is not set; write redis://user:password@host:6379/0", config.EnvRedisURL)
+	endpoint := redisstream.Endpoint{
+		URL: os.Getenv(config.EnvRedisURL), URLFile: os.Getenv(config.EnvRedisURL + "_FILE"), TLSDir: os.Getenv(config.EnvRedisTLSDir),
 	}
-	err := p.patiently(ctx, "Redis", func(ctx context.Context) error {
-		client, _, err := redisstream.Connect(ctx, url, "millrace/"+p.config.Name)
-		p.redis = client
+	if endpoint.URL == "" && endpoint.URLFile == "" {
+		return fmt.Errorf("%s is not set; write redis://user:password@host:6379/0, or the name of a file that holds it into %[1]s_FILE", config.EnvRedisURL)
+	}
+	err := p.patiently(ctx, "Redis", func(ctx context.Context) (err error) {
+		p.redis, p.redisVersion, err = endpoint.Connect(ctx, "millrace/"+p.config.Name)
 		return err
 	})
 	if err == nil {
-		p.log.Info("Redis connected")
+		p.log.Info("Redis connected", "version", p.redisVersion.String())
 	}
 	return err
 }

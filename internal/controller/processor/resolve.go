@@ -3,7 +3,6 @@ package processor
 import (
 	"context"
 	"fmt"
-	"net/url"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -12,6 +11,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
 
 // resolve finds what spec refers to: the ConsumerGroup and its Stream, and the Secrets of both ends.
@@ -89,7 +89,7 @@ func (r *Reconciler) readSecrets(ctx context.Context, sc *scope) error {
 	for _, s := range []struct {
 		ref   *v1alpha1.SecretKeyReference
 		check func(value string) error
-	}{{in.redis, checkRedis}, {in.source, database.Check}, {in.sink, database.Check}} {
+	}{{in.redis, redisstream.CheckURL}, {in.source, database.Check}, {in.sink, database.Check}} {
 		if s.ref == nil {
 			continue
 		}
@@ -101,15 +101,6 @@ func (r *Reconciler) readSecrets(ctx context.Context, sc *scope) error {
 			return phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", s.ref.Name, s.ref.Key, err)
 		}
 		in.secretVersions = append(in.secretVersions, fmt.Sprintf("%s/%s=%s", s.ref.Name, s.ref.Key, version))
-	}
-	return nil
-}
-
-// checkRedis says what is wrong with the address of a Redis server, and nothing of what it is.
-func checkRedis(value string) error {
-	u, err := url.Parse(value)
-	if err != nil || u.Host == "" || u.Scheme != "redis" && u.Scheme != "rediss" {
-		return fmt.Errorf("the value is not the address of a Redis server; write redis://user:password@host:6379/0, or rediss:// for TLS")
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package redisstream
 
 import (
 	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/redis/rueidis"
@@ -24,8 +25,6 @@ func IsConfiguration(err error) bool {
 
 func hasPrefix(text, prefix string) bool { return strings.HasPrefix(text, prefix) }
 
-var errURL = errors.New("the Redis URL cannot be read; write redis://user:password@host:6379/0, or rediss:// for TLS")
-
 // tooOldError says that the server lacks what a Member needs.
 type tooOldError struct{ version Version }
 
@@ -36,5 +35,6 @@ func (e *tooOldError) Error() string {
 // IsUnusable says whether an error of Connect will not go away by trying again.
 func IsUnusable(err error) bool {
 	var old *tooOldError
-	return errors.Is(err, errURL) || errors.As(err, &old) || IsConfiguration(err)
+	var bad *urlError
+	return errors.As(err, &bad) || errors.As(err, &old) || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || IsConfiguration(err)
 }

@@ -29,72 +29,41 @@ func (v Version) AtLeast(o Version) bool {
 // String writes the version with dots.
 func (v Version) String() string { return fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Patch) }
 
-// Connect opens a client for a URL such as redis://user:password@host:6379/0 and checks the server. Its errors never
-// hold the URL.
-func Connect(ctx context.Context, url, name string) (rueidis.Client, Version, error) {
-	opt, err := rueidis.ParseURL(strings.TrimSpace(url))
-	if err != nil || len(opt.InitAddress) == 0 {
-		// The parser's error repeats the URL, password included.
-		return nil, Version{}, errURL
-	}
-	opt.ClientName = strings.Map(nameRune, name)
-	opt.DisableCache = true
-	opt.Dialer.Timeout = callTimeout
-	// A processor reads on one connection per stream and sends few other commands, so that small buffers are enough.
-	opt.PipelineMultiplex = -1
-	opt.RingScaleEachConn = 8
-	opt.ReadBufferEachConn = 256 << 10
-	opt.WriteBufferEachConn = 64 << 10
-	opt.ConnWriteTimeout = 2 * callTimeout
-	client, err := rueidis.NewClient(opt)
-	if err != nil {
-		return nil, Version{}, fmt.Errorf("connect to Redis at %s: %w", strings.Join(opt.InitAddress, ", "), err)
-	}
-	version, err := serverVersion(ctx, client)
-	if err == nil && !version.AtLeast(minVersion) {
-		err = &tooOldError{version}
-	}
-	if err != nil {
-		client.Close()
-		return nil, Version{}, fmt.Errorf("connect to Redis at %s: %w", strings.Join(opt.InitAddress, ", "), err)
-	}
-	return client, version, nil
-}
-
-// serverVersion reads INFO. A server that refuses INFO is taken for the oldest supported one.
-func serverVersion(ctx context.Context, client rueidis.Client) (Version, error) {
+// serverInfo reads a server's version and mode from INFO.
+func serverInfo(ctx context.Context, client rueidis.Client) (v Version, mode string, err error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
 	info, err := client.Do(ctx, client.B().Info().Section("server").Build()).ToString()
 	if re, ok := rueidis.IsRedisErr(err); ok && hasPrefix(re.Error(), "NOPERM") {
-		return minVersion, nil
+		return minVersion, "", nil
 	}
 	if err != nil {
-		return Version{}, err
+		return Version{}, "", err
 	}
-	return parseVersion(info), nil
+	return parseVersion(info), infoValue(info, "redis_mode"), nil
 }
 
-func parseVersion(info string) Version {
+// infoValue finds one line of INFO.
+func infoValue(info, name string) string {
 	for line := range strings.Lines(info) {
-		text, ok := strings.CutPrefix(strings.TrimSpace(line), "redis_version:")
-		if !ok {
-			continue
+		if text, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.TrimSpace(text)
 		}
-		var v Version
-		for i, part := range strings.SplitN(text, ".", 3) {
-			n, _ := strconv.Atoi(part)
-			*[]*int{&v.Major, &v.Minor, &v.Patch}[i] = n
-		}
-		return v
 	}
-	return minVersion
+	return ""
 }
 
-// nameRune replaces what CLIENT SETNAME refuses.
-func nameRune(r rune) rune {
-	if r <= ' ' || r > '~' {
-		return '-'
+// parseVersion reads the version that the server is compatible with. Valkey says 7.2.4 there, whatever its own version is,
+// and has none of the commands that later versions of Redis have added to streams.
+func parseVersion(info string) Version {
+	text := infoValue(info, "redis_version")
+	if text == "" {
+		return minVersion
 	}
-	return r
+	var v Version
+	for i, part := range strings.SplitN(text, ".", 3) {
+		n, _ := strconv.Atoi(part)
+		*[]*int{&v.Major, &v.Minor, &v.Patch}[i] = n
+	}
+	return v
 }

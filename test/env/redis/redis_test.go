@@ -165,3 +165,31 @@ func get(t *testing.T, url, key string) string {
 	}
 	return value
 }
+
+func TestEveryNodeOfAClusterServes(t *testing.T) {
+	t.Parallel()
+	c := redis.NewCluster(t, 3, redis.Options{Password: "p"})
+	for _, n := range c.Nodes {
+		client := connect(t, n.URL()) // follows the redirections
+		if err := client.Do(t.Context(), client.B().Set().Key("key").Value("a").Build()).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestSentinelsFailOver(t *testing.T) {
+	t.Parallel()
+	s := redis.NewSentinels(t, redis.Options{})
+	if err := s.Servers[0].Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		err := set(t, s.Servers[1].URL(), "a")
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the replica is not the master: %v", err)
+		}
+	}
+}

@@ -33,6 +33,18 @@ type Options struct {
 	Listen string
 	// Settings are directives of redis.conf, added to those of this package.
 	Settings map[string]string
+	// TLS adds a port that speaks TLS; TLSAddr names it.
+	TLS *TLS
+
+	sentinel bool // be a Sentinel
+}
+
+// TLS are a server's certificates, in PEM.
+type TLS struct {
+	CA        []byte // who signed the clients' certificates
+	Cert, Key []byte // the server's own
+	// Clients says that every client needs a certificate.
+	Clients bool
 }
 
 const (
@@ -46,8 +58,10 @@ type Server struct {
 	user     *process.User
 	run      *dirs.Run
 	port     int
+	tlsPort  int // 0: none
 	listen   []string
 	password string
+	sentinel bool
 	config   string // path of redis.conf
 
 	mu    sync.Mutex
@@ -81,8 +95,8 @@ func start(ctx context.Context, o Options) (_ *Server, err error) {
 			err = errors.Join(err, run.Remove())
 		}
 	}()
-	s := &Server{program: program, user: user, run: run, password: o.Password, listen: []string{"127.0.0.1"},
-		config: filepath.Join(run.Path, "redis.conf")}
+	s := &Server{program: program, user: user, run: run, password: o.Password, sentinel: o.sentinel, listen: []string{"127.0.0.1"}}
+	s.config = filepath.Join(s.data(), "redis.conf") // beside the data, because a Sentinel rewrites it
 	if o.Listen != "" {
 		s.listen = strings.Split(o.Listen, ",")
 	}
@@ -131,17 +145,52 @@ func (s *Server) configure(o Options) error {
 	for name, value := range o.Settings {
 		lines = append(lines, name+" "+value)
 	}
+	if o.TLS != nil {
+		more, err := s.configureTLS(o.TLS)
+		if err != nil {
+			return err
+		}
+		lines = append(lines, more...)
+	}
 	if err := os.WriteFile(s.config, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
 		return err
 	}
 	return s.ownedByUser(s.config)
 }
 
+// configureTLS writes the certificates where the server may read them.
+func (s *Server) configureTLS(t *TLS) ([]string, error) {
+	var err error
+	if s.tlsPort, err = process.FreePort(s.listen...); err != nil {
+		return nil, err
+	}
+	clients := "no"
+	if t.Clients {
+		clients = "yes"
+	}
+	lines := []string{"tls-port " + strconv.Itoa(s.tlsPort), "tls-auth-clients " + clients}
+	for directive, data := range map[string][]byte{"tls-ca-cert-file": t.CA, "tls-cert-file": t.Cert, "tls-key-file": t.Key} {
+		file := filepath.Join(s.data(), directive+".pem")
+		if err := os.WriteFile(file, data, 0o600); err != nil {
+			return nil, err
+		}
+		if err := s.ownedByUser(file); err != nil {
+			return nil, err
+		}
+		lines = append(lines, directive+" "+file)
+	}
+	return lines, nil
+}
+
 // launch starts the server and waits until it answers. The caller holds mu or has the only reference.
 func (s *Server) launch(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
-	p, err := process.Start(process.Command{Path: s.program, Args: []string{s.config}, Dir: s.run.Path, Log: s.logFile(), User: s.user})
+	args := []string{s.config}
+	if s.sentinel {
+		args = append(args, "--sentinel")
+	}
+	p, err := process.Start(process.Command{Path: s.program, Args: args, Dir: s.run.Path, Log: s.logFile(), User: s.user})
 	if err != nil {
 		return err
 	}
@@ -197,6 +246,9 @@ func (s *Server) ping(ctx context.Context) error {
 // Addr is host:port of the server, the same for its whole life.
 func (s *Server) Addr() string { return net.JoinHostPort(s.listen[0], strconv.Itoa(s.port)) }
 
+// TLSAddr is host:port of the port that speaks TLS.
+func (s *Server) TLSAddr() string { return net.JoinHostPort(s.listen[0], strconv.Itoa(s.tlsPort)) }
+
 // URL is a connection string for database 0. It holds the password.
 func (s *Server) URL() string {
 	u := url.URL{Scheme: "redis", Host: s.Addr(), Path: "/0"}
@@ -204,6 +256,14 @@ func (s *Server) URL() string {
 		u.User = url.UserPassword("", s.password)
 	}
 	return u.String()
+}
+
+// userinfo is the part of a URL before the host.
+func (s *Server) userinfo() string {
+	if s.password == "" {
+		return ""
+	}
+	return url.UserPassword("", s.password).String() + "@"
 }
 
 // Port is the port that the server listens on.
