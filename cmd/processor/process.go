@@ -7,7 +7,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/redis/rueidis"
@@ -29,6 +28,7 @@ type process struct {
 	metrics *pipeline.Metrics
 
 	sinkPool, sourcePool *pgxpool.Pool
+	sourceDSN            config.Setting
 	redis                rueidis.Client
 	redisVersion         redisstream.Version
 }
@@ -75,21 +75,25 @@ func (p *process) run(ctx context.Context) error {
 }
 
 func (p *process) connectPostgres(ctx context.Context) error {
-	variable, dsn := config.EnvSinkDatabaseURL, os.Getenv(config.EnvSinkDatabaseURL)
-	source := os.Getenv(config.EnvSourceDatabaseURL)
-	fromGroup := p.config.Source.ConsumerGroup != nil
-	if fromGroup && dsn == "" {
-		variable, dsn = config.EnvSourceDatabaseURL, source
+	sink, err := config.FromEnvironment(config.EnvSinkDatabaseURL)
+	if err != nil {
+		return err
 	}
-	var err error
+	if p.sourceDSN, err = config.FromEnvironment(config.EnvSourceDatabaseURL); err != nil {
+		return err
+	}
+	fromGroup := p.config.Source.ConsumerGroup != nil
+	if fromGroup && !sink.IsSet() {
+		sink = p.sourceDSN
+	}
 	if pipeline.NeedsSinkDatabase(p.config) {
-		if p.sinkPool, err = p.pool(ctx, variable, dsn); err != nil {
+		if p.sinkPool, err = p.pool(ctx, sink); err != nil {
 			return err
 		}
 	}
 	if fromGroup {
-		if p.sourcePool = p.sinkPool; p.sinkPool == nil || source != dsn {
-			if p.sourcePool, err = p.pool(ctx, config.EnvSourceDatabaseURL, source); err != nil {
+		if p.sourcePool = p.sinkPool; p.sinkPool == nil || !p.sourceDSN.Same(sink) {
+			if p.sourcePool, err = p.pool(ctx, p.sourceDSN); err != nil {
 				return err
 			}
 		}
@@ -102,9 +106,9 @@ func (p *process) connectPostgres(ctx context.Context) error {
 }
 
 // pool opens a pool and waits until it reaches its server.
-func (p *process) pool(ctx context.Context, variable, dsn string) (*pgxpool.Pool, error) {
+func (p *process) pool(ctx context.Context, dsn config.Setting) (*pgxpool.Pool, error) {
 	// One connection per writer, and some for reading, settling, and what goes on beside.
-	pool, err := pipeline.OpenPool(ctx, variable, dsn, p.config.Name, p.config.Batch.Writers+4)
+	pool, err := pipeline.OpenPool(ctx, dsn, p.config.Name, p.config.Batch.Writers+4)
 	if err != nil {
 		return nil, err
 	}
@@ -172,13 +176,16 @@ func (p *process) newSource(ctx context.Context, sink pipeline.Sink) (source pip
 }
 
 func (p *process) newStreamSource(ctx context.Context, sink pipeline.Sink) (pipeline.Source, error) {
-	listen := p.sourcePool.Config().ConnConfig
-	if url := os.Getenv(config.EnvSourceListenURL); url != "" {
-		var err error
-		if listen, err = pgx.ParseConfig(url); err != nil {
-			// The parser's error can repeat the string, password included.
-			return nil, pipeline.NewConfigurationError("%s cannot be read; write postgres://user:password@host:5432/database", config.EnvSourceListenURL)
-		}
+	dsn, err := config.FromEnvironment(config.EnvSourceListenURL)
+	if err != nil {
+		return nil, err
+	}
+	if !dsn.IsSet() {
+		dsn = p.sourceDSN
+	}
+	listen, err := pipeline.ListenConfig(dsn, p.config.Name)
+	if err != nil {
+		return nil, err
 	}
 	source, err := pipeline.NewStreamSource(ctx, p.sourcePool, listen, p.options.member, p.config, p.metrics, p.log)
 	if err != nil {

@@ -200,7 +200,7 @@ func openTable(t *testing.T, parameters string, replacements ...string) testedSi
 
 func openSink(t *testing.T, dsn string, c *config.Config) (*pipeline.TableSink, *pgxpool.Pool) {
 	t.Helper()
-	pool, err := pipeline.OpenPool(t.Context(), "DSN", dsn, c.Name, 6)
+	pool, err := pipeline.OpenPool(t.Context(), config.Fixed("DSN", dsn), c.Name, 6)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -336,7 +336,7 @@ func TestTableSinkExplainsATableThatDoesNotFit(t *testing.T) {
 			} else {
 				defer conn.Close(context.Background())
 			}
-			pool, err := pipeline.OpenPool(t.Context(), "DSN", dsn, "t", 2)
+			pool, err := pipeline.OpenPool(t.Context(), config.Fixed("DSN", dsn), "t", 2)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -384,7 +384,7 @@ func TestMigrateCreatesTheTableOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 20 {
 		wg.Go(func() {
-			pool, err := pipeline.OpenPool(t.Context(), "DSN", dsn, "t", 1)
+			pool, err := pipeline.OpenPool(t.Context(), config.Fixed("DSN", dsn), "t", 1)
 			if err != nil {
 				t.Error(err)
 				return
@@ -402,7 +402,7 @@ func TestMigrateCreatesTheTableOnce(t *testing.T) {
 // No secret in an error, whatever is wrong with the connection string.
 func TestOpenPoolNeverShowsThePassword(t *testing.T) {
 	for _, dsn := range []string{"postgres://u:secret@h:port/d", "postgres://u:sec%zzret@h/d", "secret", "host=h password=secret port=x", "postgres://u:secret@127.0.0.1:1/d?connect_timeout=1"} {
-		pool, err := pipeline.OpenPool(t.Context(), "MILLRACE_SINK_DATABASE_URL", dsn, "t", 1)
+		pool, err := pipeline.OpenPool(t.Context(), config.Fixed("MILLRACE_SINK_DATABASE_URL", dsn), "t", 1)
 		if err == nil {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			err = pool.Ping(ctx)
@@ -413,7 +413,7 @@ func TestOpenPoolNeverShowsThePassword(t *testing.T) {
 			t.Errorf("%q: %v", dsn, err)
 		}
 	}
-	if _, err := pipeline.OpenPool(t.Context(), "X", "", "t", 1); errors.As(err, new(*pipeline.ConfigurationError)) == false {
+	if _, err := pipeline.OpenPool(t.Context(), config.Fixed("X", ""), "t", 1); errors.As(err, new(*pipeline.ConfigurationError)) == false {
 		t.Errorf("%v", err)
 	}
 }

@@ -58,7 +58,6 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 		pool:    pool,
 		columns: c.Mapping.Columns,
 		update:  t.Conflict.Action == config.ConflictUpdate,
-		unnamed: !usesPreparedStatements(pool),
 		seed:    maphash.MakeSeed(),
 	}
 	for _, name := range t.Key {
@@ -89,15 +88,6 @@ func (s *TableSink) Shard(it *Item) uint64 {
 		sum ^= sum >> 32
 	}
 	return sum
-}
-
-// usesPreparedStatements is false when the connection string asks for a mode that works through a pooler.
-func usesPreparedStatements(pool *pgxpool.Pool) bool {
-	switch pool.Config().ConnConfig.DefaultQueryExecMode {
-	case pgx.QueryExecModeCacheStatement, pgx.QueryExecModeCacheDescribe, pgx.QueryExecModeDescribeExec:
-		return true
-	}
-	return false
 }
 
 // statement builds the INSERT. actual holds the table's type per column.
@@ -159,6 +149,8 @@ func (s *TableSink) probe(ctx context.Context, t *config.TableSink) error {
 		return err
 	}
 	defer conn.Release()
+	// All connections of a pool have one mode. Every mode but the default is there for poolers.
+	s.unnamed = conn.Conn().Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
