@@ -1,0 +1,158 @@
+// Command bench-pipeline measures Millrace's processor beside other programs that bring Redis streams into tables. See bench/README.md.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/millrace-dev/millrace/bench/pipeline"
+	"github.com/millrace-dev/millrace/bench/report"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "bench-pipeline:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// The files of a whole run, and of one that measured only a part and must not replace it.
+var (
+	whole = filepath.Join("results", "pipeline.json")
+	part  = filepath.Join("results", "pipeline.local.json")
+)
+
+type options struct {
+	pipeline.Options
+	out   string
+	merge bool
+}
+
+func parse(args []string, usage io.Writer) (options, error) {
+	var o options
+	var works, systems string
+	flags := flag.NewFlagSet("bench-pipeline", flag.ContinueOnError)
+	flags.SetOutput(usage)
+	flags.StringVar(&works, "work", "", "only these `works`, with commas between")
+	flags.StringVar(&systems, "system", "", "only these `systems`, with commas between")
+	flags.IntVar(&o.N, "n", 0, "`entries` in a measurement; default: by work")
+	flags.IntVar(&o.Runs, "runs", 0, "`repetitions`, at most; default 3, or 2 with -short")
+	flags.BoolVar(&o.Short, "short", false, "fewer entries")
+	flags.BoolVar(&o.merge, "merge", false, "replace the measured works in the file and keep its other rows")
+	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" when -work, -system or -n is given without -merge")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q; bench-pipeline takes flags only", flags.Arg(0))
+	}
+	if o.N < 0 || o.Runs < 0 {
+		return o, errors.New("-n and -runs cannot be negative")
+	}
+	if o.Runs == 0 {
+		o.Runs = 3
+		if o.Short {
+			o.Runs = 2
+		}
+	}
+	split := func(names string) []string {
+		return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	o.Works, o.Systems = split(works), split(systems)
+	if o.out == "" {
+		o.out = whole
+		if !o.merge && (len(o.Works) > 0 || len(o.Systems) > 0 || o.N > 0) {
+			o.out = part
+		}
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
+	o, err := parse(args, progress)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	o.Log = func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }
+	servers, err := pipeline.StartServers(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := servers.Stop(context.WithoutCancel(ctx)); err != nil {
+			fmt.Fprintln(progress, "stop the servers:", err)
+		}
+	}()
+	settings, err := servers.Describe(ctx)
+	if err != nil {
+		return err
+	}
+	settings["form"] = "full"
+	if o.Short {
+		settings["form"] = "short"
+	}
+	if o.N > 0 {
+		settings["n"] = strconv.Itoa(o.N)
+	}
+	settings["seed"] = strconv.Itoa(pipeline.Seed)
+	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
+	samples, err := pipeline.Run(ctx, servers, o.Options)
+	if err != nil {
+		return fmt.Errorf("nothing is written: %w", err)
+	}
+	result := report.Report{Machine: report.Machine(), Date: report.Today(), Settings: settings, Rows: report.Rows(samples, pipeline.Versus)}
+	fmt.Fprintln(progress)
+	if err := result.Table(out); err != nil {
+		return err
+	}
+	if o.merge {
+		if err := merge(&result, o.out); err != nil {
+			return err
+		}
+	}
+	if err := result.Write(o.out); err != nil {
+		return err
+	}
+	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
+	return nil
+}
+
+// merge puts the rows of a file that were not measured now before those that were.
+func merge(result *report.Report, file string) error {
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var old report.Report
+	if err := json.Unmarshal(text, &old); err != nil {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	old.Rows = slices.DeleteFunc(old.Rows, func(row report.Row) bool {
+		return slices.ContainsFunc(result.Rows, func(r report.Row) bool { return r.Work == row.Work })
+	})
+	result.Rows = append(old.Rows, result.Rows...)
+	return nil
+}
