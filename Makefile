@@ -78,6 +78,10 @@ bench-engine: deps ## The engine's benchmarks in full, for an hour; BENCH=<flags
 	@./bench/peers.sh
 	@cd bench && go run ./cmd/bench $(BENCH)
 
+.PHONY: bench-pipeline
+bench-pipeline: deps ## Redis streams to a table, beside Redpanda Connect, Bento and Watermill; BENCH=<flags>, BENCH=-short.
+	@cd bench && go run ./cmd/bench-pipeline $(BENCH)
+
 ##@ Develop
 
 .PHONY: generate
