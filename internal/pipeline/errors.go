@@ -80,6 +80,8 @@ func Classify(err error) Class {
 	case errors.As(err, &conf), errors.Is(err, pgstream.ErrNotFound), errors.Is(err, pgstream.ErrLapsed),
 		errors.Is(err, schema.ErrNewer), redisstream.IsConfiguration(err):
 		return ClassConfiguration
+	case errors.Is(err, pgstream.ErrRefused):
+		return ClassRow // a message that its stream does not take
 	case errors.As(err, &pg):
 		return classifyState(pg.Code)
 	}

@@ -52,6 +52,10 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 	switch s := o.Config.Sink; {
 	case s.Table != nil:
 		return NewTableSink(ctx, o.Pool, o.Config)
+	case s.Stream != nil:
+		return NewStreamSink(ctx, o.Pool, o.Config)
+	case s.SQL != nil:
+		return NewSQLSink(ctx, o.Pool, o.Config)
 	}
 	return nil, NewConfigurationError("sink: write table")
 }
