@@ -36,6 +36,9 @@ func fromJSON(v gjson.Result, col *config.Column) (Value, error) {
 	if v.Type == gjson.Null {
 		return Value{}, nil
 	}
+	if element, array := col.Type.Element(); array && v.Type != gjson.String {
+		return arrayValue(v, col, element)
+	}
 	switch col.Type {
 	case config.TypeJSONB:
 		return jsonbValue(v)
@@ -129,6 +132,10 @@ func fromText(s string, col *config.Column) (Value, error) {
 	case config.TypeUUID:
 		if data, ok := decodeUUID(s); ok {
 			return textValue(string(data[:])), nil
+		}
+	default:
+		if element, array := col.Type.Element(); array && gjson.Valid(s) && !tooDeep(s) {
+			return arrayValue(gjson.Parse(s), col, element)
 		}
 	}
 	return Value{}, fmt.Errorf("%s is not %s", short(s), describe(col))
@@ -331,6 +338,9 @@ func describe(col *config.Column) string {
 		return "base64"
 	case config.TypeBoolean:
 		return "true or false"
+	}
+	if _, array := col.Type.Element(); array {
+		return "a JSON array"
 	}
 	return "a " + string(col.Type)
 }

@@ -97,8 +97,8 @@ func (s *TableSink) statement(t *config.TableSink, actual map[string]string) str
 		name := pgx.Identifier{col.Name}.Sanitize()
 		alias := "c" + strconv.Itoa(i+1)
 		value := alias
-		if col.Type == config.TypeNumeric {
-			value += "::numeric"
+		if cast := wireOf(col.Type).cast; cast != "" {
+			value += "::" + cast
 		}
 		if actual[col.Name] != string(col.Type) {
 			// Without a length, so that a text that is too long for a varchar(n) is an error and is not cut off.

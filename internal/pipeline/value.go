@@ -15,6 +15,8 @@ import (
 //	boolean, smallint … bigint     N
 //	real, double precision         N holds math.Float32bits or math.Float64bits
 //	timestamptz                    N holds microseconds since 1970
+//	arrays                         S holds a JSON array, nested for several dimensions, whose elements are checked and in
+//	                               the form that appendValue gives them: [1,null,3], ["a","b"], ["2026-01-02T03:04:05Z"]
 //
 // A value is often a part of the entry it came from and keeps that alive.
 type Value struct {
@@ -50,5 +52,6 @@ func isBytes(t config.ColumnType) bool {
 	case config.TypeText, config.TypeNumeric, config.TypeJSONB, config.TypeBytea, config.TypeUUID:
 		return true
 	}
-	return false
+	_, array := t.Element()
+	return array
 }

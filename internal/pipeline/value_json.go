@@ -53,6 +53,9 @@ func appendValue(dst []byte, t config.ColumnType, v Value) []byte {
 		h := hex.EncodeToString([]byte(v.S))
 		return appendString(dst, h[:8]+"-"+h[8:12]+"-"+h[12:16]+"-"+h[16:20]+"-"+h[20:])
 	}
+	if _, array := t.Element(); array {
+		return append(dst, v.S...)
+	}
 	return appendString(dst, v.S)
 }
 

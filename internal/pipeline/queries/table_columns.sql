@@ -2,7 +2,8 @@
 -- -1 instead of null keeps format_type from writing bpchar as character, which would mean a length of one.
 -- $1 schema, $2 table. No row: there is no such table, or it is invisible.
 select a.attname                                             as name,
-       case t.oid when 'timestamptz'::regtype then 'timestamptz'
+       case t.oid when 'timestamptz'::regtype   then 'timestamptz'
+                  when 'timestamptz[]'::regtype then 'timestamptz[]'
                   else format_type(a.atttypid, -1) end       as type,
        a.attgenerated <> '' or a.attidentity = 'a'           as generated,
        a.attnotnull and not a.atthasdef and a.attidentity = '' as must_fill,
