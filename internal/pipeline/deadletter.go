@@ -7,12 +7,15 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
@@ -26,35 +29,48 @@ var deadLetterTableQuery string
 //go:embed queries/dead_letter_put.sql
 var deadLetterPutQuery string
 
-// DeadLetters set Redis entries aside in the sink's database.
+//go:embed queries/dead_letter_branch.sql
+var deadLetterBranchQuery string
+
+// DeadLetters set items aside in the sink's database.
 type DeadLetters struct {
 	pool      *pgxpool.Pool
 	processor string
 	put       string
 }
 
-// needsDeadLetters says whether entries of this pipeline become dead letters in the sink's database. Messages of a consumer
-// group have their own place for them.
+// needsDeadLetters says whether items of this pipeline become dead letters in the sink's database. Messages of a consumer
+// group have a place of their own for them, unless only a branch of a fan-out refuses them.
 func needsDeadLetters(c *config.Config) bool {
-	return c.Source.Redis != nil && c.Errors.Policy == config.PolicyDeadLetter
+	return c.Errors.Policy == config.PolicyDeadLetter && (c.Source.Redis != nil || len(c.Sink.FanOut) > 0)
 }
 
-// deadLetterSchema is where the dead letters are: beside the sink's table, if it has one.
-func deadLetterSchema(c *config.Config) string {
-	if t := c.Sink.Table; t != nil {
-		return t.Schema
+// deadLetterName is the table for dead letters: beside the sink's first table, if it has one.
+func deadLetterName(c *config.Config) config.TableSink {
+	for _, b := range c.Branches() {
+		if b.Table != nil {
+			return config.TableSink{Schema: b.Table.Schema, Name: deadLetterTable}
+		}
 	}
-	return config.DefaultSchema
+	return config.TableSink{Schema: config.DefaultSchema, Name: deadLetterTable}
 }
 
-// createDeadLetters creates the table when it is missing.
+// createDeadLetters creates the table when it is missing, and brings one of an earlier release up to date.
 func createDeadLetters(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
-	t := config.TableSink{Schema: deadLetterSchema(c), Name: deadLetterTable}
-	if columns, err := tableColumns(ctx, pool, &t); err != nil || columns != nil {
+	t := deadLetterName(c)
+	columns, err := tableColumns(ctx, pool, &t)
+	if err != nil {
 		return err
 	}
 	name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
-	if err := createOnce(ctx, pool, t.Schema+"."+t.Name, strings.ReplaceAll(deadLetterTableQuery, "TABLE", name)); err != nil {
+	query := deadLetterTableQuery
+	switch {
+	case slices.ContainsFunc(columns, func(c tableColumn) bool { return c.Name == "branch" }):
+		return nil
+	case columns != nil:
+		query = deadLetterBranchQuery
+	}
+	if err := createOnce(ctx, pool, t.Schema+"."+t.Name, strings.ReplaceAll(query, "TABLE", name)); err != nil {
 		return fmt.Errorf("create table %s for dead letters (or write errors.policy: Pending): %w", name, err)
 	}
 	return nil
@@ -65,37 +81,69 @@ func NewDeadLetters(pool *pgxpool.Pool, c *config.Config) *DeadLetters {
 	if !needsDeadLetters(c) {
 		return nil
 	}
-	name := pgx.Identifier{deadLetterSchema(c), deadLetterTable}.Sanitize()
+	t := deadLetterName(c)
+	name := pgx.Identifier{t.Schema, t.Name}.Sanitize()
 	return &DeadLetters{pool: pool, processor: c.Name, put: strings.ReplaceAll(deadLetterPutQuery, "TABLE", name)}
 }
 
-// DeadLetter is one entry that could not be decoded or written.
+// DeadLetter is one item that could not be decoded or written.
 type DeadLetter struct {
 	Item       *Item
+	Branch     string // of a fan-out that refuses it; empty when it is the whole pipeline
 	Deliveries int
 	Reason     string
 }
 
-// Put sets entries aside, all or none. Repeating it changes nothing.
+// Put sets items aside, all or none. Repeating it changes nothing.
 func (d *DeadLetters) Put(ctx context.Context, letters []DeadLetter) error {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
+	return d.PutTx(ctx, d.pool, letters)
+}
+
+// PutTx sets items aside in a transaction of the caller.
+func (d *DeadLetters) PutTx(ctx context.Context, tx pgstream.DB, letters []DeadLetter) error {
 	n := len(letters)
-	streams, ids, digests := make([]string, n), make([]string, n), make([][]byte, n)
+	streams, ids, digests, branches := make([]string, n), make([]string, n), make([][]byte, n), make([]string, n)
 	deliveries, reasons, entries := make([]int32, n), make([]string, n), make([]string, n)
 	for i, l := range letters {
-		entry, err := rawEntry(l.Item.Fields)
+		entry, err := rawItem(l.Item)
 		if err != nil {
 			return err
 		}
 		sum := sha256.Sum256(entry)
-		streams[i], ids[i], digests[i] = l.Item.Stream, l.Item.ID, sum[:]
+		streams[i], ids[i], digests[i], branches[i] = l.Item.Stream, l.Item.ID, sum[:], l.Branch
 		deliveries[i], reasons[i], entries[i] = int32(l.Deliveries), storable(l.Reason), string(entry)
 	}
-	if _, err := d.pool.Exec(ctx, d.put, d.processor, streams, ids, digests, deliveries, reasons, entries); err != nil {
+	if _, err := tx.Exec(ctx, d.put, d.processor, streams, ids, digests, deliveries, reasons, entries, branches); err != nil {
 		return fmt.Errorf("set %d dead letters aside: %w", n, err)
 	}
 	return nil
+}
+
+// rawMessage is a message as the dead-letter table holds it: the payload as the text that it came as, or in base64.
+type rawMessage struct {
+	Key           *string         `json:"key,omitempty"`
+	Headers       json.RawMessage `json:"headers,omitempty"`
+	Position      int64           `json:"position"`
+	CreatedAt     time.Time       `json:"createdAt"`
+	Payload       *string         `json:"payload,omitempty"`
+	PayloadBase64 *string         `json:"payloadBase64,omitempty"`
+}
+
+// rawItem keeps every byte of an item: an array for an entry of Redis, an object for a message.
+func rawItem(it *Item) ([]byte, error) {
+	if it.Fields != nil {
+		return rawEntry(it.Fields)
+	}
+	raw := rawMessage{Key: it.Key, Headers: it.Headers, Position: it.Position, CreatedAt: it.Created}
+	if isText(it.Payload) {
+		raw.Payload = &it.Payload
+	} else {
+		text := base64.StdEncoding.EncodeToString([]byte(it.Payload))
+		raw.PayloadBase64 = &text
+	}
+	return json.Marshal(raw)
 }
 
 // rawField is one field of an entry as the dead-letter table holds it.

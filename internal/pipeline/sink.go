@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"log/slog"
+	"slices"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -60,11 +61,20 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 	return nil, NewConfigurationError("sink: write table")
 }
 
+// ofBranch is the configuration of a pipeline whose only sink is a branch.
+func ofBranch(c *config.Config, b config.Branch) *config.Config {
+	alone := *c
+	alone.Mapping = *b.Mapping
+	alone.Sink = config.Sink{Table: b.Table, Stream: b.Stream, SQL: b.SQL, HTTP: b.HTTP}
+	return &alone
+}
+
 // NeedsSinkDatabase says whether the pipeline writes into PostgreSQL: rows, messages or dead letters.
 func NeedsSinkDatabase(c *config.Config) bool {
-	s := c.Sink
-	return s.Table != nil || s.Stream != nil || s.SQL != nil || len(s.FanOut) > 0 || needsDeadLetters(c)
+	return needsDeadLetters(c) || slices.ContainsFunc(c.Branches(), inDatabase)
 }
+
+func inDatabase(b config.Branch) bool { return b.Table != nil || b.Stream != nil || b.SQL != nil }
 
 // SettleTogether makes the sink settle in its own transactions, when it is in the database of the source. It reports
 // whether it is: then every item has its effect exactly once. Otherwise an item may be written again after a failure; it is

@@ -22,9 +22,6 @@ import (
 // connection is given up, and the batch is written again.
 const writeTimeout = 30 * time.Second
 
-// tableStatement is the name of the prepared INSERT on each connection.
-const tableStatement = "millrace_table"
-
 // TableSink writes batches into one table with one INSERT … SELECT FROM unnest(arrays) each.
 //
 // Rows are sorted by key, so that concurrent writers, in this process or another, wait for each other and never
@@ -35,8 +32,7 @@ type TableSink struct {
 	columns []config.Column
 	key     []int // columns of the key
 	update  bool
-	insert  string
-	unnamed bool     // send the statement with every write, for poolers that lose prepared statements
+	insert  statement
 	source  TxSource // settles in the sink's transactions; nil when it is elsewhere
 	seed    maphash.Seed
 	work    sync.Pool
@@ -67,9 +63,8 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 	if err != nil {
 		return nil, err
 	}
-	s.insert = s.statement(t, actual)
 	s.work.New = func() any { return &tableWork{arrays: make([][]byte, len(s.columns))} }
-	return s, s.probe(ctx, t)
+	return s, s.probe(ctx, t, s.insertText(t, actual))
 }
 
 // SettleWith implements TxSink.
@@ -90,8 +85,8 @@ func (s *TableSink) Shard(it *Item) uint64 {
 	return sum
 }
 
-// statement builds the INSERT. actual holds the table's type per column.
-func (s *TableSink) statement(t *config.TableSink, actual map[string]string) string {
+// insertText builds the INSERT. actual holds the table's type per column.
+func (s *TableSink) insertText(t *config.TableSink, actual map[string]string) string {
 	var names, values, params, aliases, key, set []string
 	for i, col := range s.columns {
 		name := pgx.Identifier{col.Name}.Sanitize()
@@ -143,14 +138,13 @@ func (s *TableSink) statement(t *config.TableSink, actual map[string]string) str
 
 // probe writes no rows, so that PostgreSQL checks the statement: names, types, privileges, and that the key is a unique
 // constraint, which it only looks for when it plans.
-func (s *TableSink) probe(ctx context.Context, t *config.TableSink) error {
+func (s *TableSink) probe(ctx context.Context, t *config.TableSink, insert string) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	// All connections of a pool have one mode. Every mode but the default is there for poolers.
-	s.unnamed = conn.Conn().Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement
+	s.insert = newStatement(conn.Conn(), insert)
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
@@ -197,7 +191,7 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 			return s.outcomes(w, b.Items), nil
 		})
 	}
-	return os, s.forget(ctx, conn.Conn(), err)
+	return os, s.insert.forget(ctx, conn.Conn(), err)
 }
 
 // WriteTx implements TxSink.
@@ -252,18 +246,12 @@ func (s *TableSink) compareKeys(a, b *Item) int {
 
 // exec sends the rows and marks those that were written.
 func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) error {
-	formats := binaryFormat
 	for i, col := range s.columns {
 		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.unique, i)
 	}
-	var rr *pgconn.ResultReader
-	if s.unnamed {
-		rr = conn.PgConn().ExecParams(ctx, s.insert, w.arrays, nil, formats, formats)
-	} else {
-		if _, err := conn.Prepare(ctx, tableStatement, s.insert); err != nil {
-			return err
-		}
-		rr = conn.PgConn().ExecPrepared(ctx, tableStatement, w.arrays, formats, formats)
+	rr, err := s.insert.start(ctx, conn, w.arrays)
+	if err != nil {
+		return err
 	}
 	next, matched, unknown := 0, 0, 0
 	for rr.NextRow() {
@@ -297,8 +285,6 @@ func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) erro
 // duplicates, which changes a figure and nothing else: both are settled alike.
 const maxUnknownKeys = 16
 
-var binaryFormat = []int16{pgx.BinaryFormatCode}
-
 // find looks for the row with the returned key. Rows come back in the order they were sent, so it is nearly always the
 // next one or a few further; that nobody promises this order is why it starts over once.
 func (s *TableSink) find(rows []*Item, next int, key [][]byte) int {
@@ -321,17 +307,6 @@ func (s *TableSink) sameKey(it *Item, key [][]byte) bool {
 		}
 	}
 	return true
-}
-
-// forget drops the prepared statement when the table has changed under it; the same batch then succeeds.
-func (s *TableSink) forget(ctx context.Context, conn *pgx.Conn, err error) error {
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "0A000" && !s.unnamed && conn.PgConn().TxStatus() == 'I' {
-		if derr := conn.Deallocate(ctx, tableStatement); derr == nil {
-			return fmt.Errorf("the table has changed: %s", pg.Message) // no longer a PgError: transient
-		}
-	}
-	return err
 }
 
 // outcomes gives each item of the batch its result. Of several items with one key, one can be the written one.

@@ -11,6 +11,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
+var binaryFormat = []int16{pgx.BinaryFormatCode}
+
 // statement is SQL whose parameters are encoded in binary by its owner. It is prepared once per connection, unless a pooler
 // stands in between that loses prepared statements.
 type statement struct {
@@ -26,18 +28,24 @@ func newStatement(conn *pgx.Conn, text string) statement {
 	return statement{text, "millrace_" + hex.EncodeToString(sum[:8]), conn.Config().DefaultQueryExecMode != pgx.QueryExecModeCacheStatement}
 }
 
+// start runs the statement. Errors that it does not return come with the result.
+func (s *statement) start(ctx context.Context, conn *pgx.Conn, params [][]byte) (*pgconn.ResultReader, error) {
+	if s.unnamed {
+		return conn.PgConn().ExecParams(ctx, s.text, params, nil, binaryFormat, binaryFormat), nil
+	}
+	if _, err := conn.Prepare(ctx, s.name, s.text); err != nil {
+		return nil, err
+	}
+	return conn.PgConn().ExecPrepared(ctx, s.name, params, binaryFormat, binaryFormat), nil
+}
+
 // run runs the statement and drops what it returns.
 func (s *statement) run(ctx context.Context, conn *pgx.Conn, params [][]byte) error {
-	var rr *pgconn.ResultReader
-	if s.unnamed {
-		rr = conn.PgConn().ExecParams(ctx, s.text, params, nil, binaryFormat, binaryFormat)
-	} else {
-		if _, err := conn.Prepare(ctx, s.name, s.text); err != nil {
-			return err
-		}
-		rr = conn.PgConn().ExecPrepared(ctx, s.name, params, binaryFormat, binaryFormat)
+	result, err := s.start(ctx, conn, params)
+	if err != nil {
+		return err
 	}
-	_, err := rr.Close()
+	_, err = result.Close()
 	return err
 }
 
