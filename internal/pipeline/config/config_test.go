@@ -238,6 +238,10 @@ func TestParseExplainsWhatIsWrongWithSinks(t *testing.T) {
 		{"protobuf without description", "type: CloudEvents", "type: Protobuf", "codec.protobuf: is missing; write descriptorSet and message"},
 		{"description without protobuf", "field: event}", "field: event, protobuf: {message: a.B}}", "codec.protobuf: belongs to type Protobuf"},
 		{"a blank filter", "filter: doc.data.archive", "filter: ' '", "line 22: sink.fanOut[1].mapping.filter: is blank"},
+		{"a filter that gives no boolean", "filter: doc.data.archive", "filter: size(doc)", "line 22: sink.fanOut[1].mapping.filter: gives int"},
+		{"a variable that is not known", "double(doc.data.speed) * 3.6", "double(doc.data.speed) * factor", "mapping.columns[2].expression: at character 26: undeclared reference to 'factor'"},
+		{"a row before it is there", "double(doc.data.speed) * 3.6", "row.speed", "undeclared reference to 'row'"},
+		{"a position that is not there", "double(doc.data.speed) * 3.6", "position", "mapping.columns[2].expression: a Redis entry has no position; use id"},
 		{"path and expression", "path: data.device", "path: data.device, expression: doc.device", "mapping.columns[0].expression: stands beside a path; keep one of the two"},
 		{"an array without elements", `"varchar[]"`, `"jsonb[]"`, `mapping.columns[3].type: "jsonb[]" is not allowed; write one of text[], boolean[]`},
 		{"a default that is no array", `'["a", null]'`, `'{a}'`, `"{a}" is not a JSON array; write, for example, "[]"`},
@@ -280,6 +284,28 @@ func TestParseExplainsWhatIsWrongWithSinks(t *testing.T) {
 			}
 			if err != nil && strings.Contains(err.Error(), "secret@") {
 				t.Errorf("it repeats a password:\n%v", err)
+			}
+		})
+	}
+}
+
+func TestExpressionsAreCheckedWithWhatIsAroundThem(t *testing.T) {
+	for name, tc := range map[string]struct{ columns, key, more, want string }{
+		"a state that is not kept":         {`{name: n, expression: state == null, type: boolean}`, "id", "", "mapping.columns[1].expression: uses state, and the pipeline keeps none"},
+		"a key that redelivery changes":    {`{name: n, expression: deliveries, type: int, required: true}`, "n", "", `column "n" is computed with deliveries, which differs on redelivery`},
+		"what is newer by redelivery":      {`{name: n, expression: received_at, type: timestamptz, required: true}`, "id", "conflict: {action: UpdateIfNewer, newer: n}", `column "n" is computed with received_at, which differs on redelivery`},
+		"a key that is computed for good":  {`{name: n, expression: id + '-1', type: text, required: true}`, "n", "", ""},
+		"what is newer by the entry alone": {`{name: n, expression: created_at, type: timestamptz, required: true}`, "id", "conflict: {action: UpdateIfNewer, newer: n}", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse([]byte(`
+name: x
+source: {redis: {streams: [s], group: g}}
+mapping: {columns: [{name: id, path: "@id", type: text}, ` + tc.columns + `]}
+sink: {table: {name: t, key: [` + tc.key + `], ` + tc.more + `}}
+`))
+			if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+				t.Errorf("want %q in %v", tc.want, err)
 			}
 		})
 	}

@@ -1,19 +1,48 @@
 package config
 
-import "strings"
+import (
+	"strings"
 
-// result says what an expression is for, and with it what it may see and give.
-type result int
-
-const (
-	resultBoolean result = iota // a filter, before the mapping
-	resultColumn                // a column's value, in the mapping
-	resultSink                  // a part of what a sink sends: sees the mapped row
+	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
-// validateExpression checks a CEL expression that is not empty.
-func (c *Config) validateExpression(ps *Problems, at, text string, _ result) {
-	if strings.TrimSpace(text) == "" {
-		ps.add(at, "is blank; write an expression, or leave it out")
+// use is where an expression stands: what it may see, and what it has to give.
+type use struct {
+	kind  expression.Kind
+	scope expression.Scope
+}
+
+var (
+	asFilter  = use{expression.Boolean, expression.InMapping}
+	asColumn  = use{expression.Value, expression.InMapping}
+	asText    = use{expression.Text, expression.AfterMapping}  // a route, a key or a header
+	asPayload = use{expression.Value, expression.AfterMapping} // what a sink sends
+)
+
+// validateExpression checks an expression that is not empty, as the processor will compile it (C1).
+func (c *Config) validateExpression(ps *Problems, at, text string, u use) {
+	program, err := expression.Compile(text, u.kind, u.scope)
+	switch {
+	case err != nil:
+		ps.add(at, "%s", err)
+	case c.State == nil && program.Uses(expression.VarState):
+		ps.add(at, "uses state, and the pipeline keeps none; write state with key and time")
+	case c.Source.Redis != nil && program.Uses(expression.VarPosition):
+		ps.add(at, "a Redis entry has no position; use id, or read from a consumer group")
 	}
+}
+
+// variesWith names the variables of an expression that differ when its entry is delivered again; empty when there is none.
+func variesWith(text string) string {
+	program, err := expression.Compile(text, asColumn.kind, asColumn.scope)
+	if err != nil {
+		return "" // a problem of its own
+	}
+	var names []string
+	for _, name := range []string{expression.VarReceivedAt, expression.VarDeliveries, expression.VarState} {
+		if program.Uses(name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " and ")
 }

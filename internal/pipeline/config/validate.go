@@ -129,7 +129,7 @@ func (c *Config) validateMapping(ps *Problems, at string, m *Mapping) {
 		ps.add(at+".columns", "there are %d columns; write at most %d", n, maxColumns)
 	}
 	if m.Filter != "" {
-		c.validateExpression(ps, at+".filter", m.Filter, resultBoolean)
+		c.validateExpression(ps, at+".filter", m.Filter, asFilter)
 	}
 	names := map[string]bool{}
 	for i := range m.Columns {
@@ -145,7 +145,7 @@ func (c *Config) validateMapping(ps *Problems, at string, m *Mapping) {
 		case col.Path != "" && col.Expression != "":
 			ps.add(at+".expression", "stands beside a path; keep one of the two")
 		case col.Expression != "":
-			c.validateExpression(ps, at+".expression", col.Expression, resultColumn)
+			c.validateExpression(ps, at+".expression", col.Expression, asColumn)
 		default:
 			c.validatePath(ps, at, col)
 		}

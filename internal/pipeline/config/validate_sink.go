@@ -110,6 +110,8 @@ func (c *Config) validateTable(ps *Problems, at string, t *TableSink, m *Mapping
 			ps.add(at, "%q is listed twice; keep one", name)
 		case col.Path == PropertyReceivedAt:
 			ps.add(at, "@received_at differs on redelivery, so it cannot identify a row; write a column that comes from the entry")
+		case variesWith(col.Expression) != "":
+			ps.add(at, "column %q is computed with %s, which differs on redelivery, so it cannot identify a row; write another column", name, variesWith(col.Expression))
 		case array:
 			ps.add(at, "an array cannot identify a row; write another column")
 		case col.Type == TypeJSONB:
@@ -156,6 +158,8 @@ func (t *TableSink) validateConflict(ps *Problems, at string, m *Mapping) {
 		ps.add(at+".newer", "%q is part of the key, so it is equal in rows that meet; write one of %s", conflict.Newer, m.columnNames(fits))
 	case col.Path == PropertyReceivedAt:
 		ps.add(at+".newer", "@received_at differs on redelivery, so an old entry would pass for a new one; write one of %s", m.columnNames(fits))
+	case variesWith(col.Expression) != "":
+		ps.add(at+".newer", "column %q is computed with %s, which differs on redelivery; write one of %s", conflict.Newer, variesWith(col.Expression), m.columnNames(fits))
 	case !fits(col):
 		ps.add(at+".newer", "%s has no order that says newer; write one of %s", col.Type, m.columnNames(fits))
 	case col.nullable():
@@ -170,9 +174,12 @@ func (c *Config) validateStream(ps *Problems, at string, s *StreamSink) {
 	case s.Stream != "" && !engineName.MatchString(s.Stream):
 		ps.add(at+".stream", "%q is not a name; write a lower-case letter followed by up to 47 letters, digits or underscores", s.Stream)
 	}
-	for _, e := range []struct{ name, text string }{{"route", s.Route}, {"key", s.Key}, {"payload", s.Payload}} {
+	for _, e := range []struct {
+		name, text string
+		use        use
+	}{{"route", s.Route, asText}, {"key", s.Key, asText}, {"payload", s.Payload, asPayload}} {
 		if e.text != "" {
-			c.validateExpression(ps, at+"."+e.name, e.text, resultSink)
+			c.validateExpression(ps, at+"."+e.name, e.text, e.use)
 		}
 	}
 	if n := len(s.Headers); n > maxHeaders {
@@ -185,7 +192,7 @@ func (c *Config) validateStream(ps *Problems, at string, s *StreamSink) {
 		case s.Headers[name] == "":
 			ps.add(at, "is empty; write an expression, such as '\"orders\"' for a fixed text")
 		default:
-			c.validateExpression(ps, at, s.Headers[name], resultSink)
+			c.validateExpression(ps, at, s.Headers[name], asText)
 		}
 	}
 }
@@ -220,7 +227,7 @@ func (c *Config) validateHTTP(ps *Problems, at string, h *HTTPSink) {
 		ps.add(at+".type", "%q holds a control character; write a name such as %s", h.Type, DefaultHTTPType)
 	}
 	if h.Data != "" {
-		c.validateExpression(ps, at+".data", h.Data, resultSink)
+		c.validateExpression(ps, at+".data", h.Data, asPayload)
 	}
 	if n := len(h.Headers); n > maxHeaders {
 		ps.add(at+".headers", "there are %d; write at most %d", n, maxHeaders)
