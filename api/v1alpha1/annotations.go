@@ -12,7 +12,8 @@ const (
 	// AnnotationConfigHash on the pods of a Processor changes with its configuration, so that a new one rolls them.
 	AnnotationConfigHash = "millrace.dev/config-hash"
 
-	// AnnotationSecretHash on the pods of a Processor changes with the Secrets it uses, so that a rotation rolls them.
+	// AnnotationSecretHash on the pods of a Processor changes with where its Secrets lead, so that another server rolls them. A password
+	// that is rotated does not: pods read it again.
 	AnnotationSecretHash = "millrace.dev/secret-hash"
 
 	// LabelProcessor on the objects and pods of a Processor holds its name.

@@ -42,6 +42,8 @@ const (
 	ReasonSecretKeyMissing = "SecretKeyMissing"
 	// ReasonSecretInvalid: the value in the Secret is not a connection string.
 	ReasonSecretInvalid = "SecretInvalid"
+	// ReasonConfigMapMissing: a ConfigMap that spec names does not exist, or lacks the key.
+	ReasonConfigMapMissing = "ConfigMapMissing"
 	// ReasonDefaultDatabaseMissing: spec names no database and the installation has no default.
 	ReasonDefaultDatabaseMissing = "DefaultDatabaseMissing"
 

@@ -8,7 +8,11 @@ import (
 
 // ProcessorSpec is the desired state of a processor.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.sink.table) || has(self.sink.table.key)",message="sink.table.key is needed with a redis source, because Redis delivers an entry again after a crash; write the columns that identify a row"
+// +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.sink.table) || has(self.sink.table.key) || self.sink.table.idempotency == 'Ledger'",message="sink.table.key is needed with a redis source, because Redis delivers an entry again after a crash; write the columns that identify a row, or idempotency: Ledger"
+// +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.sink.fanOut) || self.sink.fanOut.all(b, !has(b.table) || has(b.table.key) || b.table.idempotency == 'Ledger')",message="each table of a fanOut needs a key with a redis source, because Redis delivers an entry again after a crash; write the columns that identify a row, or idempotency: Ledger"
+// +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.table) && !has(self.sink.sql)",message="mapping.columns is needed with a table or sql sink; write the columns that it fills"
+// +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.fanOut) || self.sink.fanOut.all(b, has(b.mapping) && has(b.mapping.columns) || !has(b.table) && !has(b.sql))",message="a table or sql branch of a fanOut needs mapping.columns, its own or those of spec; write the columns that it fills"
+// +kubebuilder:validation:XValidation:rule="!has(self.source.consumerGroup) || !has(self.sink.table) || self.sink.table.idempotency != 'Ledger'",message="idempotency: Ledger belongs to a redis source; a consumerGroup keeps a ledger of its own, so leave it out"
 type ProcessorSpec struct {
 	// replicas is the number of pods. Unset: one. An autoscaler may write it through the scale subresource, so it has no
 	// default that a GitOps tool would see as a difference.
@@ -27,8 +31,11 @@ type ProcessorSpec struct {
 	// +optional
 	Codec Codec `json:"codec,omitempty"`
 
-	// mapping turns a record into a row.
-	Mapping Mapping `json:"mapping"`
+	// mapping turns a record into a row. A stream or http sink can do without, and sends the document as it came.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	Mapping Mapping `json:"mapping,omitempty"`
 
 	// state keeps the last record of each key in memory, per pod.
 	//
@@ -99,10 +106,46 @@ const (
 	RedisStartLatest   RedisStart = "Latest"
 )
 
+// AfterAck says what becomes of a Redis entry once it is acknowledged.
+//
+// +kubebuilder:validation:Enum=Keep;Delete;Trim
+type AfterAck string
+
+// Choices of what becomes of an acknowledged entry.
+const (
+	// AfterAckKeep leaves it until somebody trims the stream.
+	AfterAckKeep AfterAck = "Keep"
+	// AfterAckDelete deletes it, whatever other groups have read.
+	AfterAckDelete AfterAck = "Delete"
+	// AfterAckTrim trims the stream up to what every group has acknowledged.
+	AfterAckTrim AfterAck = "Trim"
+)
+
+// Ownership says how pods share the streams of a Redis source.
+//
+// +kubebuilder:validation:Enum=Shared;Exclusive
+type Ownership string
+
+// Ways to share streams.
+const (
+	// OwnershipShared lets every pod read every stream.
+	OwnershipShared Ownership = "Shared"
+	// OwnershipExclusive gives a stream to one pod at a time.
+	OwnershipExclusive Ownership = "Exclusive"
+)
+
 // RedisSource reads Redis streams.
 type RedisSource struct {
 	// urlSecretRef names the Secret key that holds the server's address: redis://user:password@host:6379/0, or rediss:// for TLS.
+	// Sentinel: redis://user:password@sentinel-1:26379/0?addr=sentinel-2:26379&master_set=main. Cluster: the addresses of some
+	// nodes, redis://user:password@node-1:6379?addr=node-2:6379. A password that changes in the Secret needs no restart.
 	URLSecretRef SecretKeyReference `json:"urlSecretRef"`
+
+	// tlsSecretRef names a Secret with ca.crt, which signs the server's certificate, and, for a client certificate, tls.crt with
+	// tls.key. It needs an address with rediss://. Default: the certificate authorities of the image, and no client certificate.
+	//
+	// +optional
+	TLSSecretRef *LocalReference `json:"tlsSecretRef,omitempty"`
 
 	// streams to read.
 	//
@@ -134,6 +177,20 @@ type RedisSource struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('0s')",message="write a duration such as 30s or 5m"
 	// +optional
 	ReclaimAfter *metav1.Duration `json:"reclaimAfter,omitempty"`
+
+	// afterAck says what becomes of an entry once it is acknowledged: Keep leaves it until somebody trims the stream, Delete
+	// deletes it, whatever other groups have read, Trim trims the stream up to what every group has acknowledged.
+	//
+	// +kubebuilder:default=Keep
+	// +optional
+	AfterAck AfterAck `json:"afterAck,omitempty"`
+
+	// ownership says how pods share the streams: Shared lets every pod read every stream, Exclusive gives a stream to one pod at
+	// a time, which keeps the order of its entries.
+	//
+	// +kubebuilder:default=Shared
+	// +optional
+	Ownership Ownership `json:"ownership,omitempty"`
 }
 
 // ConsumerGroupSource reads a Stream through a ConsumerGroup of the same namespace.
@@ -149,11 +206,17 @@ type ConsumerGroupSource struct {
 	//
 	// +optional
 	DatabaseSecretRef *SecretKeyReference `json:"databaseSecretRef,omitempty"`
+
+	// listenSecretRef names the Secret key that holds a connection string for LISTEN, when databaseSecretRef leads to a pooler such as
+	// PgBouncer, through which no notification comes. Without it pods poll.
+	//
+	// +optional
+	ListenSecretRef *SecretKeyReference `json:"listenSecretRef,omitempty"`
 }
 
 // CodecType says how an entry or message becomes a record.
 //
-// +kubebuilder:validation:Enum=JSON;Fields
+// +kubebuilder:validation:Enum=JSON;Fields;CloudEvents;Protobuf
 type CodecType string
 
 // Codecs.
@@ -162,34 +225,76 @@ const (
 	CodecJSON CodecType = "JSON"
 	// CodecFields takes the fields of a Redis entry as they are.
 	CodecFields CodecType = "Fields"
+	// CodecCloudEvents reads a CloudEvent, structured or binary.
+	CodecCloudEvents CodecType = "CloudEvents"
+	// CodecProtobuf reads one protobuf message.
+	CodecProtobuf CodecType = "Protobuf"
 )
 
 // Codec turns an entry or message into a record.
 //
-// +kubebuilder:validation:XValidation:rule="!has(self.field) || self.type == 'JSON'",message="codec.field belongs to type: JSON; remove it, type: Fields takes every field"
+// +kubebuilder:validation:XValidation:rule="!has(self.field) || !has(self.type) || self.type != 'Fields'",message="codec.field does not belong to type: Fields, which takes every field; remove it"
+// +kubebuilder:validation:XValidation:rule="has(self.protobuf) == (has(self.type) && self.type == 'Protobuf')",message="codec.protobuf and type: Protobuf belong together; write both or neither"
 type Codec struct {
-	// type: JSON reads one JSON document, Fields takes the fields of a Redis entry as they are.
+	// type: JSON reads one JSON document, Fields takes the fields of a Redis entry as they are, CloudEvents reads a CloudEvent, whose
+	// attributes and data become paths, Protobuf reads one protobuf message.
 	//
 	// +kubebuilder:default=JSON
 	// +optional
 	Type CodecType `json:"type,omitempty"`
 
-	// field of the Redis entry that holds the JSON document. Default: payload.
+	// field of the Redis entry that holds the document. Default: payload.
 	//
 	// +kubebuilder:validation:MaxLength=512
 	// +optional
 	Field string `json:"field,omitempty"`
+
+	// protobuf describes the message, with type Protobuf.
+	//
+	// +optional
+	Protobuf *ProtobufCodec `json:"protobuf,omitempty"`
+}
+
+// ProtobufCodec describes a protobuf message.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.descriptorSet) != has(self.descriptorSetRef)",message="write exactly one of descriptorSet, in base64, and descriptorSetRef, a ConfigMap key"
+type ProtobufCodec struct {
+	// message is its full name, such as telemetry.v1.Position.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=512
+	Message string `json:"message"`
+
+	// descriptorSet is the file that protoc --include_imports --descriptor_set_out writes, in base64.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=262144
+	// +optional
+	DescriptorSet string `json:"descriptorSet,omitempty"`
+
+	// descriptorSetRef names a ConfigMap key that holds the file: kubectl create configmap schemas --from-file=position.pb.
+	//
+	// +optional
+	DescriptorSetRef *ConfigMapKeyReference `json:"descriptorSetRef,omitempty"`
 }
 
 // Mapping turns a record into a row.
 type Mapping struct {
+	// filter is a CEL expression. Records for which it is false are acknowledged and not written: doc.speed > 0 && has(doc.device).
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Filter string `json:"filter,omitempty"`
+
 	// columns of the row.
 	//
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=256
 	// +listType=map
 	// +listMapKey=name
-	Columns []Column `json:"columns"`
+	// +optional
+	Columns []Column `json:"columns,omitempty"`
 }
 
 // TimeFormat says how a time is written in the record.
@@ -206,6 +311,8 @@ const (
 )
 
 // Column is one column of the row.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.path) != has(self.expression)",message="write exactly one of path and expression"
 type Column struct {
 	// name of the column in the table.
 	//
@@ -218,9 +325,18 @@ type Column struct {
 	//
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=1024
-	Path string `json:"path"`
+	// +optional
+	Path string `json:"path,omitempty"`
 
-	// type of the column in PostgreSQL, for example text, bigint, double precision, numeric, boolean, timestamptz or jsonb.
+	// expression in CEL computes the value instead: double(doc.speed) * 3.6. It sees doc, id, stream, key, headers, position, received_at,
+	// created_at, deliveries and state.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Expression string `json:"expression,omitempty"`
+
+	// type of the column in PostgreSQL, for example text, bigint, double precision, numeric, boolean, timestamptz or jsonb, or an array such as text[].
 	//
 	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=63
@@ -231,7 +347,7 @@ type Column struct {
 	// +optional
 	Required bool `json:"required,omitempty"`
 
-	// default stands in for a missing value, written as text.
+	// default stands in for a missing value, written as text; that of an array as JSON, such as [].
 	//
 	// +kubebuilder:validation:MaxLength=65536
 	// +optional
@@ -268,12 +384,278 @@ type State struct {
 
 // Sink is where rows go.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.table)",message="write a sink: table"
+// +kubebuilder:validation:XValidation:rule="[has(self.table), has(self.stream), has(self.sql), has(self.http), has(self.fanOut)].filter(x, x).size() == 1",message="write exactly one sink: table, stream, sql, http or fanOut"
+// +kubebuilder:validation:XValidation:rule="!has(self.fanOut) || self.fanOut.filter(b, has(b.http)).size() < 2 || !self.fanOut.exists(b, has(b.http) && (has(b.http.urlSecretRef) || has(b.http.authorizationSecretRef) || has(b.http.signingKeySecretRef) || has(b.http.sidecar)))",message="an http branch with Secrets or a sidecar has to be the only http branch of its fanOut; write a Processor for each of the others"
 type Sink struct {
 	// table writes rows into a table.
 	//
 	// +optional
 	Table *TableSink `json:"table,omitempty"`
+
+	// stream publishes messages to Streams.
+	//
+	// +optional
+	Stream *StreamSink `json:"stream,omitempty"`
+
+	// sql runs one statement per batch.
+	//
+	// +optional
+	SQL *SQLSink `json:"sql,omitempty"`
+
+	// http posts CloudEvents to a URL.
+	//
+	// +optional
+	HTTP *HTTPSink `json:"http,omitempty"`
+
+	// fanOut gives every record to each of several sinks. It is acknowledged when all have taken it. Those that write into PostgreSQL
+	// write into one database.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	FanOut []Branch `json:"fanOut,omitempty"`
+}
+
+// Branch is one sink of a fan-out.
+//
+// +kubebuilder:validation:XValidation:rule="[has(self.table), has(self.stream), has(self.sql), has(self.http)].filter(x, x).size() == 1",message="write exactly one sink in a branch: table, stream, sql or http"
+type Branch struct {
+	// name of the branch in logs, metrics and dead letters.
+	//
+	// +kubebuilder:validation:MaxLength=63
+	// +kubebuilder:validation:Pattern=`^[a-z0-9]([a-z0-9_-]*[a-z0-9])?$`
+	Name string `json:"name"`
+
+	// mapping of this branch. Default: that of spec.
+	//
+	// +optional
+	Mapping *Mapping `json:"mapping,omitempty"`
+
+	// table writes rows into a table.
+	//
+	// +optional
+	Table *TableSink `json:"table,omitempty"`
+
+	// stream publishes messages to Streams.
+	//
+	// +optional
+	Stream *StreamSink `json:"stream,omitempty"`
+
+	// sql runs one statement per batch.
+	//
+	// +optional
+	SQL *SQLSink `json:"sql,omitempty"`
+
+	// http posts CloudEvents to a URL.
+	//
+	// +optional
+	HTTP *HTTPSink `json:"http,omitempty"`
+}
+
+// StreamSink publishes messages to Streams of one database. Its CEL expressions see what those of the mapping see, and row, the
+// mapped columns.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.stream) != has(self.route)",message="write exactly one of stream, a name, and route, an expression whose text is a name"
+type StreamSink struct {
+	// databaseSecretRef names the Secret key that holds the connection string. Default, with a consumerGroup source: the
+	// database of the source, and then messages are published exactly once, because the ack is in the same transaction.
+	//
+	// +optional
+	DatabaseSecretRef *SecretKeyReference `json:"databaseSecretRef,omitempty"`
+
+	// stream to publish to, by its name in the database: that of the Stream with _ for -. It has to exist.
+	//
+	// +kubebuilder:validation:MaxLength=48
+	// +kubebuilder:validation:Pattern=`^[a-z][a-z0-9_]*$`
+	// +optional
+	Stream string `json:"stream,omitempty"`
+
+	// route is an expression whose text is the name of the stream: 'orders_' + doc.region.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Route string `json:"route,omitempty"`
+
+	// key is an expression whose text is the key of the message. Default: the key of the source's message.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Key string `json:"key,omitempty"`
+
+	// headers of the message: expressions by name.
+	//
+	// +kubebuilder:validation:MaxProperties=64
+	// +optional
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// payload is an expression. Default: the mapped columns as a JSON object, or without columns the document as it came.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Payload string `json:"payload,omitempty"`
+}
+
+// SQLSink runs one statement per batch.
+type SQLSink struct {
+	// databaseSecretRef names the Secret key that holds the connection string. Default, with a consumerGroup source: the
+	// database of the source, and then each batch has its effect exactly once, because the ack is in the same transaction.
+	//
+	// +optional
+	DatabaseSecretRef *SecretKeyReference `json:"databaseSecretRef,omitempty"`
+
+	// statement that reads the mapped columns of the batch from a table named batch:
+	// insert into totals select device, sum(amount) from batch group by device on conflict …
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=65536
+	// +kubebuilder:validation:XValidation:rule="self.matches('(?i)(^|[^a-z0-9_])batch($|[^a-z0-9_])')",message="the statement reads nothing of the batch; write select … from batch in it"
+	Statement string `json:"statement"`
+}
+
+// HTTPMode says how many events a request has.
+//
+// +kubebuilder:validation:Enum=Single;Batch
+type HTTPMode string
+
+// Modes of the HTTP sink.
+const (
+	// HTTPSingle sends one event per request.
+	HTTPSingle HTTPMode = "Single"
+	// HTTPBatch sends application/cloudevents-batch+json.
+	HTTPBatch HTTPMode = "Batch"
+)
+
+// HTTPSink posts records as CloudEvents. 2xx acknowledges; 408, 429, 5xx and timeouts are tried again; other answers count as a
+// failed delivery of the record.
+//
+// +kubebuilder:validation:XValidation:rule="[has(self.url), has(self.urlSecretRef), has(self.sidecar)].filter(x, x).size() == 1",message="write exactly one of url, urlSecretRef and sidecar"
+type HTTPSink struct {
+	// databaseSecretRef names the Secret key that holds the connection string of the database for dead letters, with a redis source
+	// and errors.policy: DeadLetter. With a consumerGroup source dead letters stay with the group.
+	//
+	// +optional
+	DatabaseSecretRef *SecretKeyReference `json:"databaseSecretRef,omitempty"`
+
+	// url to post to.
+	//
+	// +kubebuilder:validation:MaxLength=2048
+	// +kubebuilder:validation:XValidation:rule="isURL(self) && url(self).getScheme() in ['http', 'https'] && url(self).getHost() != ''",message="write the address of a web server, such as https://example.org/events"
+	// +kubebuilder:validation:XValidation:rule="!self.contains('@') || self.matches('^https?://[^/?#@]*[/?#]')",message="credentials do not belong into spec; put them into a Secret, and name it in authorizationSecretRef or urlSecretRef"
+	// +optional
+	URL string `json:"url,omitempty"`
+
+	// urlSecretRef names the Secret key that holds the URL, when a part of it is secret.
+	//
+	// +optional
+	URLSecretRef *SecretKeyReference `json:"urlSecretRef,omitempty"`
+
+	// sidecar is a container beside the processor that takes the requests.
+	//
+	// +optional
+	Sidecar *Sidecar `json:"sidecar,omitempty"`
+
+	// authorizationSecretRef names the Secret key that holds the Authorization header, such as Bearer ….
+	//
+	// +optional
+	AuthorizationSecretRef *SecretKeyReference `json:"authorizationSecretRef,omitempty"`
+
+	// signingKeySecretRef names the Secret key that holds the key with which requests are signed.
+	//
+	// +optional
+	SigningKeySecretRef *SecretKeyReference `json:"signingKeySecretRef,omitempty"`
+
+	// mode: Single sends one event per request, Batch sends a request for many, as application/cloudevents-batch+json.
+	//
+	// +kubebuilder:default=Single
+	// +optional
+	Mode HTTPMode `json:"mode,omitempty"`
+
+	// type of the events. Default: dev.millrace.message.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=256
+	// +optional
+	Type string `json:"type,omitempty"`
+
+	// data is a CEL expression. Default: the mapped columns as a JSON object, or without columns the document as it came.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Data string `json:"data,omitempty"`
+
+	// headers sent with every request. What is secret belongs into authorizationSecretRef.
+	//
+	// +kubebuilder:validation:MaxProperties=64
+	// +optional
+	Headers map[string]string `json:"headers,omitempty"`
+
+	// timeout of a request.
+	//
+	// +kubebuilder:default="10s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('100ms') && duration(self) <= duration('5m')",message="write a duration from 100ms to 5m, for example 10s"
+	// +optional
+	Timeout *metav1.Duration `json:"timeout,omitempty"`
+
+	// maxConcurrent requests of a pod.
+	//
+	// +kubebuilder:default=8
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=256
+	// +optional
+	MaxConcurrent int32 `json:"maxConcurrent,omitempty"`
+}
+
+// Sidecar is a container of the processor's pods that takes the requests of an HTTP sink at 127.0.0.1. It starts before the processor
+// and ends after it. It meets the restricted Pod Security Standard, has a read-only file system, and sees no Secret of the processor.
+type Sidecar struct {
+	// image of the container. It runs as user 65532.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=1024
+	Image string `json:"image"`
+
+	// port at which it listens.
+	//
+	// +kubebuilder:validation:Minimum=1024
+	// +kubebuilder:validation:Maximum=65535
+	// +kubebuilder:validation:XValidation:rule="self != 8080",message="8080 is the processor's own port; choose another"
+	Port int32 `json:"port"`
+
+	// path to post to.
+	//
+	// +kubebuilder:default="/"
+	// +kubebuilder:validation:MaxLength=1024
+	// +kubebuilder:validation:Pattern=`^/[^?#\s]*$`
+	// +optional
+	Path string `json:"path,omitempty"`
+
+	// args of the image's entry point.
+	//
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=atomic
+	// +optional
+	Args []string `json:"args,omitempty"`
+
+	// env holds environment variables with plain values.
+	//
+	// +kubebuilder:validation:MaxItems=64
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Env []EnvVar `json:"env,omitempty"`
+
+	// resources of the container. Default: requests of 50m CPU and 64Mi, a memory limit of 512Mi.
+	//
+	// +optional
+	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 }
 
 // CreatePolicy says who makes the table.
@@ -312,7 +694,7 @@ type TableSink struct {
 	Name string `json:"name"`
 
 	// key names the columns that identify a row: they have to be in the mapping, and the table needs a primary key or unique
-	// index on exactly them. They make a redelivery harmless. A redis source needs them.
+	// index on exactly them. They make a redelivery harmless. A redis source needs them, or idempotency: Ledger.
 	//
 	// +kubebuilder:validation:MinItems=1
 	// +kubebuilder:validation:MaxItems=16
@@ -332,11 +714,31 @@ type TableSink struct {
 	// +kubebuilder:default=Never
 	// +optional
 	Create CreatePolicy `json:"create,omitempty"`
+
+	// idempotency says what makes the redelivery of a Redis entry harmless: Key, the row's natural key, or Ledger, the ids of written
+	// entries, kept in a table in the same transaction.
+	//
+	// +kubebuilder:default=Key
+	// +optional
+	Idempotency Idempotency `json:"idempotency,omitempty"`
 }
+
+// Idempotency says what makes a redelivery harmless.
+//
+// +kubebuilder:validation:Enum=Key;Ledger
+type Idempotency string
+
+// Means of idempotency.
+const (
+	// IdempotencyKey is the row's natural key.
+	IdempotencyKey Idempotency = "Key"
+	// IdempotencyLedger keeps the ids of written entries.
+	IdempotencyLedger Idempotency = "Ledger"
+)
 
 // ConflictAction says what happens to a row whose key is there already.
 //
-// +kubebuilder:validation:Enum=Nothing;Update
+// +kubebuilder:validation:Enum=Nothing;Update;UpdateIfNewer
 type ConflictAction string
 
 // Conflict actions.
@@ -345,15 +747,32 @@ const (
 	ConflictNothing ConflictAction = "Nothing"
 	// ConflictUpdate overwrites it.
 	ConflictUpdate ConflictAction = "Update"
+	// ConflictUpdateIfNewer overwrites it with what is newer.
+	ConflictUpdateIfNewer ConflictAction = "UpdateIfNewer"
 )
 
 // Conflict says what happens when a row of the same key is there already.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.newer) == (has(self.action) && self.action == 'UpdateIfNewer')",message="conflict.newer and action: UpdateIfNewer belong together; newer is the column that tells which row is newer"
+// +kubebuilder:validation:XValidation:rule="!has(self.detectMismatch) || !self.detectMismatch || !has(self.action) || self.action == 'Nothing'",message="detectMismatch belongs to action: Nothing; the other actions write what differs"
 type Conflict struct {
-	// action: Nothing keeps the row that is there, Update overwrites it.
+	// action: Nothing keeps the row that is there, Update overwrites it, UpdateIfNewer overwrites it when the new row's column newer is greater.
 	//
 	// +kubebuilder:default=Nothing
 	// +optional
 	Action ConflictAction `json:"action,omitempty"`
+
+	// newer is the mapped column that is compared, with action UpdateIfNewer: a time or a number.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Newer string `json:"newer,omitempty"`
+
+	// detectMismatch counts duplicates whose other columns differ from the row that is there, with action Nothing.
+	//
+	// +optional
+	DetectMismatch bool `json:"detectMismatch,omitempty"`
 }
 
 // Batch bounds what is written at once.

@@ -17,6 +17,21 @@ type SecretKeyReference struct {
 	Key string `json:"key"`
 }
 
+// ConfigMapKeyReference names one key of a ConfigMap in the namespace of the resource that holds the reference.
+type ConfigMapKeyReference struct {
+	// Name of the ConfigMap.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Name string `json:"name"`
+
+	// Key inside the ConfigMap.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=253
+	Key string `json:"key"`
+}
+
 // LocalReference names another resource in the same namespace.
 type LocalReference struct {
 	// Name of the resource.

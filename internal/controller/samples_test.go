@@ -37,11 +37,30 @@ func TestSamplesBecomeReady(t *testing.T) {
 	}
 }
 
+// The samples of other sinks become Ready as well, each applied by itself.
+func TestSinkSamplesBecomeReady(t *testing.T) {
+	w := newWorld(t)
+	w.kubectl("apply", "-f", filepath.Join(samples, "secrets"))
+	w.secret("app-db", "dsn", postgres.NewDatabase(t))
+	w.readyDeployments()
+	w.kubectl("apply", "-f", filepath.Join(samples, "stream_orders.yaml"))
+	files, err := filepath.Glob(filepath.Join(samples, "sinks", "*.yaml"))
+	if err != nil || len(files) != 4 {
+		t.Fatalf("found %v, %v", files, err)
+	}
+	for _, f := range files {
+		w.kubectl("apply", "-f", f)
+	}
+	for _, name := range []string{"latest-positions", "orders-webhook", "orders-import", "orders-totals"} {
+		w.wantReady(&v1alpha1.Processor{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: name}})
+	}
+}
+
 // The placeholders in the sample Secrets have the keys that the samples name, and are well formed.
 func TestSampleSecretsFitTheSamples(t *testing.T) {
 	w := newWorld(t)
 	w.kubectl("apply", "-f", filepath.Join(samples, "secrets"))
-	for name, key := range map[string]string{"app-db": "dsn", "telemetry-redis": "url"} {
+	for name, key := range map[string]string{"app-db": "dsn", "telemetry-redis": "url", "orders-webhook": "signing-key"} {
 		var s corev1.Secret
 		if err := suite.client.Get(t.Context(), clientKey(w, name), &s); err != nil {
 			t.Fatal(err)
@@ -51,7 +70,8 @@ func TestSampleSecretsFitTheSamples(t *testing.T) {
 		}
 	}
 	files, err := filepath.Glob(filepath.Join(samples, "*.yaml"))
-	if err != nil || len(files) < 4 {
+	more, _ := filepath.Glob(filepath.Join(samples, "sinks", "*.yaml"))
+	if files = append(files, more...); err != nil || len(files) < 8 {
 		t.Fatalf("found %v, %v", files, err)
 	}
 	for _, f := range files {

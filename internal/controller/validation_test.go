@@ -27,6 +27,11 @@ func (w *world) manifest(text string) (*unstructured.Unstructured, error) {
 	return o, suite.client.Create(w.Context(), o)
 }
 
+// processor is a manifest of one.
+func processor(source, mapping, sink string) string {
+	return `{kind: Processor, metadata: {name: a}, spec: {source: ` + source + `, ` + mapping + `, sink: ` + sink + `}}`
+}
+
 // What the API server refuses, it refuses with words that say what to write instead.
 func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 	const mapping = `codec: {type: JSON}, mapping: {columns: [{name: a, path: a, type: text}]}`
@@ -60,11 +65,32 @@ func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 		{"two sources", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `, consumerGroup: {name: g}}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
 		{"no source", `{kind: Processor, metadata: {name: a}, spec: {source: {}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "write exactly one source"},
 		{"Redis without a key", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t}}}}`, "sink.table.key is needed"},
-		{"no sink", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {}}}`, "write a sink"},
+		{"no sink", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {}}}`, "write exactly one sink"},
 		{"a column twice", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, mapping: {columns: [{name: a, path: a, type: text}, {name: a, path: b, type: text}]}, sink: {table: {name: t, key: [a]}}}}`, "Duplicate value"},
 		{"a reserved variable", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}, pod: {env: [{name: MILLRACE_REDIS_URL, value: x}]}}}`, "MILLRACE_ are reserved"},
 		{"an endless drain", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}, drain: {timeout: 1h}}}`, "from 1s to 10m"},
-		{"a field of a codec without", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, codec: {type: Fields, field: p}, mapping: {columns: [{name: a, path: a, type: text}]}, sink: {table: {name: t, key: [a]}}}}`, "codec.field belongs to type: JSON"},
+		{"a field of a codec without", `{kind: Processor, metadata: {name: a}, spec: {source: {` + redis + `}, codec: {type: Fields, field: p}, mapping: {columns: [{name: a, path: a, type: text}]}, sink: {table: {name: t, key: [a]}}}}`, "does not belong to type: Fields"},
+		{"two sinks", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a]}, sql: {statement: select from batch}}`), "write exactly one sink: table, stream, sql, http or fanOut"},
+		{"no sink in a branch", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a}]}`), "write exactly one sink in a branch"},
+		{"a branch twice", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a, sql: {statement: from batch}}, {name: a, sql: {statement: from batch}}]}`), "Duplicate value"},
+		{"a branch without a key", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a, table: {name: t}}]}`), "each table of a fanOut needs a key with a redis source"},
+		{"a ledger of a group", processor(`{consumerGroup: {name: g}}`, mapping, `{table: {name: t, idempotency: Ledger}}`), "idempotency: Ledger belongs to a redis source"},
+		{"a table without columns", processor(`{`+redis+`}`, `mapping: {filter: doc.a}`, `{table: {name: t, key: [a]}}`), "mapping.columns is needed with a table or sql sink"},
+		{"a branch without columns", processor(`{`+redis+`}`, `mapping: {}`, `{fanOut: [{name: a, sql: {statement: from batch}}]}`), "a table or sql branch of a fanOut needs mapping.columns"},
+		{"path and expression", processor(`{`+redis+`}`, `mapping: {columns: [{name: a, path: a, expression: doc.a, type: text}]}`, `{table: {name: t, key: [a]}}`), "write exactly one of path and expression"},
+		{"neither path nor expression", processor(`{`+redis+`}`, `mapping: {columns: [{name: a, type: text}]}`, `{table: {name: t, key: [a]}}`), "write exactly one of path and expression"},
+		{"protobuf without description", processor(`{`+redis+`}`, `codec: {type: Protobuf}, mapping: {columns: [{name: a, path: a, type: text}]}`, `{table: {name: t, key: [a]}}`), "codec.protobuf and type: Protobuf belong together"},
+		{"a description of nothing", processor(`{`+redis+`}`, `codec: {type: Protobuf, protobuf: {message: a.B}}, mapping: {columns: [{name: a, path: a, type: text}]}`, `{table: {name: t, key: [a]}}`), "write exactly one of descriptorSet"},
+		{"newer without its action", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a], conflict: {newer: a}}}`), "conflict.newer and action: UpdateIfNewer belong together"},
+		{"UpdateIfNewer without newer", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a], conflict: {action: UpdateIfNewer}}}`), "conflict.newer and action: UpdateIfNewer belong together"},
+		{"a mismatch of what is updated", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a], conflict: {action: Update, detectMismatch: true}}}`), "detectMismatch belongs to action: Nothing"},
+		{"stream and route", processor(`{`+redis+`}`, mapping, `{stream: {stream: s, route: "'s'"}}`), "write exactly one of stream, a name, and route"},
+		{"a statement that ignores the batch", processor(`{`+redis+`}`, mapping, `{sql: {statement: "insert into batches select 1"}}`), "reads nothing of the batch"},
+		{"no URL", processor(`{`+redis+`}`, mapping, `{http: {mode: Batch}}`), "write exactly one of url, urlSecretRef and sidecar"},
+		{"a URL of no web server", processor(`{`+redis+`}`, mapping, `{http: {url: "ftp://example.org"}}`), "write the address of a web server"},
+		{"a URL with a password", processor(`{`+redis+`}`, mapping, `{http: {url: "https://a:b@example.org/x"}}`), "credentials do not belong into spec"},
+		{"a sidecar at the processor's port", processor(`{`+redis+`}`, mapping, `{http: {sidecar: {image: i, port: 8080}}}`), "8080 is the processor's own port"},
+		{"Secrets for one of two servers", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a, http: {url: "https://a", authorizationSecretRef: {name: s, key: k}}}, {name: b, http: {url: "https://b"}}]}`), "has to be the only http branch"},
 		{"a name too long for pods", `{kind: Processor, metadata: {name: ` + strings.Repeat("a", 53) + `}, spec: {source: {` + redis + `}, ` + mapping + `, sink: {table: {name: t, key: [a]}}}}`, "at most 52"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

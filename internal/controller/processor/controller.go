@@ -97,14 +97,27 @@ func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, wor
 // secretNames lists the Secrets that a Processor names itself. That of its Stream arrives by ofSecret.
 func secretNames(p *v1alpha1.Processor) []string {
 	var names []string
+	add := func(refs ...*v1alpha1.SecretKeyReference) {
+		for _, ref := range refs {
+			if ref != nil {
+				names = append(names, ref.Name)
+			}
+		}
+	}
 	if s := p.Spec.Source.Redis; s != nil {
-		names = append(names, s.URLSecretRef.Name)
+		add(&s.URLSecretRef)
+		if s.TLSSecretRef != nil {
+			names = append(names, s.TLSSecretRef.Name)
+		}
 	}
-	if s := p.Spec.Source.ConsumerGroup; s != nil && s.DatabaseSecretRef != nil {
-		names = append(names, s.DatabaseSecretRef.Name)
+	if s := p.Spec.Source.ConsumerGroup; s != nil {
+		add(s.DatabaseSecretRef, s.ListenSecretRef)
 	}
-	if t := p.Spec.Sink.Table; t != nil && t.DatabaseSecretRef != nil {
-		names = append(names, t.DatabaseSecretRef.Name)
+	for _, d := range databaseRefs(p) {
+		add(d.ref)
+	}
+	for _, h := range httpSinks(p) {
+		add(h.URLSecretRef, h.AuthorizationSecretRef, h.SigningKeySecretRef)
 	}
 	return names
 }

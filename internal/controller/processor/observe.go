@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -92,7 +93,7 @@ func diagnose(pods []corev1.Pod, now time.Time) string {
 				return fmt.Sprintf("Pod %s cannot be scheduled: %s", pod.Name, c.Message)
 			}
 		}
-		for _, c := range pod.Status.ContainerStatuses {
+		for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
 			if text := containerTrouble(c, now); text != "" {
 				return fmt.Sprintf("Pod %s: %s", pod.Name, text)
 			}

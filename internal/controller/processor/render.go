@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"path"
 	"strings"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 	appsac "k8s.io/client-go/applyconfigurations/apps/v1"
 	coreac "k8s.io/client-go/applyconfigurations/core/v1"
@@ -27,8 +29,11 @@ import (
 const (
 	configPath = "/etc/millrace"
 	configKey  = "processor.yaml"
+	secretPath = "/run/millrace/secrets"   // <Secret>/<key>
+	tlsPath    = "/run/millrace/redis-tls" // ca.crt, tls.crt, tls.key
 	httpPort   = 8080
 	container  = "processor"
+	sidecar    = "sidecar"
 
 	// graceMargin is how much longer than its drain a pod may take: for closing connections, and for a node that is slow.
 	graceMargin = 15 * time.Second
@@ -100,7 +105,7 @@ func render(p *v1alpha1.Processor, in inputs) (*objects, error) {
 
 // renderConfig writes the file that the pods read, after it has passed the checks that the pods would make (C1).
 func renderConfig(p *v1alpha1.Processor, in inputs) ([]byte, error) {
-	c := configOf(p, in.group)
+	c := configOf(p, in)
 	c.Defaults()
 	if err := c.Validate(); err != nil {
 		return nil, invalid(err)
@@ -122,53 +127,107 @@ func invalid(err error) error {
 }
 
 // configOf turns a Processor into the processor's own terms.
-func configOf(p *v1alpha1.Processor, group *v1alpha1.ConsumerGroup) *config.Config {
+func configOf(p *v1alpha1.Processor, in inputs) *config.Config {
 	s := &p.Spec
 	c := &config.Config{
-		Name:   p.Name,
-		Codec:  config.Codec{Type: config.CodecType(s.Codec.Type), Field: s.Codec.Field},
-		Errors: config.Errors{MaxDeliveries: int(s.Errors.MaxDeliveries), Policy: config.ErrorPolicy(s.Errors.Policy)},
-		Batch:  config.Batch{MaxRows: int(s.Batch.MaxRows), Writers: int(s.Batch.Writers)},
+		Name:    p.Name,
+		Codec:   config.Codec{Type: config.CodecType(s.Codec.Type), Field: s.Codec.Field},
+		Mapping: mappingOf(&s.Mapping),
+		Errors:  config.Errors{MaxDeliveries: int(s.Errors.MaxDeliveries), Policy: config.ErrorPolicy(s.Errors.Policy)},
+		Batch:   config.Batch{MaxRows: int(s.Batch.MaxRows), Writers: int(s.Batch.Writers)},
 	}
 	if q := s.Batch.MaxBytes; q != nil {
 		c.Batch.MaxBytes = int(min(q.Value(), math.MaxInt32))
 	}
-	if d := s.Batch.Linger; d != nil {
-		c.Batch.Linger = config.Duration(d.Duration)
-	}
-	if d := s.Drain.Timeout; d != nil {
-		c.Drain.Timeout = config.Duration(d.Duration)
-	}
+	c.Batch.Linger = duration(s.Batch.Linger)
+	c.Drain.Timeout = duration(s.Drain.Timeout)
 	if redis := s.Source.Redis; redis != nil {
-		c.Source.Redis = &config.RedisSource{Streams: redis.Streams, Group: redis.Group, Start: config.StartFrom(redis.Start)}
+		c.Source.Redis = &config.RedisSource{
+			Streams: redis.Streams, Group: redis.Group, Start: config.StartFrom(redis.Start), ReclaimAfter: duration(redis.ReclaimAfter),
+			AfterAck: config.AfterAck(redis.AfterAck), Ownership: config.Ownership(redis.Ownership),
+		}
 		if c.Source.Redis.Group == "" {
 			c.Source.Redis.Group = p.Name
 		}
-		if d := redis.ReclaimAfter; d != nil {
-			c.Source.Redis.ReclaimAfter = config.Duration(d.Duration)
-		}
 	}
-	if group != nil {
+	if group := in.group; group != nil {
 		c.Source.ConsumerGroup = &config.ConsumerGroupSource{
 			Stream: group.Status.Stream, Group: group.Status.Name, Mode: config.GroupMode(group.Spec.Mode),
 		}
 	}
-	for _, col := range s.Mapping.Columns {
-		c.Mapping.Columns = append(c.Mapping.Columns, config.Column{
-			Name: col.Name, Path: col.Path, Type: config.ColumnType(col.Type), Required: col.Required, Default: col.Default,
-			TimeFormat: config.TimeFormat(col.TimeFormat),
-		})
+	if codec := s.Codec.Protobuf; codec != nil {
+		c.Codec.Protobuf = &config.ProtobufCodec{DescriptorSet: in.descriptorSet, Message: codec.Message}
 	}
 	if s.State != nil {
 		c.State = &config.State{Key: s.State.Key, Time: s.State.Time, MaxKeys: int(s.State.MaxKeys)}
 	}
-	if t := s.Sink.Table; t != nil {
-		c.Sink.Table = &config.TableSink{
-			Schema: t.Schema, Name: t.Name, Key: t.Key,
-			Conflict: config.Conflict{Action: config.ConflictAction(t.Conflict.Action)}, Create: config.Create(t.Create),
+	c.Sink = config.Sink{Table: tableOf(s.Sink.Table), Stream: streamOf(s.Sink.Stream), SQL: sqlOf(s.Sink.SQL), HTTP: httpOf(s.Sink.HTTP)}
+	for _, b := range s.Sink.FanOut {
+		branch := config.Branch{Name: b.Name, Table: tableOf(b.Table), Stream: streamOf(b.Stream), SQL: sqlOf(b.SQL), HTTP: httpOf(b.HTTP)}
+		if b.Mapping != nil {
+			m := mappingOf(b.Mapping)
+			branch.Mapping = &m
 		}
+		c.Sink.FanOut = append(c.Sink.FanOut, branch)
 	}
 	return c
+}
+
+func mappingOf(m *v1alpha1.Mapping) config.Mapping {
+	out := config.Mapping{Filter: m.Filter}
+	for _, col := range m.Columns {
+		out.Columns = append(out.Columns, config.Column{
+			Name: col.Name, Path: col.Path, Expression: col.Expression, Type: config.ColumnType(col.Type), Required: col.Required,
+			Default: col.Default, TimeFormat: config.TimeFormat(col.TimeFormat),
+		})
+	}
+	return out
+}
+
+func tableOf(t *v1alpha1.TableSink) *config.TableSink {
+	if t == nil {
+		return nil
+	}
+	return &config.TableSink{
+		Schema: t.Schema, Name: t.Name, Key: t.Key, Create: config.Create(t.Create), Idempotency: config.Idempotency(t.Idempotency),
+		Conflict: config.Conflict{Action: config.ConflictAction(t.Conflict.Action), Newer: t.Conflict.Newer, DetectMismatch: t.Conflict.DetectMismatch},
+	}
+}
+
+func streamOf(s *v1alpha1.StreamSink) *config.StreamSink {
+	if s == nil {
+		return nil
+	}
+	return &config.StreamSink{Stream: s.Stream, Route: s.Route, Key: s.Key, Headers: s.Headers, Payload: s.Payload}
+}
+
+func sqlOf(s *v1alpha1.SQLSink) *config.SQLSink {
+	if s == nil {
+		return nil
+	}
+	return &config.SQLSink{Statement: s.Statement}
+}
+
+// httpOf leaves the URL out when the pods read it from a Secret.
+func httpOf(h *v1alpha1.HTTPSink) *config.HTTPSink {
+	if h == nil {
+		return nil
+	}
+	out := &config.HTTPSink{
+		URL: h.URL, Mode: config.HTTPMode(h.Mode), Type: h.Type, Data: h.Data, Headers: h.Headers, Timeout: duration(h.Timeout),
+		MaxConcurrent: int(h.MaxConcurrent),
+	}
+	if s := h.Sidecar; s != nil {
+		out.URL = fmt.Sprintf("http://127.0.0.1:%d%s", s.Port, s.Path)
+	}
+	return out
+}
+
+func duration(d *metav1.Duration) config.Duration {
+	if d == nil {
+		return 0
+	}
+	return config.Duration(d.Duration)
 }
 
 func podTemplate(p *v1alpha1.Processor, in inputs, account string, file []byte) *coreac.PodTemplateSpecApplyConfiguration {
@@ -185,7 +244,7 @@ func podTemplate(p *v1alpha1.Processor, in inputs, account string, file []byte) 
 	}
 	maps.Copy(podLabels, labels(p))
 	annotations[v1alpha1.AnnotationConfigHash] = hash(string(file))
-	annotations[v1alpha1.AnnotationSecretHash] = hash(in.secretVersions...)
+	annotations[v1alpha1.AnnotationSecretHash] = hash(in.addresses...)
 
 	grace := config.DefaultDrainTimeout
 	if d := p.Spec.Drain.Timeout; d != nil {
@@ -200,6 +259,17 @@ func podTemplate(p *v1alpha1.Processor, in inputs, account string, file []byte) 
 			WithSeccompProfile(coreac.SeccompProfile().WithType(corev1.SeccompProfileTypeRuntimeDefault))).
 		WithVolumes(coreac.Volume().WithName("config").WithConfigMap(coreac.ConfigMapVolumeSource().WithName(childName(p)).WithDefaultMode(0o444))).
 		WithContainers(processorContainer(in, choice))
+	if volume := secretVolume(in.secrets); volume != nil {
+		spec.WithVolumes(volume)
+	}
+	if in.tls != nil {
+		spec.WithVolumes(tlsVolume(in.tls.Name))
+	}
+	for _, h := range httpSinks(p) {
+		if h.Sidecar != nil {
+			spec.WithInitContainers(sidecarContainer(h.Sidecar))
+		}
+	}
 	if choice.PriorityClassName != "" {
 		spec.WithPriorityClassName(choice.PriorityClassName)
 	}
@@ -225,8 +295,7 @@ func processorContainer(in inputs, choice *v1alpha1.PodTemplate) *coreac.Contain
 		WithArgs("--config", configPath+"/"+configKey).
 		WithPorts(coreac.ContainerPort().WithName("http").WithContainerPort(httpPort).WithProtocol(corev1.ProtocolTCP)).
 		WithVolumeMounts(coreac.VolumeMount().WithName("config").WithMountPath(configPath).WithReadOnly(true)).
-		WithSecurityContext(coreac.SecurityContext().WithAllowPrivilegeEscalation(false).WithReadOnlyRootFilesystem(true).
-			WithCapabilities(coreac.Capabilities().WithDrop("ALL"))).
+		WithSecurityContext(restricted()).
 		WithLivenessProbe(probe("/healthz").WithPeriodSeconds(10).WithFailureThreshold(6)).
 		WithReadinessProbe(probe("/readyz").WithPeriodSeconds(2).WithFailureThreshold(2)).
 		// The end of the log is the termination message, so status can tell why a pod stopped.
@@ -235,16 +304,72 @@ func processorContainer(in inputs, choice *v1alpha1.PodTemplate) *coreac.Contain
 	if in.pullPolicy != "" {
 		c.WithImagePullPolicy(corev1.PullPolicy(in.pullPolicy))
 	}
-	fromSecret := func(name string, ref *v1alpha1.SecretKeyReference) {
-		if ref != nil {
-			c.WithEnv(coreac.EnvVar().WithName(name).WithValueFrom(coreac.EnvVarSource().
-				WithSecretKeyRef(coreac.SecretKeySelector().WithName(ref.Name).WithKey(ref.Key))))
-		}
+	if len(in.secrets) > 0 {
+		c.WithVolumeMounts(coreac.VolumeMount().WithName("secrets").WithMountPath(secretPath).WithReadOnly(true))
 	}
-	fromSecret(config.EnvRedisURL, in.redis)
-	fromSecret(config.EnvSourceDatabaseURL, in.source)
-	fromSecret(config.EnvSinkDatabaseURL, in.sink)
+	for _, f := range in.secrets {
+		c.WithEnv(coreac.EnvVar().WithName(f.variable + "_FILE").WithValue(path.Join(secretPath, f.path())))
+	}
+	if in.tls != nil {
+		c.WithVolumeMounts(coreac.VolumeMount().WithName("redis-tls").WithMountPath(tlsPath).WithReadOnly(true)).
+			WithEnv(coreac.EnvVar().WithName(config.EnvRedisTLSDir).WithValue(tlsPath))
+	}
 	for _, e := range choice.Env {
+		c.WithEnv(coreac.EnvVar().WithName(e.Name).WithValue(e.Value))
+	}
+	return c
+}
+
+// restricted is what the restricted Pod Security Standard asks of a container, and a file system that nobody writes.
+func restricted() *coreac.SecurityContextApplyConfiguration {
+	return coreac.SecurityContext().WithAllowPrivilegeEscalation(false).WithReadOnlyRootFilesystem(true).
+		WithCapabilities(coreac.Capabilities().WithDrop("ALL"))
+}
+
+// path of the file below secretPath: the same for the same key, whatever it is used for, so that a processor sees that source and
+// sink are one database.
+func (f secretFile) path() string { return f.ref.Name + "/" + f.ref.Key }
+
+// secretVolume holds the keys that pods use and no others, as files, so that what is rotated reaches a pod while it runs. Nil when there are none.
+func secretVolume(files []secretFile) *coreac.VolumeApplyConfiguration {
+	if len(files) == 0 {
+		return nil
+	}
+	projected := coreac.ProjectedVolumeSource().WithDefaultMode(0o444)
+	seen := map[string]bool{}
+	for _, f := range files {
+		if seen[f.path()] {
+			continue
+		}
+		seen[f.path()] = true
+		projected.WithSources(coreac.VolumeProjection().WithSecret(coreac.SecretProjection().WithName(f.ref.Name).
+			WithItems(coreac.KeyToPath().WithKey(f.ref.Key).WithPath(f.path()))))
+	}
+	return coreac.Volume().WithName("secrets").WithProjected(projected)
+}
+
+// tlsVolume holds what there is of the certificates.
+func tlsVolume(secret string) *coreac.VolumeApplyConfiguration {
+	projected := coreac.ProjectedVolumeSource().WithDefaultMode(0o444)
+	for _, key := range []string{"ca.crt", "tls.crt", "tls.key"} {
+		projected.WithSources(coreac.VolumeProjection().WithSecret(coreac.SecretProjection().WithName(secret).WithOptional(true).
+			WithItems(coreac.KeyToPath().WithKey(key).WithPath(key))))
+	}
+	return coreac.Volume().WithName("redis-tls").WithProjected(projected)
+}
+
+// sidecarContainer is an init container that goes on: Kubernetes starts it before the processor and stops it after it, so that a drain
+// still finds it. It has no volume and therefore no Secret.
+func sidecarContainer(s *v1alpha1.Sidecar) *coreac.ContainerApplyConfiguration {
+	c := coreac.Container().WithName(sidecar).WithImage(s.Image).
+		WithRestartPolicy(corev1.ContainerRestartPolicyAlways).
+		WithSecurityContext(restricted()).
+		WithTerminationMessagePolicy(corev1.TerminationMessageFallbackToLogsOnError).
+		WithResources(resources(s.Resources))
+	if len(s.Args) > 0 {
+		c.WithArgs(s.Args...)
+	}
+	for _, e := range s.Env {
 		c.WithEnv(coreac.EnvVar().WithName(e.Name).WithValue(e.Value))
 	}
 	return c

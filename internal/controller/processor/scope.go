@@ -21,11 +21,20 @@ type scope struct {
 type inputs struct {
 	group *v1alpha1.ConsumerGroup // the source, when it is one
 
-	redis  *v1alpha1.SecretKeyReference // the source's address, when it is Redis
-	source *v1alpha1.SecretKeyReference // the source's database, when it is a group
-	sink   *v1alpha1.SecretKeyReference // the sink's database
+	secrets       []secretFile             // what pods read from Secrets, by variable
+	tls           *v1alpha1.LocalReference // the certificates for Redis
+	addresses     []string                 // where those Secrets lead, without user and password
+	descriptorSet string                   // the codec's, in base64
 
-	secretVersions []string // of the Secrets above, as name/key=resourceVersion
-	image          string
-	pullPolicy     string
+	image      string
+	pullPolicy string
+}
+
+// secretFile is one key of a Secret that pods read as a file.
+type secretFile struct {
+	variable string // that names the file, with _FILE appended
+	ref      v1alpha1.SecretKeyReference
+	check    func(value string) error
+	// address says where the value leads, without what may be rotated while pods run. Nil: all of it may.
+	address func(value string) string
 }
