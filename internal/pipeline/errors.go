@@ -73,6 +73,7 @@ func Classify(err error) Class {
 		conf    *ConfigurationError
 		inDoubt *inDoubtError
 		pg      *pgconn.PgError
+		request *httpError
 	)
 	switch {
 	case errors.As(err, &inDoubt), errors.Is(err, pgstream.ErrFenced):
@@ -84,6 +85,8 @@ func Classify(err error) Class {
 		return ClassRow // a message that its stream does not take
 	case errors.As(err, &pg):
 		return classifyState(pg.Code)
+	case errors.As(err, &request):
+		return request.class
 	}
 	return ClassTransient
 }

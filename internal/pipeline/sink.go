@@ -57,8 +57,10 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 		return NewStreamSink(ctx, o.Pool, o.Config)
 	case s.SQL != nil:
 		return NewSQLSink(ctx, o.Pool, o.Config)
+	case s.HTTP != nil:
+		return NewHTTPSink(o.Config)
 	}
-	return nil, NewConfigurationError("sink: write table")
+	return nil, NewConfigurationError("sink: write one of table, stream, sql and http")
 }
 
 // ofBranch is the configuration of a pipeline whose only sink is a branch.
