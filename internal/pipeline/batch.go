@@ -43,8 +43,12 @@ type Item struct {
 	// knows whether its transaction was committed. The item is dropped; its source delivers it again if it has to.
 	Fenced bool
 
-	size   int // bytes counted against the bounds
-	origin any // what the source needs to settle it
+	// Branch is the only branch of a fan-out that the item is for; empty: all of them.
+	Branch string
+
+	fanned *fanned // what a fan-out knows of it
+	size   int     // bytes counted against the bounds
+	origin any     // what the source needs to settle it
 }
 
 // Batch is a number of items that travel together.

@@ -124,6 +124,10 @@ func classifyState(code string) Class {
 
 // reason is what may be shown of an error. It leaves out PostgreSQL's detail, which repeats the row.
 func reason(err error) string {
+	var b *branchError
+	if errors.As(err, &b) {
+		return clip("branch " + b.branch + ": " + reason(b.err))
+	}
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) {
 		text := pg.Message

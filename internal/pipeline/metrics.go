@@ -8,25 +8,26 @@ import (
 type Metrics struct {
 	registry *prometheus.Registry
 
-	entries      *prometheus.CounterVec // by result
-	read         prometheus.Counter
-	undecodable  prometheus.Counter
-	deadLetters  prometheus.Counter
-	batchRows    prometheus.Histogram
-	writeSeconds prometheus.Histogram
-	endToEnd     prometheus.Histogram
-	bisects      prometheus.Counter
-	sinkErrors   *prometheus.CounterVec // by class
-	sourceErrors prometheus.Counter
-	settleErrors prometheus.Counter
-	unsettled    prometheus.Gauge // items written and not yet settled
-	reclaimed    *prometheus.GaugeVec
-	trimmed      *prometheus.GaugeVec
-	stolen       *prometheus.GaugeVec
-	lag          *prometheus.GaugeVec
-	pending      *prometheus.GaugeVec
-	oldest       *prometheus.GaugeVec
-	released     prometheus.Counter
+	entries       *prometheus.CounterVec // by result
+	branchEntries *prometheus.CounterVec // by branch and result
+	read          prometheus.Counter
+	undecodable   prometheus.Counter
+	deadLetters   prometheus.Counter
+	batchRows     prometheus.Histogram
+	writeSeconds  prometheus.Histogram
+	endToEnd      prometheus.Histogram
+	bisects       prometheus.Counter
+	sinkErrors    *prometheus.CounterVec // by class
+	sourceErrors  prometheus.Counter
+	settleErrors  prometheus.Counter
+	unsettled     prometheus.Gauge // items written and not yet settled
+	reclaimed     *prometheus.GaugeVec
+	trimmed       *prometheus.GaugeVec
+	stolen        *prometheus.GaugeVec
+	lag           *prometheus.GaugeVec
+	pending       *prometheus.GaugeVec
+	oldest        *prometheus.GaugeVec
+	released      prometheus.Counter
 }
 
 // NewMetrics returns metrics in a registry of their own.
@@ -57,6 +58,9 @@ func NewMetrics() *Metrics {
 	for r := range numResults {
 		m.entries.WithLabelValues(r.String())
 	}
+	m.branchEntries = prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "millrace", Subsystem: "processor", Name: "branch_entries_total",
+		Help: "Entries by branch of a fan-out and what became of them there, repeated attempts included."}, []string{"branch", "result"})
+	m.registry.MustRegister(m.branchEntries)
 	m.read = counter("entries_read_total", "Entries that the source handed out, redeliveries included.")
 	m.undecodable = counter("undecodable_total", "Entries that could not be decoded, redeliveries included.")
 	m.deadLetters = counter("dead_letters_total", "Entries set aside as dead letters.")

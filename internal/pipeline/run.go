@@ -82,6 +82,9 @@ func New(o Options) (*Pipeline, error) {
 		p.writers[i] = make(chan *Batch, queuedBatches)
 	}
 	p.sharder, _ = o.Sink.(Sharder)
+	if f, ok := o.Sink.(*FanOut); ok {
+		f.countWith(o.Source)
+	}
 	p.metrics.observe(p)
 	return p, nil
 }

@@ -23,14 +23,19 @@ type Sink interface {
 	Write(ctx context.Context, b *Batch) ([]Outcome, error)
 }
 
-// TxSink is a sink in a database of PostgreSQL. When the source is in the same database, effect and ack become one
+// SettlingSink is a sink in a database of PostgreSQL. When the source is in the same database, effect and ack become one
 // transaction, and every item has its effect exactly once.
-type TxSink interface {
+type SettlingSink interface {
 	Sink
-	// WriteTx writes the batch inside a transaction that the caller commits. Its outcomes and errors are those of Write.
-	WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error)
 	// SettleWith makes Write settle each batch in the transaction that writes it, and set Batch.Settled.
 	SettleWith(source TxSource)
+}
+
+// TxSink is a SettlingSink that can also write inside a transaction of somebody else.
+type TxSink interface {
+	SettlingSink
+	// WriteTx writes the batch inside a transaction that the caller commits. Its outcomes and errors are those of Write.
+	WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error)
 }
 
 // Sharder is a sink for which some items belong together, such as those with one key. The pipeline gives items of equal
@@ -51,6 +56,8 @@ type SinkOptions struct {
 // ClassConfiguration when a person has to act.
 func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 	switch s := o.Config.Sink; {
+	case len(s.FanOut) > 0:
+		return NewFanOut(ctx, o)
 	case s.Table != nil:
 		return NewTableSink(ctx, o.Pool, o.Config)
 	case s.Stream != nil:
@@ -79,21 +86,23 @@ func NeedsSinkDatabase(c *config.Config) bool {
 func inDatabase(b config.Branch) bool { return b.Table != nil || b.Stream != nil || b.SQL != nil }
 
 // SettleTogether makes the sink settle in its own transactions, when it is in the database of the source. It reports
-// whether it is: then every item has its effect exactly once. Otherwise an item may be written again after a failure; it is
+// whether every item then has its effect exactly once. Otherwise an item may be written again after a failure; it is
 // an error of class ClassConfiguration when nothing would make that harmless.
 func SettleTogether(ctx context.Context, c *config.Config, source TxSource, sourcePool *pgxpool.Pool, sink Sink, sinkPool *pgxpool.Pool) (bool, error) {
-	if s, ok := sink.(TxSink); ok {
+	if s, ok := sink.(SettlingSink); ok && sinkPool != nil {
 		same, err := SameDatabase(ctx, sourcePool, sinkPool)
 		if err != nil {
 			return false, err
 		}
 		if same {
 			s.SettleWith(source)
-			return true, nil
+			return !slices.ContainsFunc(c.Branches(), func(b config.Branch) bool { return !inDatabase(b) }), nil
 		}
 	}
-	if t := c.Sink.Table; t != nil && len(t.Key) == 0 {
-		return false, NewConfigurationError("source and sink are different databases, so redelivery is possible: write sink.table.key, which makes it harmless")
+	for _, b := range c.Branches() {
+		if b.Table != nil && len(b.Table.Key) == 0 {
+			return false, NewConfigurationError("source and sink are different databases, so redelivery is possible: write the key of table %s, which makes it harmless", b.Table.Name)
+		}
 	}
 	return false, nil
 }

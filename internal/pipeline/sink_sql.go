@@ -115,7 +115,9 @@ func afterComment(sql string) string {
 	return ""
 }
 
-// SettleWith implements TxSink.
+func (s *SQLSink) prepared() *statement { return &s.statement }
+
+// SettleWith implements SettlingSink.
 func (s *SQLSink) SettleWith(source TxSource) { s.source = source }
 
 // Shard implements Sharder. Nobody knows what the statement's result depends on, so the order of a stream is kept.

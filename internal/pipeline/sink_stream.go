@@ -67,7 +67,7 @@ func NewStreamSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*
 	return s, nil
 }
 
-// SettleWith implements TxSink.
+// SettleWith implements SettlingSink.
 func (s *StreamSink) SettleWith(source TxSource) { s.source = source }
 
 // Shard implements Sharder: the messages of a key have one writer.
@@ -145,7 +145,7 @@ func (s *StreamSink) publish(ctx context.Context, tx pgx.Tx, messages []message)
 	ms := make([]pgstream.NewMessage, len(messages))
 	for i, m := range messages {
 		if ms[i] = m.NewMessage; s.source == nil && t.dedupes {
-			ms[i].DedupeKey = s.identity(m.item)
+			ms[i].DedupeKey = identity(s.name, m.item)
 		}
 	}
 	_, err = t.publisher.PublishBatch(ctx, tx, ms)
@@ -189,9 +189,9 @@ func (s *StreamSink) forgetTarget(stream string) {
 	delete(s.targets, stream)
 }
 
-// identity is a text that only this item has, and has again when it comes again. The content is part of it, because a Redis
-// that lost its data starts ids over.
-func (s *StreamSink) identity(it *Item) string {
+// identity is a text that only this item has, under that name, and has again when it comes again. The content is part of it,
+// because a Redis that lost its data starts ids over.
+func identity(name string, it *Item) string {
 	h := sha256.New()
 	var size [8]byte
 	add := func(text string) {
@@ -199,7 +199,7 @@ func (s *StreamSink) identity(it *Item) string {
 		h.Write(size[:])
 		h.Write([]byte(text))
 	}
-	add(s.name)
+	add(name)
 	add(it.Stream)
 	add(it.ID)
 	add(it.Payload)

@@ -67,7 +67,9 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 	return s, s.probe(ctx, t, s.insertText(t, actual))
 }
 
-// SettleWith implements TxSink.
+func (s *TableSink) prepared() *statement { return &s.insert }
+
+// SettleWith implements SettlingSink.
 func (s *TableSink) SettleWith(source TxSource) { s.source = source }
 
 // Shard implements Sharder: a row's key has one writer.

@@ -181,6 +181,27 @@ func (s *RedisSource) countDeliveries(ctx context.Context, m *redisstream.Member
 	return nil
 }
 
+// CountDeliveries fills in the counts that did not come with the entries.
+func (s *RedisSource) CountDeliveries(ctx context.Context, items []*Item) error {
+	for _, m := range s.members {
+		var ids []string
+		var of []*Item
+		for _, it := range items {
+			if it.Deliveries == 0 && it.origin.(*redisstream.Member) == m {
+				ids, of = append(ids, it.ID), append(of, it)
+			}
+		}
+		counts, err := m.Deliveries(ctx, ids)
+		if err != nil {
+			return err
+		}
+		for i, n := range counts {
+			of[i].Deliveries = n
+		}
+	}
+	return nil
+}
+
 // Run implements Source: it shows that held entries are being worked on, removes consumers of members long gone, and
 // keeps the figures up to date.
 func (s *RedisSource) Run(ctx context.Context) error {
