@@ -46,9 +46,11 @@ type Item struct {
 	// Branch is the only branch of a fan-out that the item is for; empty: all of them.
 	Branch string
 
-	fanned *fanned // what a fan-out knows of it
-	size   int     // bytes counted against the bounds
-	origin any     // what the source needs to settle it
+	decoder *Transform // that decoded it
+	before  *Record    // what the state knew of its key before it, when an expression asks for that
+	fanned  *fanned    // what a fan-out knows of it
+	size    int        // bytes counted against the bounds
+	origin  any        // what the source needs to settle it
 }
 
 // Batch is a number of items that travel together.

@@ -67,6 +67,9 @@ func New(o Options) (*Pipeline, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := transform.Remember(o.State, o.Config); err != nil {
+		return nil, err
+	}
 	b := o.Config.Batch
 	p := &Pipeline{
 		cfg: o.Config, source: o.Source, sink: o.Sink, transform: transform, state: o.State,
@@ -254,9 +257,6 @@ func (p *Pipeline) decode(ctx context.Context, b *Batch) {
 			continue
 		}
 		good = append(good, it)
-	}
-	if p.state != nil && len(good) > 0 {
-		p.state.Update(good)
 	}
 	if !b.Together {
 		good = p.leaveOut(good)

@@ -14,6 +14,7 @@ import (
 //
 // It lives in one process: when several processors share a Redis group, each sees only the entries that it read.
 type State struct {
+	columns               []config.Column
 	keyColumn, timeColumn int
 	keyType               config.ColumnType
 	maxKeys               int
@@ -34,6 +35,8 @@ type Record struct {
 	LastSeen time.Time
 	// Count of records since this process first saw the key, redeliveries included.
 	Count int64
+
+	columns []config.Column // of Last
 }
 
 type record struct {
@@ -47,7 +50,7 @@ func NewState(c *config.Config) *State {
 	if c.State == nil {
 		return nil
 	}
-	s := &State{maxKeys: c.State.MaxKeys, records: map[string]*record{}}
+	s := &State{columns: c.Mapping.Columns, maxKeys: c.State.MaxKeys, records: map[string]*record{}}
 	for i, col := range c.Mapping.Columns {
 		if col.Name == c.State.Key {
 			s.keyColumn, s.keyType = i, col.Type
@@ -72,6 +75,24 @@ func (s *State) Update(items []*Item) {
 	}
 }
 
+// Before returns what was known of an item's key before that item: nil when nothing was. Of an item that is delivered again
+// nobody knows that any more, unless it is newer than everything seen; then too the answer is nil. So an expression that
+// leaves out what has not changed never leaves out an item because of itself.
+func (s *State) Before(it *Item) *Record {
+	key, at := it.Row[s.keyColumn], it.Row[s.timeColumn]
+	if !key.Valid {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r, ok := s.records[s.keyText(key)]
+	if !ok || it.Deliveries != 1 && (!at.Valid || at.N <= r.lastMicros) {
+		return nil
+	}
+	known := r.Record
+	return &known
+}
+
 func (s *State) keyText(v Value) string {
 	if isBytes(s.keyType) {
 		return v.S
@@ -83,7 +104,7 @@ func (s *State) update(key string, at int64, row []Value) {
 	r, ok := s.records[key]
 	if !ok {
 		key = strings.Clone(key) // the key would otherwise keep its whole entry in memory
-		r = &record{Record: Record{Key: key}, lastMicros: at}
+		r = &record{Record: Record{Key: key, columns: s.columns}, lastMicros: at}
 		s.records[key] = r
 	} else {
 		s.unlink(r)

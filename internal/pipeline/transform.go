@@ -1,32 +1,41 @@
 package pipeline
 
 import (
-	"errors"
 	"fmt"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
-	"unicode/utf8"
 	"unsafe"
 
+	"github.com/google/cel-go/common/types/ref"
 	"github.com/tidwall/gjson"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
 // Transform decodes items into rows. It is compiled once and safe for concurrent use.
 type Transform struct {
 	columns []column
-	codec   config.CodecType
-	field   string // of a Redis entry, with the JSON codec
+	codec   codec
+	field   string // of a Redis entry, that holds the document
 	// tree holds the paths into the document, so that one pass over it finds every value.
 	tree node
 	// byField is the column list of each field, with the Fields codec.
 	byField map[string][]int
+
+	filter *expression.Program // nil: every item is wanted
+	// computed are the columns with an expression: first those that can be computed without the state.
+	computed, stateful []int
+	state              *State // nil: none, or not this transform's affair
+	asksState          bool   // there is a state, and an expression, here or in a sink, asks for it
 }
 
 type column struct {
 	config.Column
-	fallback Value // used when the value is missing
+	fallback Value               // used when the value is missing
+	program  *expression.Program // nil: the column has a path
 }
 
 // node is one place in a document.
@@ -47,37 +56,99 @@ const maxDepth = 5000
 
 // NewTransform compiles codec and mapping. The configuration must be valid.
 func NewTransform(c *config.Config) (*Transform, error) {
-	t := &Transform{codec: c.Codec.Type, field: c.Codec.Field, byField: map[string][]int{}}
+	t := &Transform{field: c.Codec.Field, byField: map[string][]int{}}
 	for i, col := range c.Mapping.Columns {
-		compiled := column{Column: col}
-		if col.Default != nil {
-			var err error
-			asText := col
-			asText.TimeFormat = config.TimeRFC3339
-			if compiled.fallback, err = fromText(*col.Default, &asText); err != nil {
-				return nil, NewConfigurationError("mapping.columns[%d].default: %v", i, err)
+		if err := t.addColumn(i, col, c.Codec.Type); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if c.Mapping.Filter != "" {
+		if t.filter, err = expression.Compile(c.Mapping.Filter, expression.Boolean, expression.InMapping); err != nil {
+			return nil, NewConfigurationError("mapping.filter %v", err)
+		}
+	}
+	t.codec, err = newCodec(t, &c.Codec)
+	return t, err
+}
+
+func (t *Transform) addColumn(i int, col config.Column, codec config.CodecType) error {
+	at := fmt.Sprintf("mapping.columns[%d]", i)
+	compiled := column{Column: col}
+	var err error
+	if col.Default != nil {
+		asText := col
+		asText.TimeFormat = config.TimeRFC3339
+		if compiled.fallback, err = fromText(*col.Default, &asText); err != nil {
+			return NewConfigurationError("%s.default: %v", at, err)
+		}
+	}
+	if col.Expression != "" {
+		if compiled.program, err = expression.Compile(col.Expression, expression.Value, expression.InMapping); err != nil {
+			return NewConfigurationError("%s.expression %v", at, err)
+		}
+		if compiled.program.Uses(expression.VarState) {
+			t.stateful = append(t.stateful, i)
+		} else {
+			t.computed = append(t.computed, i)
+		}
+	}
+	t.columns = append(t.columns, compiled)
+	if col.Expression != "" || config.IsProperty(col.Path) {
+		return nil
+	}
+	names, err := config.SplitPath(col.Path)
+	if err != nil {
+		return NewConfigurationError("%s.path: %v", at, err)
+	}
+	if codec == config.CodecFields {
+		t.byField[names[0]] = append(t.byField[names[0]], i)
+		return nil
+	}
+	n := &t.tree
+	for _, name := range names {
+		n.below = append(n.below, i)
+		n = n.child(name)
+	}
+	n.columns = append(n.columns, i)
+	return nil
+}
+
+// Remember makes the transform keep the state up to date and show it to expressions. Its error, of class
+// ClassConfiguration, says that the state's own columns depend on the state.
+func (t *Transform) Remember(s *State, c *config.Config) error {
+	if s == nil {
+		return nil
+	}
+	for _, i := range t.stateful {
+		if i == s.keyColumn || i == s.timeColumn {
+			return NewConfigurationError("column %q: the state is kept by this column, so its expression cannot use state", t.columns[i].Name)
+		}
+	}
+	t.state = s
+	t.asksState = asksForState(c)
+	return nil
+}
+
+// asksForState says whether an expression anywhere may use the state. One that only holds the word costs a little.
+func asksForState(c *config.Config) bool {
+	var texts []string
+	for _, b := range append(c.Branches(), config.Branch{Mapping: &c.Mapping}) {
+		texts = append(texts, b.Mapping.Filter)
+		for _, col := range b.Mapping.Columns {
+			texts = append(texts, col.Expression)
+		}
+		if s := b.Stream; s != nil {
+			texts = append(texts, s.Route, s.Key, s.Payload)
+			for _, h := range s.Headers {
+				texts = append(texts, h)
 			}
 		}
-		t.columns = append(t.columns, compiled)
-		if config.IsProperty(col.Path) {
-			continue
+		if b.HTTP != nil {
+			texts = append(texts, b.HTTP.Data)
 		}
-		names, err := config.SplitPath(col.Path)
-		if err != nil {
-			return nil, NewConfigurationError("mapping.columns[%d].path: %v", i, err)
-		}
-		if t.codec == config.CodecFields {
-			t.byField[names[0]] = append(t.byField[names[0]], i)
-			continue
-		}
-		n := &t.tree
-		for _, name := range names {
-			n.below = append(n.below, i)
-			n = n.child(name)
-		}
-		n.columns = append(n.columns, i)
 	}
-	return t, nil
+	return slices.ContainsFunc(texts, func(text string) bool { return strings.Contains(text, expression.VarState) })
 }
 
 func (n *node) child(name string) *node {
@@ -94,14 +165,38 @@ func (n *node) child(name string) *node {
 	return n.children[len(n.children)-1].node
 }
 
-// Decode fills in the item's row, which must have one zero value per column. Its error says why the item cannot be
-// decoded, and holds nothing of the item but short pieces of single values.
+// Decode fills in the item's row, which must have one zero value per column, or marks the item as Filtered. Its error says
+// why the item cannot be decoded, and holds nothing of the item but short pieces of single values.
+//
+// The filter comes before the mapping: what it leaves out need not have the columns. A filter that asks for the state comes
+// after the columns that do not.
 func (t *Transform) Decode(it *Item) error {
-	if err := t.document(it); err != nil {
+	it.decoder = t
+	d, err := t.codec.open(it)
+	if err != nil {
+		return err
+	}
+	if t.filter == nil && len(t.computed)+len(t.stateful) == 0 && !t.asksState {
+		err = t.fill(d, it)
+	} else {
+		err = t.evaluate(d, it)
+	}
+	if err == nil && t.state != nil && !it.Filtered {
+		t.state.Update([]*Item{it})
+	}
+	return err
+}
+
+// fill fills in the columns with a path, and what stands in for missing values.
+func (t *Transform) fill(d document, it *Item) error {
+	if err := t.codec.fill(d, it); err != nil {
 		return err
 	}
 	for i := range t.columns {
 		col := &t.columns[i]
+		if col.program != nil {
+			continue
+		}
 		if config.IsProperty(col.Path) {
 			it.Row[i] = property(it, col)
 		}
@@ -116,40 +211,66 @@ func (t *Transform) Decode(it *Item) error {
 	return nil
 }
 
-func (t *Transform) document(it *Item) error {
-	if t.codec == config.CodecFields {
-		for _, f := range it.Fields {
-			for _, i := range t.byField[f.Field] {
-				v, err := fromField(f.Value, &t.columns[i].Column)
-				if err != nil {
-					return fmt.Errorf("column %q: %w", t.columns[i].Name, err)
-				}
-				it.Row[i] = v
-			}
+// evaluate is Decode with expressions.
+func (t *Transform) evaluate(d document, it *Item) error {
+	vars := &variables{it: it, opened: &d}
+	filter := t.filter
+	if filter != nil && !filter.Uses(expression.VarState) {
+		if wanted, err := t.wanted(filter, vars); err != nil || !wanted {
+			it.Filtered = err == nil
+			return err
 		}
-		return nil
+		filter = nil
 	}
-	doc := it.Payload
-	if t.field != "" {
-		var ok bool
-		if doc, ok = field(it, t.field); !ok {
-			return fmt.Errorf("the entry has no field %q", t.field)
+	problem := t.fill(d, it)
+	if problem == nil {
+		problem = t.compute(t.computed, vars, it)
+	}
+	if t.asksState {
+		it.before = t.state.Before(it)
+	}
+	if filter != nil {
+		// What the filter leaves out may lack columns.
+		if wanted, err := t.wanted(filter, vars); err == nil && !wanted {
+			it.Filtered = true
+			return nil
+		} else if problem == nil {
+			problem = err
 		}
 	}
-	if !utf8.ValidString(doc) {
-		return errors.New("the document is not UTF-8")
+	if problem != nil {
+		return problem
 	}
-	if tooDeep(doc) {
-		return fmt.Errorf("the document is nested deeper than %d", maxDepth)
+	return t.compute(t.stateful, vars, it)
+}
+
+func (t *Transform) wanted(filter *expression.Program, vars *variables) (bool, error) {
+	wanted, err := filter.EvalBool(vars)
+	if err != nil {
+		return false, fmt.Errorf("filter: %w", err)
 	}
-	if !gjson.Valid(doc) {
-		return errors.New("the document is not valid JSON")
+	return wanted, nil
+}
+
+// compute fills in columns with an expression.
+func (t *Transform) compute(columns []int, vars *variables, it *Item) error {
+	for _, i := range columns {
+		col := &t.columns[i]
+		v, err := col.program.Eval(vars)
+		if err == nil {
+			it.Row[i], err = fromCEL(v, &col.Column)
+		}
+		switch {
+		case err != nil:
+			return fmt.Errorf("column %q: %w", col.Name, err)
+		case it.Row[i].Valid:
+		case col.Required:
+			return fmt.Errorf("column %q: its expression gives no value", col.Name)
+		default:
+			it.Row[i] = col.fallback
+		}
 	}
-	root := gjson.Parse(doc)
-	if !root.IsObject() {
-		return errors.New("the document is not a JSON object")
-	}
-	return t.walk(&t.tree, root, it.Row)
+	return nil
 }
 
 // walk visits every member of v once and fills in the columns that take their value from below it. As in PostgreSQL's
@@ -164,21 +285,9 @@ func (t *Transform) walk(n *node, v gjson.Result, row []Value) error {
 			if array && c.index != index || !array && c.name != key.Str {
 				continue
 			}
-			for _, col := range c.node.columns {
-				if row[col], failed = fromJSON(val, &t.columns[col].Column); failed != nil {
-					failed = fmt.Errorf("column %q: %w", t.columns[col].Name, failed)
-					return false
-				}
-			}
-			if len(c.node.children) > 0 {
-				for _, col := range c.node.below {
-					row[col] = Value{}
-				}
-				if val.Type == gjson.JSON {
-					if failed = t.walk(c.node, val, row); failed != nil {
-						return false
-					}
-				}
+			failed = t.place(c.node, val, row)
+			if failed != nil {
+				return false
 			}
 			break
 		}
@@ -186,6 +295,37 @@ func (t *Transform) walk(n *node, v gjson.Result, row []Value) error {
 		return true
 	})
 	return failed
+}
+
+// place fills in the columns at and below one place of the document.
+func (t *Transform) place(n *node, v gjson.Result, row []Value) error {
+	for _, col := range n.columns {
+		var err error
+		if row[col], err = fromJSON(v, &t.columns[col].Column); err != nil {
+			return fmt.Errorf("column %q: %w", t.columns[col].Name, err)
+		}
+	}
+	if len(n.children) == 0 {
+		return nil
+	}
+	for _, col := range n.below {
+		row[col] = Value{}
+	}
+	if v.Type == gjson.JSON {
+		return t.walk(n, v, row)
+	}
+	return nil
+}
+
+// fillCEL fills in the columns at one place that has no parts.
+func (t *Transform) fillCEL(n *node, v ref.Val, row []Value) error {
+	for _, col := range n.columns {
+		var err error
+		if row[col], err = fromCEL(v, &t.columns[col].Column); err != nil {
+			return fmt.Errorf("column %q: %w", t.columns[col].Name, err)
+		}
+	}
+	return nil
 }
 
 // tooDeep guards the recursive scanner against entries that are nothing but brackets. Short documents cannot be deep enough
@@ -214,16 +354,6 @@ func tooDeep(doc string) bool {
 		}
 	}
 	return false
-}
-
-// field returns the last field of a name, as PostgreSQL's jsonb would.
-func field(it *Item, name string) (string, bool) {
-	for i := len(it.Fields) - 1; i >= 0; i-- {
-		if it.Fields[i].Field == name {
-			return it.Fields[i].Value, true
-		}
-	}
-	return "", false
 }
 
 func property(it *Item, col *column) Value {

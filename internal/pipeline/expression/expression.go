@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/cel-go/cel"
 	"github.com/google/cel-go/common/types"
@@ -317,6 +318,14 @@ func (p *Program) EvalJSON(vars Variables) ([]byte, error) {
 
 // TextValue is a string.
 func TextValue(s string) ref.Val { return types.String(s) }
+
+// TextOrBytes is a string, or where that is not UTF-8, bytes.
+func TextOrBytes(s string) ref.Val {
+	if utf8.ValidString(s) {
+		return types.String(s)
+	}
+	return types.Bytes(s)
+}
 
 // IntValue is an int.
 func IntValue(n int64) ref.Val { return types.Int(n) }

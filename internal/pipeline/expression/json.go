@@ -59,7 +59,7 @@ type lazyMember struct {
 	value ref.Val // nil until somebody looks
 }
 
-// NewObject returns an object of the given members, whose names differ.
+// NewObject returns an object of the given members. Of several with one name the last counts.
 func NewObject(members ...Member) *Object {
 	o := &Object{changed: true, ready: true, members: make([]lazyMember, len(members))}
 	for i, m := range members {
