@@ -27,7 +27,7 @@ func rawDocument(it *Item, codec *config.Codec) (document []byte, isJSON bool) {
 	}
 	text := it.Payload
 	if codec.Field != "" {
-		text, _ = field(it, codec.Field)
+		text, _ = fieldOf(it, codec.Field)
 	}
 	return []byte(text), codec.Type != config.CodecProtobuf && gjson.Valid(text)
 }

@@ -28,15 +28,6 @@ func (it *Item) Variables(columns []config.Column) expression.Variables {
 	return &variables{it: it, columns: columns}
 }
 
-// Document is the item's document as JSON: what it came as, when that was JSON.
-func (it *Item) Document() ([]byte, error) {
-	doc := (&variables{it: it}).document()
-	if err, ok := doc.(*types.Err); ok {
-		return nil, err
-	}
-	return expression.AppendJSON(nil, doc)
-}
-
 // Variable implements expression.Variables.
 func (v *variables) Variable(name string) ref.Val {
 	it := v.it
