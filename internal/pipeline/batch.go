@@ -164,6 +164,8 @@ func (r Result) Acknowledge() bool {
 type Outcome struct {
 	Result Result
 	Reason string
+	// Mismatch says of a Duplicate that the row with its key has other content, when the sink was asked to look.
+	Mismatch bool
 }
 
 // outcomes returns n times the same outcome.

@@ -11,6 +11,10 @@ type Metrics struct {
 	entries       *prometheus.CounterVec // by result
 	branchEntries *prometheus.CounterVec // by branch and result
 	read          prometheus.Counter
+	mismatches    prometheus.Counter
+	copied        prometheus.Counter
+	copyReplays   prometheus.Counter
+	batchLimit    prometheus.Gauge
 	undecodable   prometheus.Counter
 	deadLetters   prometheus.Counter
 	batchRows     prometheus.Histogram
@@ -62,6 +66,12 @@ func NewMetrics() *Metrics {
 		Help: "Entries by branch of a fan-out and what became of them there, repeated attempts included."}, []string{"branch", "result"})
 	m.registry.MustRegister(m.branchEntries)
 	m.read = counter("entries_read_total", "Entries that the source handed out, redeliveries included.")
+	m.mismatches = counter("duplicate_mismatch_total", "Duplicates whose row has other content; with conflict.detectMismatch.")
+	m.copied = counter("copied_rows_total", "Rows that went into their table by COPY; the others were inserted.")
+	m.copyReplays = counter("copy_replays_total", "Batches that were inserted after a COPY had failed, mostly because a key was there already.")
+	m.batchLimit = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "millrace", Subsystem: "processor", Name: "batch_limit_rows",
+		Help: "Rows of a write at most, at present; between a part of batch.maxRows and all of it."})
+	m.registry.MustRegister(m.batchLimit)
 	m.undecodable = counter("undecodable_total", "Entries that could not be decoded, redeliveries included.")
 	m.deadLetters = counter("dead_letters_total", "Entries set aside as dead letters.")
 	m.batchRows = histogram("batch_rows", "Rows per write.", []float64{1, 5, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10000})

@@ -18,6 +18,7 @@ import (
 const (
 	maxRead        = 2000            // entries per read
 	releaseTimeout = 5 * time.Second // for giving entries back, after the drain
+	upkeepInterval = time.Minute     // between two calls of the sink's Upkeep
 	queuedBatches  = 64              // per writer and per settler; entries are bounded by permits
 )
 
@@ -112,6 +113,8 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		}
 	}, nil)
 
+	p.spawn(&keeping, "upkeep", func() { p.upkeep(background) }, nil)
+
 	overtime := p.drainTimer(reading, stop)
 	defer overtime.Stop()
 	p.flow(reading, work)
@@ -129,6 +132,17 @@ func (p *Pipeline) Run(ctx context.Context) error {
 		err = ErrDrainTimeout
 	}
 	return err
+}
+
+// upkeep lets the sink tidy up, until ctx ends.
+func (p *Pipeline) upkeep(ctx context.Context) {
+	sink, ok := p.sink.(Upkeeper)
+	source, knows := p.source.(SettledSource)
+	for ok && knows && sleep(ctx, upkeepInterval) {
+		if err := sink.Upkeep(ctx, source); err != nil && ctx.Err() == nil {
+			p.log.Warn("upkeep of the sink failed; trying again later", "error", reason(err))
+		}
+	}
 }
 
 // flow runs the stages and returns when the last of them has ended. Each stage ends when the one before it has.

@@ -18,9 +18,13 @@ func (p *Pipeline) finish(b *Batch, os []Outcome) {
 	}
 	now := time.Now()
 	rejected := false
+	mismatched := 0
 	var counts [numResults]int
 	for i, o := range os {
 		counts[o.Result]++
+		if o.Mismatch {
+			mismatched++
+		}
 		switch o.Result {
 		case Written:
 			if c := b.Items[i].Created; !c.IsZero() {
@@ -34,6 +38,10 @@ func (p *Pipeline) finish(b *Batch, os []Outcome) {
 		if n > 0 {
 			p.metrics.entries.WithLabelValues(Result(r).String()).Add(float64(n))
 		}
+	}
+	if mismatched > 0 {
+		p.metrics.mismatches.Add(float64(mismatched))
+		p.log.Warn("duplicates have other content than the rows with their keys, which stay", "n", mismatched)
 	}
 	p.metrics.unsettled.Add(float64(len(b.Items)))
 	// What is in order stays in order: a nack must not overtake the ack of what came before.

@@ -59,7 +59,12 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 	case len(s.FanOut) > 0:
 		return NewFanOut(ctx, o)
 	case s.Table != nil:
-		return NewTableSink(ctx, o.Pool, o.Config)
+		table, err := NewTableSink(ctx, o.Pool, o.Config)
+		if err != nil {
+			return nil, err
+		}
+		table.metrics = o.Metrics
+		return table, nil
 	case s.Stream != nil:
 		return NewStreamSink(ctx, o.Pool, o.Config)
 	case s.SQL != nil:

@@ -22,18 +22,25 @@ import (
 // connection is given up, and the batch is written again.
 const writeTimeout = 30 * time.Second
 
-// TableSink writes batches into one table with one INSERT … SELECT FROM unnest(arrays) each.
+// TableSink writes batches into one table: with one INSERT … SELECT FROM unnest(arrays), and where that is faster with COPY for the
+// rows whose keys are new (tableCopy).
 //
 // Rows are sorted by key, so that concurrent writers, in this process or another, wait for each other and never
 // deadlock. Rows of one batch with the same key are reduced to one: the first, or with Update the last. Which rows were
 // duplicates is the difference between the keys sent and the keys returned; for skipped rows RETURNING returns nothing.
+// Of rows with one key in a batch UpdateIfNewer takes the newest, and of equally new ones the first.
 type TableSink struct {
 	pool    *pgxpool.Pool
 	columns []config.Column
 	key     []int // columns of the key
-	update  bool
+	action  config.ConflictAction
+	newer   int // column that is compared, with UpdateIfNewer
 	insert  statement
-	source  TxSource // settles in the sink's transactions; nil when it is elsewhere
+	copy    *tableCopy // nil: every row is inserted
+	compare *statement // finds duplicates with other content; nil: nobody wants to know
+	ledger  *ledger    // nil: the key alone makes redelivery harmless
+	metrics *Metrics   // nil: nobody wants to know
+	source  TxSource   // settles in the sink's transactions; nil when it is elsewhere
 	seed    maphash.Seed
 	work    sync.Pool
 }
@@ -44,7 +51,11 @@ type tableWork struct {
 	order   []int // items of the batch sorted by key, then by arrival
 	unique  []*Item
 	written []bool
+	fresh   []int // rows of unique that are copied
+	rest    []int // rows of unique that are inserted
+	part    []*Item
 	arrays  [][]byte
+	copy    []byte
 }
 
 // NewTableSink checks the table against the mapping and returns a sink. Migrate comes before it. Its errors are of class ClassConfiguration when a person has to act.
@@ -53,7 +64,8 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 	s := &TableSink{
 		pool:    pool,
 		columns: c.Mapping.Columns,
-		update:  t.Conflict.Action == config.ConflictUpdate,
+		action:  t.Conflict.Action,
+		newer:   slices.IndexFunc(c.Mapping.Columns, func(col config.Column) bool { return col.Name == t.Conflict.Newer }),
 		seed:    maphash.MakeSeed(),
 	}
 	for _, name := range t.Key {
@@ -64,7 +76,17 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 		return nil, err
 	}
 	s.work.New = func() any { return &tableWork{arrays: make([][]byte, len(s.columns))} }
-	return s, s.probe(ctx, t, s.insertText(t, actual))
+	if err := s.probe(ctx, t, actual); err != nil {
+		return nil, err
+	}
+	if t.Idempotency == config.IdempotencyLedger {
+		s.ledger = newLedger(c)
+		return s, nil
+	}
+	if len(s.key) > 0 {
+		s.copy, err = s.newTableCopy(ctx, t, actual)
+	}
+	return s, err
 }
 
 func (s *TableSink) prepared() *statement { return &s.insert }
@@ -93,16 +115,8 @@ func (s *TableSink) insertText(t *config.TableSink, actual map[string]string) st
 	for i, col := range s.columns {
 		name := pgx.Identifier{col.Name}.Sanitize()
 		alias := "c" + strconv.Itoa(i+1)
-		value := alias
-		if cast := wireOf(col.Type).cast; cast != "" {
-			value += "::" + cast
-		}
-		if actual[col.Name] != string(col.Type) {
-			// Without a length, so that a text that is too long for a varchar(n) is an error and is not cut off.
-			value += "::" + actual[col.Name]
-		}
 		names = append(names, name)
-		values = append(values, value)
+		values = append(values, s.value(i, actual))
 		params = append(params, "$"+strconv.Itoa(i+1)+"::"+wireOf(col.Type).array)
 		aliases = append(aliases, alias)
 		if !slices.Contains(s.key, i) {
@@ -124,29 +138,46 @@ func (s *TableSink) insertText(t *config.TableSink, actual map[string]string) st
 			returning = append(returning, name+"::"+as)
 		}
 	}
-	sql := fmt.Sprintf("INSERT INTO %s (%s) SELECT %s FROM unnest(%s) AS t(%s)",
+	sql := fmt.Sprintf("INSERT INTO %s AS held (%s) SELECT %s FROM unnest(%s) AS t(%s)",
 		pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(names, ", "), strings.Join(values, ", "),
 		strings.Join(params, ", "), strings.Join(aliases, ", "))
 	if len(key) == 0 {
 		return sql
 	}
-	if s.update && len(set) > 0 {
+	if s.action != config.ConflictNothing && len(set) > 0 {
 		sql += fmt.Sprintf(" ON CONFLICT (%s) DO UPDATE SET %s", strings.Join(key, ", "), strings.Join(set, ", "))
+		if s.action == config.ConflictUpdateIfNewer {
+			sql += " WHERE " + s.isNewer(actual)
+		}
 	} else {
 		sql += fmt.Sprintf(" ON CONFLICT (%s) DO NOTHING", strings.Join(key, ", "))
 	}
 	return sql + " RETURNING " + strings.Join(returning, ", ")
 }
 
+// value is the SQL of a column's value, out of what it travels as, in the type that the table has.
+func (s *TableSink) value(i int, actual map[string]string) string {
+	col := s.columns[i]
+	value := "c" + strconv.Itoa(i+1)
+	if cast := wireOf(col.Type).cast; cast != "" {
+		value += "::" + cast
+	}
+	if actual[col.Name] != string(col.Type) {
+		// Without a length, so that a text that is too long for a varchar(n) is an error and is not cut off.
+		value += "::" + actual[col.Name]
+	}
+	return value
+}
+
 // probe writes no rows, so that PostgreSQL checks the statement: names, types, privileges, and that the key is a unique
 // constraint, which it only looks for when it plans.
-func (s *TableSink) probe(ctx context.Context, t *config.TableSink, insert string) error {
+func (s *TableSink) probe(ctx context.Context, t *config.TableSink, actual map[string]string) error {
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.Release()
-	s.insert = newStatement(conn.Conn(), insert)
+	s.insert = newStatement(conn.Conn(), s.insertText(t, actual))
 	tx, err := conn.Begin(ctx)
 	if err != nil {
 		return err
@@ -154,6 +185,13 @@ func (s *TableSink) probe(ctx context.Context, t *config.TableSink, insert strin
 	defer func() { _ = tx.Rollback(ctx) }()
 	w := &tableWork{arrays: make([][]byte, len(s.columns))}
 	err = s.exec(ctx, conn.Conn(), w)
+	if text := s.compareText(t, actual); err == nil && t.Conflict.DetectMismatch && text != "" {
+		compare := newStatement(conn.Conn(), text)
+		s.compare = &compare
+		if err = compare.run(ctx, conn.Conn(), s.encode(nil)); err != nil && Classify(err) == ClassConfiguration {
+			return NewConfigurationError("table %s.%s has a mapped column that cannot be compared, so detectMismatch cannot work: %s; leave it out", t.Schema, t.Name, reason(err))
+		}
+	}
 	var pg *pgconn.PgError
 	switch {
 	case err == nil:
@@ -173,38 +211,77 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 	defer cancel()
 	w := s.work.Get().(*tableWork)
 	defer s.recycle(w)
-	s.arrange(w, b.Items)
-
 	conn, err := s.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Release()
-	var os []Outcome
-	if s.source == nil {
-		if err = s.exec(ctx, conn.Conn(), w); err == nil {
-			return s.outcomes(w, b.Items), nil
-		}
-	} else {
-		os, err = settledWrite(ctx, conn.Conn(), s.source, b, func(pgx.Tx) ([]Outcome, error) {
-			if err := s.exec(ctx, conn.Conn(), w); err != nil {
-				return nil, err
-			}
-			return s.outcomes(w, b.Items), nil
-		})
+	os, err := s.write(ctx, conn.Conn(), w, b)
+	if failed := (*copyError)(nil); errors.As(err, &failed) {
+		os, err = s.write(ctx, conn.Conn(), w, b) // without COPY, because every key counts as seen now
+	}
+	if s.compare != nil {
+		_ = s.compare.forget(ctx, conn.Conn(), err) // what it says, the other says as well
 	}
 	return os, s.insert.forget(ctx, conn.Conn(), err)
 }
 
-// WriteTx implements TxSink.
+// write writes the batch, in a transaction when there is more to it than rows.
+func (s *TableSink) write(ctx context.Context, conn *pgx.Conn, w *tableWork, b *Batch) ([]Outcome, error) {
+	if s.source == nil && s.ledger == nil {
+		return s.rows(ctx, conn, w, b.Items, separately)
+	}
+	return settledWrite(ctx, conn, s.source, b, func(tx pgx.Tx) ([]Outcome, error) {
+		if s.ledger != nil {
+			return s.ledger.write(ctx, tx, b.Items, func(items []*Item) ([]Outcome, error) {
+				return s.rows(ctx, conn, w, items, inserted)
+			})
+		}
+		return s.rows(ctx, conn, w, b.Items, together)
+	})
+}
+
+// WriteTx implements TxSink. It never fails because of a COPY, which would cost the caller its transaction.
 func (s *TableSink) WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error) {
 	w := s.work.Get().(*tableWork)
 	defer s.recycle(w)
-	s.arrange(w, b.Items)
-	if err := s.exec(ctx, tx.Conn(), w); err != nil {
-		return nil, err
+	write := func(items []*Item) ([]Outcome, error) { return s.rows(ctx, tx.Conn(), w, items, inserted) }
+	if s.ledger != nil {
+		return s.ledger.write(ctx, tx, b.Items, write)
 	}
-	return s.outcomes(w, b.Items), nil
+	return write(b.Items)
+}
+
+// way is how rows may be written.
+type way int
+
+const (
+	inserted   way = iota // with one INSERT
+	together              // with one INSERT or one COPY
+	separately            // with an INSERT and a COPY, each a transaction of its own
+)
+
+// rows writes one row for each item.
+func (s *TableSink) rows(ctx context.Context, conn *pgx.Conn, w *tableWork, items []*Item, how way) ([]Outcome, error) {
+	s.arrange(w, items)
+	if s.copy != nil && how != inserted {
+		s.copy.part(s, w, how == together)
+	}
+	if len(w.rest) > 0 || len(w.unique) == 0 {
+		if err := s.exec(ctx, conn, w); err != nil {
+			return nil, err
+		}
+	}
+	if len(w.fresh) > 0 {
+		if err := s.copyFresh(ctx, conn, w); err != nil {
+			return nil, err
+		}
+	}
+	os := s.outcomes(w, items)
+	if s.compare != nil {
+		return os, s.detect(ctx, conn, items, os)
+	}
+	return os, nil
 }
 
 // arrange sorts the rows by key and drops all but one of those with the same key. Without a key every row stays, as it came.
@@ -225,8 +302,8 @@ func (s *TableSink) arrange(w *tableWork, items []*Item) {
 	for _, i := range w.order {
 		it := items[i]
 		if n := len(w.unique); n > 0 && len(s.key) > 0 && s.compareKeys(w.unique[n-1], it) == 0 {
-			if s.update {
-				w.unique[n-1] = it // the last one wins
+			if s.replaces(it, w.unique[n-1]) {
+				w.unique[n-1] = it
 			}
 		} else {
 			w.unique = append(w.unique, it)
@@ -235,6 +312,10 @@ func (s *TableSink) arrange(w *tableWork, items []*Item) {
 	}
 	w.written = slices.Grow(w.written[:0], len(w.unique))[:len(w.unique)]
 	clear(w.written)
+	w.fresh, w.rest = w.fresh[:0], w.rest[:0]
+	for i := range w.unique {
+		w.rest = append(w.rest, i)
+	}
 }
 
 func (s *TableSink) compareKeys(a, b *Item) int {
@@ -246,10 +327,14 @@ func (s *TableSink) compareKeys(a, b *Item) int {
 	return 0
 }
 
-// exec sends the rows and marks those that were written.
+// exec inserts the rows of w.rest and marks those that were written.
 func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) error {
+	w.part = w.part[:0]
+	for _, i := range w.rest {
+		w.part = append(w.part, w.unique[i])
+	}
 	for i, col := range s.columns {
-		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.unique, i)
+		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.part, i)
 	}
 	rr, err := s.insert.start(ctx, conn, w.arrays)
 	if err != nil {
@@ -261,8 +346,8 @@ func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) erro
 		if unknown > maxUnknownKeys {
 			continue
 		}
-		if i := s.find(w.unique, next, rr.Values()); i >= 0 {
-			w.written[i] = true
+		if i := s.find(w.part, next, rr.Values()); i >= 0 {
+			w.written[w.rest[i]] = true
 			next = i + 1
 		} else {
 			unknown++
@@ -275,8 +360,8 @@ func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) erro
 	if len(s.key) == 0 {
 		matched = int(tag.RowsAffected())
 	}
-	if matched == len(w.unique) {
-		for i := range w.written {
+	if matched == len(w.part) {
+		for _, i := range w.rest {
 			w.written[i] = true // also those whose key came back in another form, such as 1.50 for 1.5
 		}
 	}
@@ -326,12 +411,13 @@ func (s *TableSink) outcomes(w *tableWork, items []*Item) []Outcome {
 // recycle keeps the memory of ordinary writes for the next one.
 func (s *TableSink) recycle(w *tableWork) {
 	const maxKept = 4 << 20
-	kept := 0
+	kept := cap(w.copy)
 	for _, a := range w.arrays {
 		kept += cap(a)
 	}
 	if kept <= maxKept {
 		clear(w.unique)
+		clear(w.part)
 		s.work.Put(w)
 	}
 }

@@ -19,12 +19,18 @@ var tableColumnsQuery string
 //go:embed queries/table_lock.sql
 var tableLockQuery string
 
-// Migrate creates what the processor needs in the sink's database: tables, when it may, and that for dead letters. Any number of processors may call it at once; each thing is created once.
+// Migrate creates what the processor needs in the sink's database: tables, when it may, ledgers, and that for dead letters.
+// Any number of processors may call it at once; each thing is created once.
 func Migrate(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
 	for _, b := range c.Branches() {
 		if t := b.Table; t != nil && t.Create == config.CreateIfMissing {
 			if err := createMissing(ctx, pool, ofBranch(c, b)); err != nil {
 				return fmt.Errorf("create table %s.%s: %w", t.Schema, t.Name, err)
+			}
+		}
+		if t := b.Table; t != nil && t.Idempotency == config.IdempotencyLedger {
+			if err := createLedger(ctx, pool, t.Schema); err != nil {
+				return err
 			}
 		}
 	}
