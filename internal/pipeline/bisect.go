@@ -92,8 +92,9 @@ func (w *writer) sort(b *Batch, os []Outcome, found *findings) (why error, again
 	return why, len(left) > 0
 }
 
-// writeOnce returns the outcomes of a batch, or an error of class ClassRow, or any error when ctx has ended. Everything
-// else it sits out: the same batch again after a pause, for as long as it takes. Fenced items leave the batch.
+// writeOnce returns the outcomes of a batch, or an error of class ClassRow, or errTooSlow for a batch of several rows, or
+// any error when ctx has ended. Everything else it sits out: the same batch again after a pause, for as long as it takes.
+// Fenced items leave the batch.
 func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 	p := w.p
 	for attempt := 1; ; attempt++ {
@@ -108,7 +109,10 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 		os, err := p.sink.Write(ctx, part)
 		if err == nil {
 			b.Settled = part.Settled
-			p.metrics.writeSeconds.Observe(time.Since(start).Seconds())
+			took := time.Since(start)
+			w.size.wrote(len(b.Items), took)
+			p.metrics.batchLimit.Set(float64(w.size.rows))
+			p.metrics.writeSeconds.Observe(took.Seconds())
 			p.metrics.batchRows.Observe(float64(len(part.Items)))
 			_, os = part.complete(os)
 			if attempt > 1 && p.health.Clear("sink") {
@@ -132,8 +136,14 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 			return nil, ctx.Err()
 		}
 		p.sinkFailed(class, err, attempt)
+		if isTimeout(err) {
+			w.size.tooSlow()
+		}
 		if !pause(ctx, class, attempt) {
 			return nil, ctx.Err()
+		}
+		if isTimeout(err) && len(b.Items) > w.size.rows {
+			return nil, errTooSlow
 		}
 	}
 }

@@ -10,9 +10,12 @@ type writer struct {
 	p    *Pipeline
 	in   <-chan *Batch
 	rest *Batch // taken from in and not yet written
+	size *batchSize
 }
 
-func (p *Pipeline) newWriter(in <-chan *Batch) *writer { return &writer{p: p, in: in} }
+func (p *Pipeline) newWriter(in <-chan *Batch) *writer {
+	return &writer{p: p, in: in, size: newBatchSize(p.cfg.Batch.MaxRows)}
+}
 
 // run writes until in is closed and everything is written, or ctx ends.
 func (w *writer) run(ctx context.Context) {
@@ -48,7 +51,7 @@ func (w *writer) collect() *Batch {
 		if more == nil {
 			return b
 		}
-		if more.InOrder || more.Together && len(b.Items)+len(more.Items) > w.p.cfg.Batch.MaxRows {
+		if more.InOrder || more.Together && len(b.Items)+len(more.Items) > w.size.rows {
 			w.rest = more
 			return b
 		}
@@ -83,20 +86,19 @@ func (w *writer) next(wait *<-chan time.Time) *Batch {
 
 // split cuts a batch that is too large and keeps the rest. It reports whether the batch is full.
 func (w *writer) split(b *Batch) bool {
-	limits := w.p.cfg.Batch
 	if b.Together {
-		return len(b.Items) >= limits.MaxRows
+		return len(b.Items) >= w.size.rows
 	}
 	bytes := 0
 	for i, it := range b.Items {
 		bytes += it.size
-		if i == limits.MaxRows || i > 0 && bytes > limits.MaxBytes {
+		if i == w.size.rows || i > 0 && bytes > w.p.cfg.Batch.MaxBytes {
 			w.rest = &Batch{Items: b.Items[i:], More: b.More, Together: b.Together}
 			b.Items = b.Items[:i:i]
 			return true
 		}
 	}
-	return len(b.Items) == limits.MaxRows
+	return len(b.Items) == w.size.rows
 }
 
 // write brings a batch to its outcomes. It returns when every item has one, or when ctx ended: then nothing is known of

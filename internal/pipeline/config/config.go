@@ -214,8 +214,8 @@ type Conflict struct {
 
 // Batch bounds one write and everything in flight.
 type Batch struct {
-	MaxRows  int      `json:"maxRows,omitempty" yaml:"maxRows,omitempty"`   // rows per write; default 1,000
-	MaxBytes int      `json:"maxBytes,omitempty" yaml:"maxBytes,omitempty"` // bytes of entries per write; default 1 MiB
+	MaxRows  int      `json:"maxRows,omitempty" yaml:"maxRows,omitempty"`   // rows per write, at most; default 10,000
+	MaxBytes int      `json:"maxBytes,omitempty" yaml:"maxBytes,omitempty"` // bytes of entries per write; default 8 MiB
 	Linger   Duration `json:"linger,omitempty" yaml:"linger,omitempty"`     // longest wait for a fuller batch; default 10ms
 	Writers  int      `json:"writers,omitempty" yaml:"writers,omitempty"`   // concurrent writes; default 2
 	// MaxInFlight entries read and not yet settled; reading stops above. Default: 4 × MaxRows × Writers.

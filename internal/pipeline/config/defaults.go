@@ -8,8 +8,8 @@ const (
 	DefaultReclaimAfter     = Duration(30 * time.Second)
 	DefaultSchema           = "public"
 	DefaultStateKeys        = 100_000
-	DefaultBatchRows        = 1000
-	DefaultBatchBytes       = 1 << 20
+	DefaultBatchRows        = 10_000
+	DefaultBatchBytes       = 8 << 20
 	DefaultLinger           = Duration(10 * time.Millisecond)
 	DefaultWriters          = 2
 	DefaultMaxInFlightBytes = 16 << 20
