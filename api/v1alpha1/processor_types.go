@@ -777,9 +777,9 @@ type Conflict struct {
 
 // Batch bounds what is written at once.
 type Batch struct {
-	// maxRows in one batch.
+	// maxRows in one batch, at most: a batch begins with 1,000 and grows while it is written quickly.
 	//
-	// +kubebuilder:default=1000
+	// +kubebuilder:default=10000
 	// +kubebuilder:validation:Minimum=1
 	// +kubebuilder:validation:Maximum=100000
 	// +optional
@@ -787,7 +787,7 @@ type Batch struct {
 
 	// maxBytes in one batch, for example 1Mi.
 	//
-	// +kubebuilder:default="1Mi"
+	// +kubebuilder:default="8Mi"
 	// +kubebuilder:validation:XValidation:rule="quantity(string(self)).compareTo(quantity('1Ki')) >= 0 && quantity(string(self)).compareTo(quantity('64Mi')) <= 0",message="write a size from 1Ki to 64Mi, for example 1Mi"
 	// +optional
 	MaxBytes *resource.Quantity `json:"maxBytes,omitempty"`

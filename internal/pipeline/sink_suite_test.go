@@ -93,7 +93,7 @@ func row(text string) *pipeline.Item {
 	key, value, valued := strings.Cut(text, "=")
 	k, n, _ := strings.Cut(key, "/")
 	number, _ := strconv.ParseInt(n, 10, 64) // a test's own literal
-	return &pipeline.Item{ID: text, Row: []pipeline.Value{
+	return &pipeline.Item{ID: text, Stream: "s", Deliveries: 1, Created: time.UnixMilli(1), Row: []pipeline.Value{
 		{S: k, Valid: true}, {N: number, Valid: true}, {S: value, Valid: valued},
 	}}
 }
@@ -160,6 +160,16 @@ func oppositeOrders(t *testing.T, s testedSink) {
 
 func TestSinks(t *testing.T) {
 	t.Run("table", func(t *testing.T) { sinkSuite(t, func(t *testing.T) testedSink { return openTable(t, "") }) })
+	t.Run("table with a ledger", func(t *testing.T) {
+		sinkSuite(t, func(t *testing.T) testedSink {
+			return openTable(t, "", "create: IfMissing", "create: IfMissing, idempotency: Ledger")
+		})
+	})
+	t.Run("table that compares duplicates", func(t *testing.T) {
+		sinkSuite(t, func(t *testing.T) testedSink {
+			return openTable(t, "", "create: IfMissing", "create: IfMissing, conflict: {detectMismatch: true}")
+		})
+	})
 	t.Run("table without prepared statements, as through a pooler", func(t *testing.T) {
 		sinkSuite(t, func(t *testing.T) testedSink { return openTable(t, "default_query_exec_mode=exec") })
 	})

@@ -95,7 +95,7 @@ func TestParseFillsInTheDefaults(t *testing.T) {
 	if got := c.Mapping.Columns[3].Type; got != TypeInteger {
 		t.Errorf("int became %s", got)
 	}
-	if got := c.Batch.MaxInFlight; got != 8000 {
+	if got := c.Batch.MaxInFlight; got != 80_000 {
 		t.Errorf("maxInFlight is %d", got)
 	}
 	if r, table := c.Source.Redis, c.Sink.Table; r.AfterAck != AfterAckKeep || r.Ownership != OwnershipShared || table.Idempotency != IdempotencyKey {

@@ -1,0 +1,390 @@
+package pipeline_test
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/millrace-dev/millrace/internal/pipeline"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
+	"github.com/millrace-dev/millrace/test/env/postgres"
+)
+
+// meteredTable opens the table of the suite in a database, with the metrics that tell how rows went in.
+func meteredTable(t *testing.T, dsn string, replacements ...string) (testedSink, func(name string) float64) {
+	t.Helper()
+	c, err := config.Parse([]byte(strings.NewReplacer(replacements...).Replace(suiteConfig)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pipeline.OpenPool(t.Context(), config.Fixed("DSN", dsn), c.Name, 6)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	if err := pipeline.Migrate(t.Context(), pool, c); err != nil {
+		t.Fatal(err)
+	}
+	metrics := pipeline.NewMetrics()
+	sink, err := pipeline.NewSink(t.Context(), pipeline.SinkOptions{Config: c, Pool: pool, Metrics: metrics})
+	if err != nil {
+		t.Fatal(err)
+	}
+	count := func(name string) float64 {
+		families, err := metrics.Gatherer().Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "millrace_processor_"+name {
+				return f.GetMetric()[0].GetCounter().GetValue()
+			}
+		}
+		t.Fatalf("there is no metric %s", name)
+		return 0
+	}
+	return testedSink{sink, pool, func() string { return suiteContent(t, pool) }}, count
+}
+
+func suiteContent(t *testing.T, pool *pgxpool.Pool) string {
+	t.Helper()
+	var text string
+	err := pool.QueryRow(context.Background(), "select coalesce(string_agg(k || '/' || n || '=' || coalesce(v, 'null'), ' ' order by k, n, v), '') from suite").Scan(&text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
+}
+
+func TestRowsWithNewKeysAreCopied(t *testing.T) {
+	t.Parallel()
+	s, count := meteredTable(t, postgres.NewDatabase(t))
+	write(t, s, "a/1=x w", "b/1=y w", "c/1 w")
+	if n := count("copied_rows_total"); n != 3 {
+		t.Errorf("%v rows were copied", n)
+	}
+	// Keys that came by are inserted, and the rest of the batch is copied.
+	write(t, s, "a/1=z d", "d/1=x w", "e/1=x w")
+	if n := count("copied_rows_total"); n != 5 {
+		t.Errorf("%v rows were copied", n)
+	}
+	want(t, s, "a/1=x b/1=y c/1=null d/1=x e/1=x")
+	if n := count("copy_replays_total"); n != 0 {
+		t.Errorf("%v copies failed", n)
+	}
+}
+
+func TestARedeliveryIsNotCopied(t *testing.T) {
+	t.Parallel()
+	s, count := meteredTable(t, postgres.NewDatabase(t))
+	b := batch("a/1=x", "b/1=y")
+	for _, it := range b.Items {
+		it.Deliveries = 0 // only the source would know: taken over, or its own from an earlier life
+	}
+	if _, err := s.Write(t.Context(), b); err != nil {
+		t.Fatal(err)
+	}
+	if n := count("copied_rows_total"); n != 0 {
+		t.Errorf("%v rows were copied", n)
+	}
+}
+
+// A key that is there makes the COPY fail: its batch is inserted, and so are more and more of those that follow.
+func TestACopyThatFailsIsReplayed(t *testing.T) {
+	t.Parallel()
+	dsn := postgres.NewDatabase(t)
+	before, _ := meteredTable(t, dsn)
+	write(t, before, "a/1=x w", "b/1=x w", "c/1=x w", "d/1=x w")
+	s, count := meteredTable(t, dsn) // remembers nothing
+	write(t, s, "a/1=z d", "n/1=x w", "n/2=x w")
+	if replays, copied := count("copy_replays_total"), count("copied_rows_total"); replays != 1 || copied != 0 {
+		t.Errorf("%v replays, %v rows copied", replays, copied)
+	}
+	write(t, s, "n/3=x w") // after one failure one batch goes without COPY
+	write(t, s, "b/1=z d", "n/4=x w")
+	if n := count("copy_replays_total"); n != 2 {
+		t.Errorf("%v replays", n)
+	}
+	for i := range 3 { // after two in a row, three
+		write(t, s, fmt.Sprintf("m/%d=x w", i))
+	}
+	if n := count("copied_rows_total"); n != 0 {
+		t.Errorf("%v rows were copied", n)
+	}
+	write(t, s, "m/4=x w")
+	if n := count("copied_rows_total"); n != 1 {
+		t.Errorf("%v rows were copied after the pause", n)
+	}
+	want(t, s, "a/1=x b/1=x c/1=x d/1=x m/0=x m/1=x m/2=x m/4=x n/1=x n/2=x n/3=x n/4=x")
+}
+
+// What COPY refuses or would do otherwise than INSERT is inserted.
+func TestTablesThatAreNotCopiedInto(t *testing.T) {
+	t.Parallel()
+	for name, prepare := range map[string]string{
+		"a column of another type": "create table suite (k varchar(5), n integer, v text, primary key (k, n))",
+		"rules":                    "create table suite (k text, n integer, v text, primary key (k, n)); create rule r as on delete to suite do also nothing",
+		"a view":                   "create table base (k text, n integer, v text, primary key (k, n)); create view suite as select * from base",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := postgres.NewDatabase(t)
+			pool, err := pgxpool.New(t.Context(), dsn)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pool.Close()
+			if _, err := pool.Exec(t.Context(), prepare); err != nil {
+				t.Fatal(err)
+			}
+			s, count := meteredTable(t, dsn)
+			write(t, s, "a/1=x w", "b/1=y w")
+			write(t, s, "a/1=z d")
+			if n := count("copied_rows_total"); n != 0 {
+				t.Errorf("%v rows were copied", n)
+			}
+			want(t, s, "a/1=x b/1=y")
+		})
+	}
+}
+
+// Two processors with the same keys in their own orders: every COPY may meet the other's rows. I3, I8.
+func TestProcessorsThatCopyTheSameKeysDoNotDeadlock(t *testing.T) {
+	t.Parallel()
+	dsn := postgres.NewDatabase(t)
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	const processors, batches, rows = 3, 60, 300
+	var written [processors]int
+	var wg sync.WaitGroup
+	for p := range processors {
+		s, _ := meteredTable(t, dsn)
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(seed, uint64(p)))
+			for b := range batches {
+				var keys []string
+				for _, n := range random.Perm(rows) {
+					keys = append(keys, fmt.Sprintf("k/%d=%d", b*rows/2+n, p))
+				}
+				os, err := s.Write(t.Context(), batch(keys...))
+				if err != nil {
+					t.Errorf("processor %d: %v", p, err)
+					return
+				}
+				for _, o := range os {
+					if o.Result == pipeline.Written {
+						written[p]++
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s, _ := meteredTable(t, dsn)
+	var n int
+	if err := s.pool.QueryRow(t.Context(), "select count(*) from suite").Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	if total := written[0] + written[1] + written[2]; n != (batches+1)*rows/2 || n != total {
+		t.Errorf("%d rows, of which %d count as written; want %d", n, total, (batches+1)*rows/2)
+	}
+}
+
+func TestTheNewestRowOfAKeyStays(t *testing.T) {
+	t.Parallel()
+	for _, newer := range []string{"text", "integer", "numeric", "double precision", "timestamptz"} {
+		t.Run(newer, func(t *testing.T) {
+			t.Parallel()
+			s, _ := meteredTable(t, postgres.NewDatabase(t), "{name: v, path: v, type: text}", "{name: v, path: v, type: text}\n  - {name: at, path: at, type: "+newer+", required: true}",
+				"create: IfMissing", "create: IfMissing, conflict: {action: UpdateIfNewer, newer: at}")
+			at := func(row string, n int64) *pipeline.Item {
+				b := batch(row)
+				v := pipeline.Value{N: n, Valid: true}
+				switch newer {
+				case "text", "numeric":
+					v = pipeline.Value{S: fmt.Sprint(n), Valid: true}
+				case "double precision":
+					v = pipeline.Value{N: int64(math.Float64bits(float64(n))), Valid: true}
+				}
+				b.Items[0].Row = append(b.Items[0].Row, v)
+				return b.Items[0]
+			}
+			wantOutcomes := func(want string, items ...*pipeline.Item) {
+				t.Helper()
+				os, err := s.Write(t.Context(), &pipeline.Batch{Items: items})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got := ""
+				for _, o := range os {
+					got += o.Result.String()[:1]
+				}
+				if got != want {
+					t.Errorf("outcomes %s, want %s", got, want)
+				}
+			}
+			wantOutcomes("dwdw", at("a/1=old", 3), at("a/1=new", 5), at("a/1=same", 5), at("b/1=x", 1))
+			want(t, s, "a/1=new b/1=x")
+			wantOutcomes("ddw", at("a/1=older", 4), at("a/1=equal", 5), at("b/1=y", 2))
+			want(t, s, "a/1=new b/1=y")
+			wantOutcomes("w", at("a/1=newest", 6))
+			want(t, s, "a/1=newest b/1=y")
+		})
+	}
+}
+
+// Two orders of the same rows end in the same table: a late record never replaces a newer one.
+func TestUpdateIfNewerDoesNotDependOnOrder(t *testing.T) {
+	t.Parallel()
+	s, _ := meteredTable(t, postgres.NewDatabase(t), "{name: v, path: v, type: text}", "{name: v, path: v, type: text, required: true}",
+		"create: IfMissing", "create: IfMissing, conflict: {action: UpdateIfNewer, newer: v}")
+	random := rand.New(rand.NewPCG(3, 4))
+	for range 20 {
+		var rows []string
+		for _, n := range random.Perm(100) {
+			rows = append(rows, fmt.Sprintf("k/%d=%03d", n%10, n))
+		}
+		if _, err := s.Write(t.Context(), batch(rows[:37]...)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Write(t.Context(), batch(rows[37:]...)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, s, "k/0=090 k/1=091 k/2=092 k/3=093 k/4=094 k/5=095 k/6=096 k/7=097 k/8=098 k/9=099")
+}
+
+func TestDuplicatesWithOtherContentAreDetected(t *testing.T) {
+	t.Parallel()
+	s, _ := meteredTable(t, postgres.NewDatabase(t), "create: IfMissing", "create: IfMissing, conflict: {detectMismatch: true}")
+	mismatches := func(rows ...string) string {
+		t.Helper()
+		os, err := s.Write(t.Context(), batch(rows...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		found := ""
+		for i, o := range os {
+			if o.Mismatch {
+				found += rows[i] + " "
+			}
+		}
+		return strings.TrimSpace(found)
+	}
+	// In the batch itself, and against rows that are there; null against a value too.
+	if got := mismatches("a/1=x", "a/1=x", "a/1=y", "b/1", "c/1=x"); got != "a/1=y" {
+		t.Errorf("in a batch: %q", got)
+	}
+	if got := mismatches("a/1=x", "a/1=z", "b/1", "b/1=v", "c/1", "d/1=new"); got != "a/1=z b/1=v c/1" {
+		t.Errorf("against rows: %q", got)
+	}
+	want(t, s, "a/1=x b/1=null c/1=x d/1=new")
+}
+
+// With the ledger an entry is written once, whatever the row: without a key, and after its row has gone. I3.
+func TestLedgerWritesAnEntryOnce(t *testing.T) {
+	t.Parallel()
+	s, _ := meteredTable(t, postgres.NewDatabase(t), "key: [k, n], create: IfMissing", "create: IfMissing, idempotency: Ledger")
+	write(t, s, "a/1=x w", "a/1=x d", "b/1=y w") // the id is the text, so the second is the same entry
+	write(t, s, "a/1=x d", "a/1=z w")
+	want(t, s, "a/1=x a/1=z b/1=y")
+	// An id that comes again with other fields is another entry, from a Redis that lost its data.
+	b := batch("a/1=x")
+	b.Items[0].Fields = append(b.Items[0].Fields, redisstream.Field{Field: "payload", Value: "other"})
+	if os, err := s.Write(t.Context(), b); err != nil || os[0].Result != pipeline.Written {
+		t.Errorf("%v, %v", os, err)
+	}
+	// A batch that fails leaves nothing in the ledger.
+	if _, err := s.pool.Exec(t.Context(), "alter table suite add constraint no_refused check (k <> 'refused')"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Write(t.Context(), batch("c/1=x", "refused/1=x")); err == nil {
+		t.Fatal("a row at fault was written")
+	}
+	write(t, s, "c/1=x w")
+	want(t, s, "a/1=x a/1=x a/1=z b/1=y c/1=x")
+}
+
+// An old entry that comes again does not undo a newer one, as it would with Update alone.
+func TestLedgerKeepsARedeliveryFromUpdating(t *testing.T) {
+	t.Parallel()
+	s, _ := meteredTable(t, postgres.NewDatabase(t), "create: IfMissing", "create: IfMissing, idempotency: Ledger, conflict: {action: Update}")
+	write(t, s, "a/1=old w")
+	write(t, s, "a/1=new w")
+	write(t, s, "a/1=newest w", "a/1=old d")
+	want(t, s, "a/1=newest")
+}
+
+func TestConcurrentRedeliveriesAreWrittenOnceWithALedger(t *testing.T) {
+	t.Parallel()
+	dsn := postgres.NewDatabase(t)
+	const processors, batches, rows = 3, 20, 100
+	var wg sync.WaitGroup
+	for p := range processors {
+		s, _ := meteredTable(t, dsn, "key: [k, n], create: IfMissing", "create: IfMissing, idempotency: Ledger")
+		wg.Go(func() {
+			random := rand.New(rand.NewPCG(5, uint64(p)))
+			for b := range batches {
+				var items []string
+				for _, n := range random.Perm(rows) {
+					items = append(items, fmt.Sprintf("k/%d=v", b*rows+n))
+				}
+				if _, err := s.Write(t.Context(), batch(items...)); err != nil {
+					t.Errorf("processor %d: %v", p, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	s, _ := meteredTable(t, dsn, "key: [k, n], create: IfMissing", "create: IfMissing, idempotency: Ledger")
+	var total, distinct int
+	if err := s.pool.QueryRow(t.Context(), "select count(*), count(distinct (k, n)) from suite").Scan(&total, &distinct); err != nil {
+		t.Fatal(err)
+	}
+	if total != batches*rows || distinct != total {
+		t.Errorf("%d rows, %d distinct, want %d", total, distinct, batches*rows)
+	}
+}
+
+type settledAt map[string]time.Time
+
+func (s settledAt) SettledBefore(context.Context) (map[string]time.Time, error) { return s, nil }
+
+// The ledger forgets what cannot come again: what is older than everything pending, and was not written just now.
+func TestLedgerIsPruned(t *testing.T) {
+	t.Parallel()
+	s, _ := meteredTable(t, postgres.NewDatabase(t), "create: IfMissing", "create: IfMissing, idempotency: Ledger")
+	at := func(row string, millis int64) *pipeline.Batch {
+		b := batch(row)
+		b.Items[0].Created = time.UnixMilli(millis)
+		return b
+	}
+	for i, row := range []string{"a/1=x", "b/1=x", "c/1=x", "d/1=x"} {
+		if _, err := s.Write(t.Context(), at(row, int64(1000*i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// All but a and d were written an hour ago; everything before 2,000 ms is settled.
+	if _, err := s.pool.Exec(t.Context(), "update millrace_ledger set written_at = now() - interval '1 hour' where entry_id not in ('a/1=x', 'd/1=x')"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Sink.(pipeline.Upkeeper).Upkeep(t.Context(), settledAt{"s": time.UnixMilli(2000), "other": time.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	var left string
+	if err := s.pool.QueryRow(t.Context(), "select string_agg(entry_id, ' ' order by entry_id) from millrace_ledger").Scan(&left); err != nil {
+		t.Fatal(err)
+	}
+	if left != "a/1=x c/1=x d/1=x" {
+		t.Errorf("left are %s", left)
+	}
+}
