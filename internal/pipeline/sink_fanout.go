@@ -499,3 +499,15 @@ func (f *FanOut) recall(it *Item) branches {
 	defer f.mu.Unlock()
 	return f.remembered[id]
 }
+
+// Upkeep implements Upkeeper.
+func (f *FanOut) Upkeep(ctx context.Context, source SettledSource) error {
+	for _, b := range f.branches {
+		if sink, ok := b.sink.(Upkeeper); ok {
+			if err := sink.Upkeep(ctx, source); err != nil {
+				return &branchError{b.name, err}
+			}
+		}
+	}
+	return nil
+}
