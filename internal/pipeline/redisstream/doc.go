@@ -12,4 +12,8 @@
 //	    alone throws the consumer's pending entries away.
 //	R5: after Release other members can take this member's entries at once, without waiting for them to look abandoned.
 //	R6: a group that vanished is created again where nothing this member has not seen is skipped.
+//	R7: nothing that was read from a stream is settled in another that has its name: after a loss of Redis' data, or DEL,
+//	    ids mean other entries.
+//	R8: with Exclusive, a member that has lost its lease reads nothing and acknowledges nothing: both are checked in the
+//	    script that does it. What it has not written yet it drops; only a write that was under way can still land.
 package redisstream

@@ -15,7 +15,7 @@ func IsConfiguration(err error) bool {
 	if !errors.As(err, &re) {
 		return false
 	}
-	for _, code := range []string{"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "ERR unknown command", "ERR AUTH"} {
+	for _, code := range []string{"NOAUTH", "WRONGPASS", "NOPERM", "WRONGTYPE", "unknown command", "AUTH "} {
 		if hasPrefix(re.Error(), code) {
 			return true
 		}
@@ -23,6 +23,7 @@ func IsConfiguration(err error) bool {
 	return false
 }
 
+// hasPrefix looks at an error as the client writes it: without the ERR that Redis puts before errors that have no code.
 func hasPrefix(text, prefix string) bool { return strings.HasPrefix(text, prefix) }
 
 // tooOldError says that the server lacks what a Member needs.

@@ -12,8 +12,11 @@ import (
 // Version is a server's version, such as 7.0.15. What a server can do is decided by it and never by the text of errors.
 type Version struct{ Major, Minor, Patch int }
 
-// minVersion has XAUTOCLAIM.
-var minVersion = Version{Major: 6, Minor: 2}
+var (
+	minVersion = Version{Major: 6, Minor: 2} // has XAUTOCLAIM
+	hasClaim   = Version{Major: 8, Minor: 4} // has XREADGROUP … CLAIM
+	hasNack    = Version{Major: 8, Minor: 8} // has XNACK
+)
 
 // AtLeast compares versions.
 func (v Version) AtLeast(o Version) bool {

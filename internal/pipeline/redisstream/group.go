@@ -3,6 +3,7 @@ package redisstream
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/redis/rueidis"
 )
@@ -13,28 +14,41 @@ func (m *Member) Join(ctx context.Context) error {
 	if m.cfg.FromLatest {
 		start = latest
 	}
+	if err := m.verify(ctx); err != nil {
+		return err
+	}
 	return m.create(ctx, start)
 }
 
 // rejoin creates a group that vanished while this member was reading (R6): Redis was restarted without its data, or
 // somebody destroyed the group. A group that began at the end of the stream goes on after the last entry this member
-// has read, unless ids have started over, in which case everything in the stream is new.
+// has read, unless ids have started over, in which case everything in the stream is new. A group that vanishes again and
+// again is made again ever more slowly.
 func (m *Member) rejoin(ctx context.Context) error {
-	if !m.cfg.FromLatest {
-		return m.create(ctx, earliest)
+	now := time.Now()
+	if now.Before(m.rejoinDue) {
+		return fmt.Errorf("group %q of stream %q has vanished again; it is made again in %s",
+			m.cfg.Group, m.cfg.Stream, time.Until(m.rejoinDue).Round(time.Millisecond))
 	}
+	if now.Sub(m.rejoinDue) > rejoinCalm {
+		m.rejoinPause = rejoinPause
+	} else {
+		m.rejoinPause = min(2*m.rejoinPause, maxRejoinPause)
+	}
+	m.rejoinDue = now.Add(m.rejoinPause)
+
+	before := m.Incarnation()
 	m.mu.Lock()
-	last, read := m.lastRead, m.readNewCount
+	last := m.lastRead
 	m.mu.Unlock()
-	if last == "" {
-		return m.create(ctx, latest)
-	}
-	top, added, err := m.extent(ctx)
-	if err != nil {
+	if err := m.verify(ctx); err != nil {
 		return err
 	}
-	if compareIDs(top, last) < 0 || added >= 0 && added < read {
+	switch {
+	case !m.cfg.FromLatest, m.Incarnation() != before:
 		return m.create(ctx, earliest)
+	case last == "":
+		return m.create(ctx, latest)
 	}
 	return m.create(ctx, last)
 }
@@ -50,27 +64,4 @@ func (m *Member) create(ctx context.Context, start string) error {
 		return fmt.Errorf("create group %q of stream %q: %w", m.cfg.Group, m.cfg.Stream, err)
 	}
 	return nil
-}
-
-// extent returns the greatest id that the stream ever had, or 0-0 when there is no stream, and how many entries were
-// ever added to it, or -1 when Redis does not count them.
-func (m *Member) extent(ctx context.Context) (top string, added int64, err error) {
-	ctx, cancel := call(ctx)
-	defer cancel()
-	info, err := m.client.Do(ctx, m.client.B().XinfoStream().Key(m.cfg.Stream).Build()).AsMap()
-	if re, ok := rueidis.IsRedisErr(err); ok && hasPrefix(re.Error(), "ERR no such key") {
-		return "0-0", 0, nil
-	}
-	if err != nil {
-		return "", 0, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
-	}
-	added = -1
-	if count, ok := info["entries-added"]; ok {
-		if added, err = count.ToInt64(); err != nil {
-			return "", 0, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
-		}
-	}
-	last := info["last-generated-id"]
-	top, err = last.ToString()
-	return top, added, err
 }

@@ -15,8 +15,8 @@ func Millis(id string) int64 {
 	return n
 }
 
-// compareIDs orders ids as Redis does. What is not an id sorts as 0-0.
-func compareIDs(a, b string) int {
+// CompareIDs orders ids as Redis does. What is not an id sorts as 0-0.
+func CompareIDs(a, b string) int {
 	am, as := splitID(a)
 	bm, bs := splitID(b)
 	switch {

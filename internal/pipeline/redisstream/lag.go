@@ -3,6 +3,7 @@ package redisstream
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -10,7 +11,8 @@ import (
 
 // Progress is how far a group has come.
 type Progress struct {
-	// Lag is how many entries were never delivered; -1 when Redis cannot tell, as after XDEL or before Redis 7.
+	// Lag is how many entries were never delivered and can still be. Where Redis cannot tell, as after XDEL or before
+	// Redis 7, a few are counted; -1 says that there are more, and nobody knows how many.
 	Lag int64
 	// Pending is how many were delivered and not yet acknowledged, to any member.
 	Pending int64
@@ -36,10 +38,10 @@ func (m *Member) Progress(ctx context.Context) (Progress, error) {
 		if name, _ := nameValue.ToString(); name != m.cfg.Group {
 			continue
 		}
-		pendingValue, lagValue, ok := info["pending"], info["lag"], false
+		pendingValue := info["pending"]
 		p.Pending, _ = pendingValue.ToInt64()
-		if _, ok = info["lag"]; ok && !lagValue.IsNil() {
-			p.Lag, _ = lagValue.ToInt64()
+		if p.Lag, err = m.lag(ctx, info); err != nil {
+			return Progress{}, fmt.Errorf("read the lag of group %q: %w", m.cfg.Group, err)
 		}
 	}
 	if p.Pending == 0 {
@@ -55,4 +57,26 @@ func (m *Member) Progress(ctx context.Context) (Progress, error) {
 		}
 	}
 	return p, nil
+}
+
+// lag reads a group's lag. Redis counts entries that were trimmed before they were delivered, too; they will never be.
+func (m *Member) lag(ctx context.Context, group map[string]rueidis.RedisMessage) (int64, error) {
+	if known, ok := group["lag"]; ok && !known.IsNil() {
+		lag, err := known.ToInt64()
+		if err != nil || lag == 0 {
+			return lag, err
+		}
+		length, err := m.client.Do(ctx, m.client.B().Xlen().Key(m.cfg.Stream).Build()).AsInt64()
+		return min(lag, length), err
+	}
+	last := group["last-delivered-id"]
+	id, err := last.ToString()
+	if err != nil {
+		return 0, err
+	}
+	n, err := countScript.Exec(ctx, m.client, []string{m.cfg.Stream}, []string{id, strconv.Itoa(countLimit)}).AsInt64()
+	if n == countLimit {
+		n = -1
+	}
+	return n, err
 }

@@ -18,7 +18,10 @@ func (m *Member) Read(ctx context.Context, count int, block time.Duration) ([]En
 	if err == nil {
 		return entries, more, nil
 	}
-	m.ownCursor = earliest
+	m.doubt()
+	m.mu.Lock()
+	m.ownAgain = true
+	m.mu.Unlock()
 	if isNoGroup(err) {
 		if err := m.rejoin(ctx); err != nil {
 			return nil, false, err
@@ -29,6 +32,17 @@ func (m *Member) Read(ctx context.Context, count int, block time.Duration) ([]En
 }
 
 func (m *Member) read(ctx context.Context, count int, block time.Duration) ([]Entry, bool, error) {
+	if err := m.verified(ctx); err != nil {
+		return nil, false, err
+	}
+	m.mu.Lock()
+	if m.ownAgain {
+		m.ownAgain, m.ownCursor = false, earliest
+	}
+	m.mu.Unlock()
+	if m.cfg.Exclusive {
+		return m.readOwned(ctx, count, block)
+	}
 	if m.ownCursor != "" {
 		return m.readOwn(ctx, count)
 	}
@@ -64,17 +78,39 @@ func (m *Member) readOwn(ctx context.Context, count int) ([]Entry, bool, error) 
 func (m *Member) readNew(ctx context.Context, count int, block time.Duration) ([]Entry, bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, block+callTimeout)
 	defer cancel()
-	raw, err := m.xreadgroup(ctx, m.client.B().Xreadgroup().Group(m.cfg.Group, m.cfg.Consumer).Count(int64(count)).
-		Block(max(block.Milliseconds(), 1)).Streams().Key(m.cfg.Stream).Id(undelivered).Build())
+	wait := max(block.Milliseconds(), 1)
+	if m.claimsByReading() {
+		return m.readAndClaim(ctx, count, wait)
+	}
+	cmd := m.client.B().Xreadgroup().Group(m.cfg.Group, m.cfg.Consumer).Count(int64(count)).Block(wait).Streams().Key(m.cfg.Stream).Id(undelivered).Build()
+	raw, err := m.xreadgroup(ctx, cmd)
 	if err != nil || len(raw) == 0 {
 		return nil, false, err
+	}
+	entries, err := m.holdNew(ctx, raw)
+	return entries, len(raw) == count, err
+}
+
+// holdNew holds entries that were never delivered before.
+func (m *Member) holdNew(ctx context.Context, raw []rueidis.XRangeSlice) ([]Entry, error) {
+	m.mu.Lock()
+	rewound := m.lastRead != "" && CompareIDs(raw[0].ID, m.lastRead) <= 0
+	m.mu.Unlock()
+	if rewound { // new entries have greater ids, unless the stream has begun anew or somebody has set the group back
+		if err := m.verify(ctx); err != nil {
+			return nil, err // they are pending for this member, and read again
+		}
+		m.mu.Lock()
+		m.readNewCount = 0
+		m.mu.Unlock()
 	}
 	entries, _ := split(raw, 1)
 	m.mu.Lock()
 	m.lastRead = raw[len(raw)-1].ID
 	m.readNewCount += int64(len(raw))
+	m.seen = m.seen.Join(Extent{Top: m.lastRead, Added: m.readNewCount})
 	m.mu.Unlock()
-	return m.hold(entries), len(raw) == count, nil
+	return m.hold(entries), nil
 }
 
 // xreadgroup returns the entries of the one stream. Redis 7 answers RESP3 clients with a map, others with an array.

@@ -2,7 +2,6 @@ package redisstream
 
 import (
 	"context"
-	_ "embed"
 	"fmt"
 	"strconv"
 	"time"
@@ -10,66 +9,82 @@ import (
 	"github.com/redis/rueidis"
 )
 
-//go:embed scripts/refresh.lua
-var refreshSource string
-
-//go:embed scripts/release.lua
-var releaseSource string
-
-//go:embed scripts/remove_stale.lua
-var removeStaleSource string
-
-var (
-	refreshScript     = rueidis.NewLuaScript(refreshSource)
-	releaseScript     = rueidis.NewLuaScript(releaseSource)
-	removeStaleScript = rueidis.NewLuaScript(removeStaleSource)
-)
-
 // reclaim takes over up to count entries that have been idle for ReclaimAfter, whoever held them: a dead member, or this
 // one when it has forgotten them. When the list is through, the next look is due after a third of that time.
 func (m *Member) reclaim(ctx context.Context, count int) ([]Entry, error) {
-	ctx, cancel := call(ctx)
-	defer cancel()
-	answer, err := m.client.Do(ctx, m.client.B().Xautoclaim().Key(m.cfg.Stream).Group(m.cfg.Group).Consumer(m.cfg.Consumer).
-		MinIdleTime(strconv.FormatInt(m.cfg.ReclaimAfter.Milliseconds(), 10)).Start(m.claimCursor).Count(int64(count)).Build()).ToArray()
+	entries, next, err := m.autoclaim(ctx, m.cfg.ReclaimAfter, m.claimCursor, count)
 	if err != nil {
-		return nil, fmt.Errorf("reclaim from stream %q: %w", m.cfg.Stream, err)
-	}
-	if len(answer) < 2 {
-		return nil, fmt.Errorf("reclaim from stream %q: unexpected answer of %d parts", m.cfg.Stream, len(answer))
-	}
-	if m.claimCursor, err = answer[0].ToString(); err != nil {
-		return nil, fmt.Errorf("reclaim from stream %q: %w", m.cfg.Stream, err)
-	}
-	if m.claimCursor == "0-0" {
-		m.claimDue = time.Now().Add(min(max(m.cfg.ReclaimAfter/3, reclaimPause), reclaimEvery))
-	}
-	raw, err := answer[1].AsXRangeSlices()
-	if err != nil {
-		return nil, fmt.Errorf("reclaim from stream %q: %w", m.cfg.Stream, err)
-	}
-	entries, trimmed := split(raw, 0)
-	if err := m.dropTrimmed(ctx, trimmed); err != nil { // Redis 6.2 lists them among the entries
 		return nil, err
 	}
-	deleted := 0
-	if len(answer) > 2 { // Redis 7 has taken them off the pending list itself
-		if ids, err := answer[2].ToArray(); err == nil {
-			deleted = len(ids)
+	m.claimCursor = next
+	if next == firstID {
+		m.claimDue = time.Now().Add(min(max(m.cfg.ReclaimAfter/3, reclaimPause), reclaimEvery))
+		if m.claimsByReading() {
+			m.claimDue = time.Now().Add(reclaimTrimmed)
 		}
 	}
-	entries = m.hold(entries)
 	m.mu.Lock()
-	m.counters.Trimmed += int64(deleted)
 	m.counters.Reclaimed += int64(len(entries))
 	m.mu.Unlock()
 	return entries, nil
+}
+
+// autoclaim takes over up to count entries that have been idle for so long, from a place in the group's pending list on.
+// It returns the place to go on from.
+func (m *Member) autoclaim(ctx context.Context, idle time.Duration, from string, count int) ([]Entry, string, error) {
+	failed := func(err error) ([]Entry, string, error) {
+		return nil, "", fmt.Errorf("reclaim from stream %q: %w", m.cfg.Stream, err)
+	}
+	callCtx, cancel := call(ctx)
+	defer cancel()
+	command := []string{"XAUTOCLAIM", m.cfg.Stream, m.cfg.Group, m.cfg.Consumer, strconv.FormatInt(idle.Milliseconds(), 10), from, "COUNT", strconv.Itoa(count)}
+	var answer []rueidis.RedisMessage
+	var err error
+	if m.cfg.Exclusive {
+		var whole *rueidis.RedisMessage
+		if whole, err = m.owned(callCtx, command...); err == nil && whole == nil {
+			return nil, from, nil // no longer the owner
+		} else if err == nil {
+			answer, err = whole.ToArray()
+		}
+	} else {
+		answer, err = m.client.Do(callCtx, m.client.B().Arbitrary(command[0]).Keys(command[1]).Args(command[2:]...).Build()).ToArray()
+	}
+	if err == nil && len(answer) < 2 {
+		err = fmt.Errorf("unexpected answer of %d parts", len(answer))
+	}
+	if err != nil {
+		return failed(err)
+	}
+	next, err := answer[0].ToString()
+	if err != nil {
+		return failed(err)
+	}
+	raw, err := answer[1].AsXRangeSlices()
+	if err != nil {
+		return failed(err)
+	}
+	entries, trimmed := split(raw, 0)
+	if err := m.dropTrimmed(ctx, trimmed); err != nil { // Redis 6.2 lists them among the entries
+		return nil, "", err
+	}
+	if len(answer) > 2 { // Redis 7 has taken them off the pending list itself
+		if ids, err := answer[2].ToArray(); err == nil {
+			m.mu.Lock()
+			m.counters.Trimmed += int64(len(ids))
+			m.mu.Unlock()
+		}
+	}
+	return m.hold(entries), next, nil
 }
 
 // Refresh shows that this member is alive for every held entry that has shown no sign of life for a third of
 // ReclaimAfter. Entries that another member has taken over are no longer held, and stay with it (R3). Call it about that
 // often.
 func (m *Member) Refresh(ctx context.Context) error {
+	if m.cfg.Exclusive {
+		return nil // the lease says so
+	}
 	now := time.Now()
 	old := now.Add(-m.cfg.ReclaimAfter / 3)
 	m.mu.Lock()
@@ -120,8 +135,9 @@ func (m *Member) refresh(ctx context.Context, ids []string, now time.Time) error
 	return nil
 }
 
-// Release gives everything that is pending for this member to a consumer that nobody runs, as idle as if it had been
-// there for an hour: any member's next look takes it (R5). Then it removes this member's consumer (R4). Deliveries are
+// Release gives everything that is pending for this member back to the group: any member's next look takes it (R5). Before
+// Redis 8.8 that is to give it to a consumer that nobody runs, as idle as if it had been there for an hour. Then it removes
+// this member's consumer (R4), and gives up the lease. Deliveries are
 // not counted up. Call it after the last Read and Ack.
 func (m *Member) Release(ctx context.Context) (int, error) {
 	total := 0
@@ -131,18 +147,26 @@ func (m *Member) Release(ctx context.Context) (int, error) {
 			return total, fmt.Errorf("release entries of stream %q: %w", m.cfg.Stream, err)
 		}
 		total += n
-		if n < releasePage {
-			return total, m.remove(ctx, m.cfg.Consumer, 0)
+		if n == releasePage {
+			continue
 		}
+		if err := m.remove(ctx, m.cfg.Consumer, 0); err != nil || !m.cfg.Exclusive {
+			return total, err
+		}
+		_, err = m.tend(ctx, leaseLeave)
+		return total, err
 	}
 }
 
 func (m *Member) releasePage(ctx context.Context) (int, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
-	n, err := releaseScript.Exec(ctx, m.client, []string{m.cfg.Stream}, []string{
-		m.cfg.Group, m.cfg.Consumer, releasedName, strconv.Itoa(releasePage), strconv.Itoa(releasedIdle),
-	}).AsInt64()
+	args := []string{m.cfg.Group, m.cfg.Consumer, strconv.Itoa(releasePage)}
+	release := releaseNackScript
+	if !m.cfg.Version.AtLeast(hasNack) {
+		release, args = releaseScript, append(args, releasedName, strconv.Itoa(releasedIdle))
+	}
+	n, err := release.Exec(ctx, m.client, []string{m.cfg.Stream}, args).AsInt64()
 	if re, ok := rueidis.IsRedisErr(err); ok && hasPrefix(re.Error(), "NOGROUP") {
 		return 0, nil
 	}
@@ -187,7 +211,7 @@ func (m *Member) remove(ctx context.Context, consumer string, idle time.Duration
 	defer cancel()
 	err := removeStaleScript.Exec(ctx, m.client, []string{m.cfg.Stream},
 		[]string{m.cfg.Group, consumer, strconv.FormatInt(idle.Milliseconds(), 10)}).Error()
-	if re, ok := rueidis.IsRedisErr(err); ok && (hasPrefix(re.Error(), "NOGROUP") || hasPrefix(re.Error(), "ERR no such key")) {
+	if re, ok := rueidis.IsRedisErr(err); ok && (hasPrefix(re.Error(), "NOGROUP") || hasPrefix(re.Error(), "no such key")) {
 		return nil
 	}
 	if err != nil {

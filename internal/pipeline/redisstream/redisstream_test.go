@@ -191,7 +191,7 @@ func TestAckTakesEntriesOffThePendingList(t *testing.T) {
 	m := f.member("a")
 	got := ids(f.read(m, 3))
 	for range 2 { // repeating it is harmless
-		if err := m.Ack(f.ctx, got[:2]); err != nil {
+		if err := m.Ack(f.ctx, m.term(), got[:2]); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -261,7 +261,7 @@ func TestReclaimLeavesOutWhatIsHeld(t *testing.T) {
 	m := f.member("a")
 	held := ids(f.read(m, 2))
 	f.nothing(m, 3*reclaimAfter)
-	m.Forget(held)
+	m.Forget(m.term(), held)
 	if got := f.read(m, 2); len(got) != 2 {
 		t.Errorf("%v", ids(got))
 	}
@@ -315,7 +315,7 @@ func TestRemoveStaleKeepsConsumersWithPendingEntries(t *testing.T) {
 	f.add(2)
 	f.read(f.member("pending"), 1)
 	idle := f.member("idle")
-	if err := idle.Ack(f.ctx, ids(f.read(idle, 1))); err != nil {
+	if err := idle.Ack(f.ctx, idle.term(), ids(f.read(idle, 1))); err != nil {
 		t.Fatal(err)
 	}
 	m := f.member("a")
@@ -389,7 +389,7 @@ func TestReadMakesAVanishedGroupAgain(t *testing.T) {
 			m := f.member("a", func(c *Config) { c.FromLatest = tc.fromLatest })
 			f.nothing(m, time.Millisecond)
 			f.addIDs("5-0", "6-0", "6-1")
-			if err := m.Ack(f.ctx, ids(f.read(m, 3))); err != nil {
+			if err := m.Ack(f.ctx, m.term(), ids(f.read(m, 3))); err != nil {
 				t.Fatal(err)
 			}
 			if err := f.client.Do(f.ctx, tc.vanish(f)).Error(); err != nil {
