@@ -164,8 +164,10 @@ func (p *process) newSink(ctx context.Context) (sink pipeline.Sink, err error) {
 func (p *process) newSource(ctx context.Context, sink pipeline.Sink) (source pipeline.Source, err error) {
 	err = p.patiently(ctx, "source", func(ctx context.Context) error {
 		if p.config.Source.Redis != nil {
-			letters := pipeline.NewDeadLetters(p.sinkPool, p.config)
-			redis := pipeline.NewRedisSource(p.redis, p.options.member, p.config, letters, p.metrics, p.log)
+			redis := pipeline.NewRedisSource(pipeline.RedisOptions{
+				Client: p.redis, Version: p.redisVersion, Consumer: p.options.member, Config: p.config, Pool: p.sinkPool,
+				Metrics: p.metrics, Logger: p.log,
+			})
 			source = redis
 			return redis.Join(ctx)
 		}

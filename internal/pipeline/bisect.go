@@ -101,6 +101,9 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
+		if err := w.fence(ctx, b); err != nil {
+			return nil, err
+		}
 		start := time.Now()
 		part := b.wanted()
 		if len(part.Items) == 0 {
@@ -146,6 +149,31 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 			return nil, errTooSlow
 		}
 	}
+}
+
+// errFenced is why items are dropped that a LeasedSource has no right to any more.
+var errFenced = errors.New("another member owns their stream now")
+
+// fence drops items that this processor has no right to any more, after waiting until that is known. It returns an error
+// when none is left, or when ctx has ended.
+func (w *writer) fence(ctx context.Context, b *Batch) error {
+	leased, ok := w.p.source.(LeasedSource)
+	if !ok {
+		return nil
+	}
+	for attempt := 1; !leased.Fence(b); attempt++ {
+		if !pause(ctx, ClassTransient, attempt) {
+			return ctx.Err()
+		}
+	}
+	if !slices.ContainsFunc(b.Items, func(it *Item) bool { return it.Fenced }) {
+		return nil
+	}
+	w.dropFenced(b, errFenced)
+	if len(b.Items) == 0 {
+		return errFenced
+	}
+	return nil
 }
 
 // dropFenced takes the items out of a batch that this processor has no right to any more, or whose commit is in doubt.

@@ -28,6 +28,9 @@ type Metrics struct {
 	reclaimed     *prometheus.GaugeVec
 	trimmed       *prometheus.GaugeVec
 	stolen        *prometheus.GaugeVec
+	fenced        *prometheus.GaugeVec
+	incarnation   *prometheus.GaugeVec
+	owner         *prometheus.GaugeVec
 	lag           *prometheus.GaugeVec
 	pending       *prometheus.GaugeVec
 	oldest        *prometheus.GaugeVec
@@ -90,6 +93,9 @@ func NewMetrics() *Metrics {
 	m.reclaimed = gauges("reclaimed_entries", "Entries taken over from members that stopped refreshing them, since the start.")
 	m.trimmed = gauges("trimmed_entries", "Pending entries that Redis had deleted before they were settled, since the start.")
 	m.stolen = gauges("stolen_entries", "Held entries that another member took over, since the start.")
+	m.fenced = gauges("fenced_entries", "Outcomes that came too late to be acknowledged, because the entries were no longer this member's, since the start.")
+	m.incarnation = gauges("stream_incarnation", "How often the Redis stream is known to have begun anew, with its ids.")
+	m.owner = gauges("stream_owner", "1 while this processor owns the Redis stream, with ownership Exclusive.")
 	m.lag = gauges("lag_entries", "Entries not yet delivered to the group; -1 when the source cannot tell.")
 	m.pending = gauges("pending_entries", "Entries delivered to any member of the group and not settled.")
 	m.oldest = gauges("oldest_pending_seconds", "Age of the oldest pending entry.")

@@ -447,7 +447,7 @@ func (w *world) assemble(c *config.Config, member string, change ...func(*pipeli
 	if err := pipeline.Migrate(w.ctx, pool, c); err != nil {
 		w.t.Fatal(err)
 	}
-	client, _, err := redisstream.Connect(w.ctx, w.redisURL, member)
+	client, version, err := redisstream.Connect(w.ctx, w.redisURL, member)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -460,7 +460,9 @@ func (w *world) assemble(c *config.Config, member string, change ...func(*pipeli
 	a.health.Clear("start")
 	log := slog.New(slog.NewTextHandler(w.t.Output(), nil))
 	metrics := pipeline.NewMetrics()
-	source := pipeline.NewRedisSource(client, member, c, pipeline.NewDeadLetters(pool, c), metrics, log)
+	source := pipeline.NewRedisSource(pipeline.RedisOptions{
+		Client: client, Version: version, Consumer: member, Config: c, Pool: pool, Metrics: metrics, Logger: log,
+	})
 	if err := source.Join(w.ctx); err != nil {
 		w.t.Fatal(err)
 	}

@@ -35,7 +35,12 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
 		}
 	}
 	if needsDeadLetters(c) {
-		return createDeadLetters(ctx, pool, c)
+		if err := createDeadLetters(ctx, pool, c); err != nil {
+			return err
+		}
+	}
+	if needsIncarnations(c) {
+		return createIncarnations(ctx, pool, c)
 	}
 	return nil
 }

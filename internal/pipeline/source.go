@@ -37,3 +37,11 @@ type TxSource interface {
 	// of class ClassFenced: the sink rolls back, and the pipeline writes the others again.
 	SettleTx(ctx context.Context, tx pgx.Tx, b *Batch, outcomes []Outcome) error
 }
+
+// LeasedSource is a source whose right to items can end while they are here, without a transaction that would prove it.
+type LeasedSource interface {
+	Source
+	// Fence marks as Fenced the items of a batch that another member has by now. It returns false when it cannot tell of
+	// some of them yet: they must not be written before it can.
+	Fence(b *Batch) (known bool)
+}

@@ -4,8 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/rueidis"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -17,30 +21,58 @@ const (
 	redisBlock       = 250 * time.Millisecond // longest wait for new entries; a drain waits for it
 	progressInterval = 5 * time.Second
 	staleInterval    = time.Minute
-	itemOverhead     = 300 // bytes of an item beside its fields, roughly
+	trimInterval     = time.Second
+	tendInterval     = time.Second // at most, between two renewals of a lease
+	itemOverhead     = 300         // bytes of an item beside its fields, roughly
 )
 
 // RedisSource reads Redis streams as one consumer of a Redis consumer group.
 type RedisSource struct {
 	client  rueidis.Client
 	members []*redisstream.Member
+	source  config.RedisSource
 	errors  config.Errors
 	letters *DeadLetters // nil with the policy Pending
 	metrics *Metrics
 	log     *slog.Logger
+	trimmed map[string]int64 // by stream: how many entries have been reported
 }
 
-// NewRedisSource returns a source that reads under the given consumer name. letters may be nil with the policy Pending.
-// Call Join before it is used.
-func NewRedisSource(client rueidis.Client, consumer string, c *config.Config, letters *DeadLetters, metrics *Metrics, log *slog.Logger) *RedisSource {
-	s := &RedisSource{client: client, errors: c.Errors, letters: letters, metrics: metrics, log: log}
-	for _, stream := range c.Source.Redis.Streams {
-		s.members = append(s.members, redisstream.NewMember(client, redisstream.Config{
-			Stream: stream, Group: c.Source.Redis.Group, Consumer: consumer,
-			FromLatest:   c.Source.Redis.Start == config.StartLatest,
-			ReclaimAfter: time.Duration(c.Source.Redis.ReclaimAfter),
+// RedisOptions are what a RedisSource is made from.
+type RedisOptions struct {
+	Client   rueidis.Client
+	Version  redisstream.Version // of the server
+	Consumer string              // name of this processor among the readers of its group
+	Config   *config.Config
+	Pool     *pgxpool.Pool // of the sink's database; nil when the configuration needs none
+	Metrics  *Metrics
+	Logger   *slog.Logger
+}
+
+// NewRedisSource returns a source that reads under the given consumer name. Migrate comes before it, and Join before it is
+// used.
+func NewRedisSource(o RedisOptions) *RedisSource {
+	c := o.Config.Source.Redis
+	s := &RedisSource{
+		client: o.Client, source: *c, errors: o.Config.Errors, letters: NewDeadLetters(o.Pool, o.Config),
+		metrics: o.Metrics, log: o.Logger, trimmed: map[string]int64{},
+	}
+	var memory redisstream.Incarnations // a nil *incarnations would not be nil
+	if needsIncarnations(o.Config) {
+		memory = newIncarnations(o.Pool, o.Config)
+	}
+	for _, stream := range c.Streams {
+		s.members = append(s.members, redisstream.NewMember(o.Client, redisstream.Config{
+			Stream: stream, Group: c.Group, Consumer: o.Consumer, Version: o.Version,
+			FromLatest:   c.Start == config.StartLatest,
+			ReclaimAfter: time.Duration(c.ReclaimAfter),
+			Delete:       c.AfterAck == config.AfterAckDelete,
+			Exclusive:    c.Ownership == config.OwnershipExclusive,
+			Incarnations: memory,
 		}))
 	}
+	// Members count the streams alike, whatever the order in their configurations.
+	slices.SortFunc(s.members, func(a, b *redisstream.Member) int { return strings.Compare(a.Config().Stream, b.Config().Stream) })
 	return s
 }
 
@@ -53,7 +85,27 @@ func (s *RedisSource) Join(ctx context.Context) error {
 		c := m.Config()
 		s.log.Info(fmt.Sprintf("consumer started on stream %s group %s consumer %s", c.Stream, c.Group, c.Consumer))
 	}
-	return nil
+	return s.tend(ctx)
+}
+
+// tend renews the leases of the streams, takes and gives them.
+func (s *RedisSource) tend(ctx context.Context) error {
+	if s.source.Ownership != config.OwnershipExclusive {
+		return nil
+	}
+	var first error
+	for i, m := range s.members {
+		before := m.Owner()
+		if err := m.Tend(ctx, i); err != nil && first == nil {
+			first = err
+		}
+		after := m.Owner()
+		if before != after {
+			s.log.Info("the ownership of a stream has changed", "stream", m.Config().Stream, "owner", after)
+		}
+		s.metrics.owner.WithLabelValues(m.Config().Stream).Set(number(after))
+	}
+	return first
 }
 
 // Readers implements Source: one for each stream.
@@ -77,13 +129,20 @@ func (r redisReader) Next(ctx context.Context, max int) (*Batch, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(entries) == 0 {
+		return &Batch{More: more}, nil
+	}
 	now := time.Now()
 	slab := make([]Item, len(entries))
 	b := &Batch{Items: make([]*Item, len(entries)), More: more}
+	from := &redisOrigin{member: r.member, term: entries[0].Term}
 	for i, e := range entries {
+		if e.Term != from.term {
+			from = &redisOrigin{member: r.member, term: e.Term}
+		}
 		it := &slab[i]
-		it.ID, it.Fields, it.Deliveries = e.ID, e.Fields, e.Deliveries
-		it.Stream, it.Received, it.origin = r.member.Config().Stream, now, r.member
+		it.ID, it.Fields, it.Deliveries = from.prefix()+e.ID, e.Fields, e.Deliveries
+		it.Stream, it.Received, it.origin = r.member.Config().Stream, now, from
 		it.Created = time.UnixMilli(redisstream.Millis(e.ID))
 		it.size = itemOverhead
 		for _, f := range e.Fields {
@@ -94,104 +153,145 @@ func (r redisReader) Next(ctx context.Context, max int) (*Batch, error) {
 	return b, nil
 }
 
+// redisOrigin is where entries come from, and the right by which they were read.
+type redisOrigin struct {
+	member *redisstream.Member
+	term   redisstream.Term
+}
+
+// prefix goes before the ids of a stream that has begun anew, whose ids may be those of the entries before: what is
+// deduplicated by @id must not take a new entry for an old one.
+func (o *redisOrigin) prefix() string {
+	if o.term.Incarnation == 0 {
+		return ""
+	}
+	return fmt.Sprintf("r%d-", o.term.Incarnation)
+}
+
+// entryID is an item's id as Redis knows it.
+func (o *redisOrigin) entryID(it *Item) string { return it.ID[len(o.prefix()):] }
+
+// Fence implements LeasedSource.
+func (s *RedisSource) Fence(b *Batch) (known bool) {
+	if s.source.Ownership != config.OwnershipExclusive {
+		return true
+	}
+	known = true
+	for _, it := range b.Items {
+		from := it.origin.(*redisOrigin)
+		switch from.member.Standing(from.term) {
+		case redisstream.Lost:
+			it.Fenced = true
+		case redisstream.Unknown:
+			known = false
+		case redisstream.Held:
+		}
+	}
+	return known
+}
+
 // Settle implements Source. What is written is acknowledged; what is rejected stays pending until the error policy says
 // otherwise, and is acknowledged only after it has become a dead letter.
 func (s *RedisSource) Settle(ctx context.Context, b *Batch, os []Outcome) error {
-	for _, m := range s.members {
-		var acked, kept []string
-		var rejected []DeadLetter
-		for i, it := range b.Items {
-			if it.origin.(*redisstream.Member) != m {
-				continue
-			}
-			switch os[i].Result {
-			case Written, Duplicate, Filtered, DeadLettered:
-				if acked == nil {
-					acked = make([]string, 0, len(b.Items)-i)
-				}
-				acked = append(acked, it.ID)
-			case Rejected:
-				rejected = append(rejected, DeadLetter{Item: it, Deliveries: it.Deliveries, Reason: os[i].Reason})
-			case Retry, Fenced:
-				kept = append(kept, it.ID)
-			}
-		}
-		if err := m.Ack(ctx, acked); err != nil {
-			return err
-		}
-		m.Forget(kept)
-		if err := s.reject(ctx, m, rejected); err != nil {
+	for _, from := range origins(b) {
+		if err := s.settle(ctx, from, b, os); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// origins are those of the batch's items, each once.
+func origins(b *Batch) []redisOrigin {
+	var all []redisOrigin
+	var last *redisOrigin
+	for _, it := range b.Items {
+		if from := it.origin.(*redisOrigin); from != last {
+			if last = from; !slices.Contains(all, *from) {
+				all = append(all, *from)
+			}
+		}
+	}
+	return all
+}
+
+// settle settles the items of one origin.
+func (s *RedisSource) settle(ctx context.Context, from redisOrigin, b *Batch, os []Outcome) error {
+	var acked, kept []string
+	var rejected []DeadLetter
+	for i, it := range b.Items {
+		if *it.origin.(*redisOrigin) != from {
+			continue
+		}
+		switch os[i].Result {
+		case Written, Duplicate, Filtered, DeadLettered:
+			if acked == nil {
+				acked = make([]string, 0, len(b.Items)-i)
+			}
+			acked = append(acked, from.entryID(it))
+		case Rejected:
+			rejected = append(rejected, DeadLetter{Item: it, Reason: os[i].Reason})
+		case Retry, Fenced:
+			kept = append(kept, from.entryID(it))
+		}
+	}
+	if err := from.member.Ack(ctx, from.term, acked); err != nil {
+		return err
+	}
+	from.member.Forget(from.term, kept)
+	return s.reject(ctx, from, rejected)
+}
+
 // reject leaves entries pending, or, when they have been delivered often enough, makes dead letters of them and then
 // acknowledges them.
-func (s *RedisSource) reject(ctx context.Context, m *redisstream.Member, rejected []DeadLetter) error {
+func (s *RedisSource) reject(ctx context.Context, from redisOrigin, rejected []DeadLetter) error {
 	if len(rejected) == 0 {
 		return nil
 	}
-	if err := s.countDeliveries(ctx, m, rejected); err != nil {
+	items := make([]*Item, len(rejected))
+	for i, r := range rejected {
+		items[i] = r.Item
+	}
+	if err := s.CountDeliveries(ctx, items); err != nil {
 		return err
 	}
 	var dead []DeadLetter
 	var deadIDs, kept []string
 	for _, r := range rejected {
-		if s.letters != nil && s.errors.Policy == config.PolicyDeadLetter && r.Deliveries >= s.errors.MaxDeliveries {
-			dead = append(dead, r)
-			deadIDs = append(deadIDs, r.Item.ID)
+		id := from.entryID(r.Item)
+		if s.letters != nil && s.errors.Policy == config.PolicyDeadLetter && r.Item.Deliveries >= s.errors.MaxDeliveries {
+			r.Deliveries = r.Item.Deliveries
+			dead, deadIDs = append(dead, r), append(deadIDs, id)
 		} else {
-			kept = append(kept, r.Item.ID)
+			kept = append(kept, id)
 		}
 	}
 	if len(dead) > 0 {
 		if err := s.letters.Put(ctx, dead); err != nil {
 			return err
 		}
-		if err := m.Ack(ctx, deadIDs); err != nil {
+		if err := from.member.Ack(ctx, from.term, deadIDs); err != nil {
 			return err
 		}
 		s.metrics.deadLetters.Add(float64(len(dead)))
-		s.log.Warn("entries became dead letters", "stream", m.Config().Stream, "n", len(dead),
+		s.log.Warn("entries became dead letters", "stream", from.member.Config().Stream, "n", len(dead),
 			"deliveries", s.errors.MaxDeliveries, "reason", dead[0].Reason)
 	}
-	m.Forget(kept)
-	return nil
-}
-
-// countDeliveries asks Redis for the counts that did not come with the entries.
-func (s *RedisSource) countDeliveries(ctx context.Context, m *redisstream.Member, rejected []DeadLetter) error {
-	var unknown []string
-	for _, r := range rejected {
-		if r.Deliveries == 0 {
-			unknown = append(unknown, r.Item.ID)
-		}
-	}
-	counts, err := m.Deliveries(ctx, unknown)
-	if err != nil {
-		return err
-	}
-	for i := range rejected {
-		if rejected[i].Deliveries == 0 {
-			rejected[i].Deliveries, counts = counts[0], counts[1:]
-		}
-	}
+	from.member.Forget(from.term, kept)
 	return nil
 }
 
 // CountDeliveries fills in the counts that did not come with the entries.
 func (s *RedisSource) CountDeliveries(ctx context.Context, items []*Item) error {
-	for _, m := range s.members {
+	for _, from := range origins(&Batch{Items: items}) {
 		var ids []string
 		var of []*Item
 		for _, it := range items {
-			if it.Deliveries == 0 && it.origin.(*redisstream.Member) == m {
-				ids, of = append(ids, it.ID), append(of, it)
+			if it.Deliveries == 0 && *it.origin.(*redisOrigin) == from {
+				ids, of = append(ids, from.entryID(it)), append(of, it)
 			}
 		}
-		counts, err := m.Deliveries(ctx, ids)
+		counts, err := from.member.Deliveries(ctx, ids)
 		if err != nil {
 			return err
 		}
@@ -202,32 +302,46 @@ func (s *RedisSource) CountDeliveries(ctx context.Context, items []*Item) error 
 	return nil
 }
 
-// Run implements Source: it shows that held entries are being worked on, removes consumers of members long gone, and
-// keeps the figures up to date.
+// Run implements Source: it shows that held entries are being worked on, keeps the leases of streams, removes consumers of
+// members long gone, trims, and keeps the figures up to date.
 func (s *RedisSource) Run(ctx context.Context) error {
-	reclaim := s.members[0].Config().ReclaimAfter
-	refresh := time.NewTicker(max(reclaim/3, 10*time.Millisecond))
-	defer refresh.Stop()
-	progress := time.NewTicker(progressInterval)
-	defer progress.Stop()
-	stale := time.NewTicker(staleInterval)
-	defer stale.Stop()
+	third := max(time.Duration(s.source.ReclaimAfter)/3, 10*time.Millisecond)
+	var jobs sync.WaitGroup
+	every := func(interval time.Duration, what string, job func(context.Context) error) {
+		jobs.Go(func() { s.repeat(ctx, interval, what, job) })
+	}
+	every(third, "refresh", func(ctx context.Context) error { return s.each(ctx, (*redisstream.Member).Refresh) })
+	every(staleInterval, "stale consumers", func(ctx context.Context) error { return s.each(ctx, (*redisstream.Member).RemoveStale) })
+	every(progressInterval, "progress", func(ctx context.Context) error { return s.each(ctx, s.observe) })
+	if s.source.Ownership == config.OwnershipExclusive {
+		every(min(third, tendInterval), "leases", s.tend)
+	}
+	if s.source.AfterAck == config.AfterAckTrim {
+		every(trimInterval, "trim", func(ctx context.Context) error { return s.each(ctx, s.trim) })
+	}
+	jobs.Wait()
+	return nil
+}
+
+// repeat does a job at every interval until ctx ends.
+func (s *RedisSource) repeat(ctx context.Context, interval time.Duration, what string, job func(context.Context) error) {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
 	for {
-		var err error
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-refresh.C:
-			err = s.each(ctx, (*redisstream.Member).Refresh)
-		case <-stale.C:
-			err = s.each(ctx, (*redisstream.Member).RemoveStale)
-		case <-progress.C:
-			err = s.each(ctx, s.observe)
+			return
+		case <-ticker.C:
 		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Debug("upkeep of the Redis source failed; trying again", "error", err)
+		if err := job(ctx); err != nil && ctx.Err() == nil {
+			s.log.Debug("upkeep of the Redis source failed; trying again", "job", what, "error", err)
 		}
 	}
+}
+
+func (s *RedisSource) trim(m *redisstream.Member, ctx context.Context) error {
+	_, err := m.Trim(ctx)
+	return err
 }
 
 // each does the same for every member and returns the first error.
@@ -245,7 +359,13 @@ func (s *RedisSource) observe(m *redisstream.Member, ctx context.Context) error 
 	stream := m.Config().Stream
 	c := m.Counters()
 	s.metrics.reclaimed.WithLabelValues(stream).Set(float64(c.Reclaimed))
+	if n := s.reported(stream, c.Trimmed); n > 0 {
+		s.log.Warn("entries were deleted or trimmed from the stream before they were settled; they are lost unless they were read before",
+			"stream", stream, "n", n)
+	}
 	s.metrics.trimmed.WithLabelValues(stream).Set(float64(c.Trimmed))
+	s.metrics.fenced.WithLabelValues(stream).Set(float64(c.Fenced))
+	s.metrics.incarnation.WithLabelValues(stream).Set(float64(m.Incarnation()))
 	s.metrics.stolen.WithLabelValues(stream).Set(float64(c.Stolen))
 	p, err := m.Progress(ctx)
 	if err != nil {
@@ -255,6 +375,13 @@ func (s *RedisSource) observe(m *redisstream.Member, ctx context.Context) error 
 	s.metrics.pending.WithLabelValues(stream).Set(float64(p.Pending))
 	s.metrics.oldest.WithLabelValues(stream).Set(p.OldestPending.Seconds())
 	return nil
+}
+
+// reported returns how many trimmed entries of a stream have not been reported yet. Only observe calls it.
+func (s *RedisSource) reported(stream string, trimmed int64) int64 {
+	n := trimmed - s.trimmed[stream]
+	s.trimmed[stream] = trimmed
+	return n
 }
 
 // Release implements Source.

@@ -43,7 +43,10 @@ func serverInfo(ctx context.Context, client rueidis.Client) (v Version, mode str
 	if err != nil {
 		return Version{}, "", err
 	}
-	return parseVersion(info), infoValue(info, "redis_mode"), nil
+	if mode = infoValue(info, "redis_mode"); mode == "" {
+		mode = infoValue(info, "server_mode") // Valkey
+	}
+	return parseVersion(info), mode, nil
 }
 
 // infoValue finds one line of INFO.

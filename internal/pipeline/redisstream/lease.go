@@ -38,6 +38,34 @@ func (m *Member) current(t Term) bool {
 
 func (m *Member) term() Term { return Term{Incarnation: m.incarnation, Epoch: m.lease.epoch} }
 
+// Standing is what is known of the right to entries that were read in a term.
+type Standing uint8
+
+// Standings.
+const (
+	Held    Standing = iota // they may be written
+	Unknown                 // the lease has run out and Redis has not said whose it is; ask again
+	Lost                    // another member has them, or will
+)
+
+// Standing tells whether entries read in a term may be written. Those of an earlier incarnation of the stream may: nobody
+// else has them any more.
+func (m *Member) Standing(t Term) Standing {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case !m.cfg.Exclusive || t.Incarnation != m.incarnation:
+		return Held
+	case m.suspect:
+		return Unknown
+	case t.Epoch != m.lease.epoch:
+		return Lost
+	case time.Now().Before(m.lease.until):
+		return Held
+	}
+	return Unknown
+}
+
 // Owner says whether the member owns the stream.
 func (m *Member) Owner() bool {
 	m.mu.Lock()
@@ -61,6 +89,9 @@ const (
 func (m *Member) Tend(ctx context.Context, index int) error {
 	members, err := m.tend(ctx, leaseKeep)
 	if err != nil {
+		return err
+	}
+	if err := m.verified(ctx); err != nil {
 		return err
 	}
 	slices.Sort(members)
@@ -92,7 +123,7 @@ func (m *Member) tend(ctx context.Context, want string) ([]string, error) {
 	if epoch == "" {
 		epoch = "0"
 	}
-	began := time.Now() // Redis counts from later on, so the lease lasts at least until then
+	began := time.Now()
 	answer, err := leaseScript.Exec(ctx, m.client, []string{m.leaseKey()},
 		[]string{m.cfg.Consumer, epoch, strconv.FormatInt(m.cfg.ReclaimAfter.Milliseconds(), 10), want}).AsStrSlice()
 	if err == nil && len(answer) < 2 {
@@ -102,16 +133,18 @@ func (m *Member) tend(ctx context.Context, want string) ([]string, error) {
 		return nil, fmt.Errorf("tend the lease of stream %q: %w", m.cfg.Stream, err)
 	}
 	owner, epoch, members := answer[0], answer[1], answer[2:]
+	// Redis counts from later on; the rest is for clocks that do not run alike.
+	until := began.Add(m.cfg.ReclaimAfter * 9 / 10)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case owner != m.cfg.Consumer:
 		m.dropLease()
 	case m.lease.epoch == epoch:
-		m.lease.until = began.Add(m.cfg.ReclaimAfter)
+		m.lease.until = until
 	default:
 		m.dropLease()
-		m.lease = lease{epoch: epoch, until: began.Add(m.cfg.ReclaimAfter)}
+		m.lease = lease{epoch: epoch, until: until}
 		m.ownAgain = true // begin with what the last owner left
 	}
 	return members, nil
@@ -119,8 +152,9 @@ func (m *Member) tend(ctx context.Context, want string) ([]string, error) {
 
 // dropLease forgets everything that was held under the lease.
 func (m *Member) dropLease() {
-	if m.lease.epoch != "" {
-		m.counters.Stolen += int64(len(m.held))
+	if n := len(m.held); n > 0 {
+		m.counters.Stolen += int64(n)
+		m.suspect = true // or Redis has lost its data, and nobody has them
 		clear(m.held)
 	}
 	m.lease = lease{}

@@ -24,7 +24,8 @@ if owner ~= '' and not mine and (lasts <= now or owner == ARGV[1]) then owner = 
 if mine and (ARGV[4] == 'give' or ARGV[4] == 'leave') then owner = '' end
 if owner == '' and ARGV[4] == 'take' then
   -- Epochs grow even when Redis has lost the last one.
-  owner, epoch = ARGV[1], string.format('%.0f', math.max(tonumber(epoch) + 1, now))
+  local micros = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  owner, epoch = ARGV[1], string.format('%.0f', math.max(tonumber(epoch) + 1, micros))
   redis.call('HSET', KEYS[1], 'owner', owner, 'epoch', epoch)
   mine = true
 end

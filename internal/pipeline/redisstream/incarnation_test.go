@@ -1,0 +1,83 @@
+package redisstream
+
+import (
+	"testing"
+	"time"
+)
+
+// R7: the same ids again are other entries, whether this member notices by an error, by ids that go back, or not yet.
+func TestAStreamThatBeginsAnewIsAnotherIncarnation(t *testing.T) {
+	f := newFixture(t)
+	m, other := f.member("a"), f.member("b")
+	f.addIDs("5-0", "6-0")
+	old := f.read(m, 2)
+	f.do("DEL", f.stream)
+	f.addIDs("5-0")
+	if entries, _, err := m.Read(f.ctx, 1, time.Millisecond); err != nil || len(entries) > 0 { // no group: it is made again
+		t.Fatal(ids(entries), err)
+	}
+	got := f.read(other, 1) // it has not read before, so it has nothing to mistake
+	if err := m.Ack(f.ctx, old[0].Term, ids(old)); err != nil {
+		t.Fatal(err)
+	}
+	if n := f.pending(); n != 1 {
+		t.Errorf("%d pending: old entries acknowledged new ones", n)
+	}
+	if c := m.Counters(); c.Fenced != 2 || m.Incarnation() != 1 || m.Held() != 0 {
+		t.Errorf("%+v, incarnation %d, %d held", c, m.Incarnation(), m.Held())
+	}
+	if err := other.Ack(f.ctx, got[0].Term, ids(got)); err != nil {
+		t.Fatal(err)
+	}
+
+	// Nobody gets an error when the stream is replaced between two reads. Its ids tell.
+	f.addIDs("9-0")
+	f.read(m, 1)
+	f.do("DEL", f.stream)
+	f.addIDs("5-0")
+	f.do("XGROUP", "CREATE", f.stream, "g", "0")
+	// One entry was added to this one, too; its id is one that was seen.
+	if e := f.read(m, 1)[0]; e.Term.Incarnation != 2 {
+		t.Errorf("incarnation %d", e.Term.Incarnation)
+	}
+}
+
+// A group that is set back delivers entries of the same stream again.
+func TestAGroupThatIsSetBackIsNoNewIncarnation(t *testing.T) {
+	f := newFixture(t)
+	m := f.member("a")
+	f.add(3)
+	for range 3 {
+		got := f.read(m, 3)
+		if got[0].Term.Incarnation != 0 {
+			t.Fatalf("incarnation %d", got[0].Term.Incarnation)
+		}
+		if err := m.Ack(f.ctx, got[0].Term, ids(got)); err != nil {
+			t.Fatal(err)
+		}
+		f.do("XGROUP", "SETID", f.stream, "g", "0")
+		m.doubt()
+	}
+}
+
+// R6: a group that vanishes again and again is made again ever more slowly.
+func TestAGroupThatKeepsVanishingIsMadeAgainSlowly(t *testing.T) {
+	f := newFixture(t)
+	m := f.member("a")
+	read := func() error {
+		_, _, err := m.Read(f.ctx, 1, time.Millisecond)
+		return err
+	}
+	began := time.Now()
+	for range 4 {
+		f.do("XGROUP", "DESTROY", f.stream, "g")
+		for read() != nil {
+			if time.Since(began) > 10*time.Second {
+				t.Fatal("the group is not made again")
+			}
+		}
+	}
+	if took := time.Since(began); took < (1+2+4)*rejoinPause {
+		t.Errorf("made again three times after %s", took)
+	}
+}
