@@ -3,6 +3,7 @@
 //
 //	processor --config /etc/millrace/processor.yaml
 //	processor validate -f processor.yaml
+//	processor redrive --config /etc/millrace/processor.yaml
 //
 // Connection strings come from the environment: MILLRACE_REDIS_URL, MILLRACE_SOURCE_DATABASE_URL,
 // MILLRACE_SINK_DATABASE_URL and MILLRACE_SOURCE_LISTEN_URL.
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	"github.com/millrace-dev/millrace/internal/pipeline"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 
 // Exit codes.
@@ -32,8 +34,13 @@ const (
 func main() { os.Exit(run(os.Args[1:])) }
 
 func run(args []string) int {
-	if len(args) > 0 && args[0] == "validate" {
-		return validate(args[1:])
+	if len(args) > 0 {
+		switch args[0] {
+		case "validate":
+			return validate(args[1:])
+		case "redrive":
+			return redrive(args[1:])
+		}
 	}
 	o, err := parseOptions(args)
 	if err != nil {
@@ -55,9 +62,7 @@ func run(args []string) int {
 	}()
 	log.Info("processor starting", "version", version(), "member", o.member)
 
-	// The drain's own limits end it; this is for what they do not reach.
-	backstop := time.Duration(c.Drain.Timeout) + 10*time.Second
-	ctx, stop := untilSignal(log, backstop)
+	ctx, stop := untilSignal(log, backstop(c))
 	defer stop()
 	p := &process{options: o, config: c, log: log, health: pipeline.NewHealth(), metrics: pipeline.NewMetrics()}
 	err = p.run(ctx)
@@ -70,6 +75,9 @@ func run(args []string) int {
 		return exitFailed
 	}
 }
+
+// backstop ends the process after a signal when the drain's own limits did not.
+func backstop(c *config.Config) time.Duration { return time.Duration(c.Drain.Timeout) + 10*time.Second }
 
 // untilSignal returns a context that the first SIGTERM or SIGINT ends. A second signal exits at once, and so does the
 // first one's deadline.

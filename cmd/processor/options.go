@@ -32,7 +32,7 @@ func parseOptions(args []string) (options, error) {
 	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "least `level` of what is logged: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "`format` of the log: json or text")
 	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "processor runs one pipeline.\n\n  processor [flags]\n  processor validate -f file\n\nFlags:\n")
+		fmt.Fprintf(flags.Output(), "processor runs one pipeline.\n\n  processor [flags]\n  processor validate -f file\n  processor redrive [flags]\n\nFlags:\n")
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {

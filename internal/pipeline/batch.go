@@ -43,6 +43,8 @@ type Item struct {
 	// knows whether its transaction was committed. The item is dropped; its source delivers it again if it has to.
 	Fenced bool
 
+	// Redriven says that the item is a dead letter that is tried again: refused, it stays one.
+	Redriven bool
 	// Branch is the only branch of a fan-out that the item is for; empty: all of them.
 	Branch string
 

@@ -310,7 +310,7 @@ func (f *FanOut) hold(ctx context.Context, b *Batch, os []Outcome) error {
 		}
 	}
 	for n, it := range b.Items {
-		if os[n].Result == Written && it.fanned.refused != nil && (f.letters == nil || it.Deliveries < f.errors.MaxDeliveries) {
+		if os[n].Result == Written && it.fanned.refused != nil && !f.last(it) {
 			os[n] = Outcome{Result: Rejected, Reason: f.refusal(it)}
 			f.remember(it)
 		}
@@ -322,6 +322,11 @@ func (f *FanOut) hold(ctx context.Context, b *Batch, os []Outcome) error {
 		}
 	}
 	return nil
+}
+
+// last says whether an item that is refused now does not come again.
+func (f *FanOut) last(it *Item) bool {
+	return f.letters != nil && !it.Redriven && it.Deliveries >= f.errors.MaxDeliveries
 }
 
 // commit writes what is left of the batch into the database: by every branch that is there, with the dead letters of those

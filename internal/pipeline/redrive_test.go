@@ -1,0 +1,160 @@
+package pipeline_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pipeline"
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
+)
+
+// redriving is a running "processor redrive".
+func (w *world) redriving(configuration string, args ...string) (cmd *exec.Cmd, out *bytes.Buffer) {
+	w.t.Helper()
+	file := filepath.Join(w.t.TempDir(), "processor.yaml")
+	if err := os.WriteFile(file, []byte(configuration), 0o600); err != nil {
+		w.t.Fatal(err)
+	}
+	out = &bytes.Buffer{}
+	cmd = exec.Command(processorBinary, append([]string{"redrive", "--config", file}, args...)...)
+	cmd.Env = []string{config.EnvSinkDatabaseURL + "=" + w.dsn, config.EnvSourceDatabaseURL + "=" + w.dsn}
+	cmd.Stdout, cmd.Stderr = out, w.t.Output()
+	if err := cmd.Start(); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	})
+	return cmd, out
+}
+
+// redrive runs "processor redrive" to its end and returns what it says and whether it succeeded.
+func (w *world) redrive(configuration string, args ...string) (said string, ok bool) {
+	w.t.Helper()
+	cmd, out := w.redriving(configuration, args...)
+	err := cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		w.t.Fatal(err)
+	}
+	return strings.TrimSpace(out.String()), err == nil
+}
+
+// What was set aside lands once its cause is repaired, byte for byte; what is still refused stays, with its new reason.
+func TestRedrive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.createPositions("check (odometer >= 0)")
+	configuration := w.configText("maxDeliveries: 3", "maxDeliveries: 1")
+	p := w.start("one", configuration)
+	p.ready()
+	w.add(`{"device_id":"a","timestamp":"2026-01-01T00:00:00Z","odometer":-9007199254740993,"attributes":{"text":"\u00fc \u2028","n":1.10}}`,
+		`{"device_id":"b","timestamp":"2026-01-01T00:00:00Z","odometer":-2}`, `not json`, "\xff\x00", position(1, 1))
+	becomes(t, 20*time.Second, "dead letters", 4, w.deadLetters)
+
+	if said, ok := w.redrive(configuration); said != "0 dead letters redriven, 4 refused again" || ok {
+		t.Errorf("nothing repaired: %q, %t", said, ok)
+	}
+	if n := w.count("select count(*) from millrace_dead_letter where deliveries = 2 and failed_at > now() - interval '1 min'"); n != 4 {
+		t.Errorf("%d dead letters were noted as tried again", n)
+	}
+	if _, err := w.db.Exec(w.ctx, "alter table positions drop constraint rule, add constraint milder check (odometer <> -2)"); err != nil {
+		t.Fatal(err)
+	}
+	if said, ok := w.redrive(configuration, "--reason", "constraint rule", "--max", "1"); said != "1 dead letters redriven, 0 refused again" || !ok {
+		t.Errorf("the first: %q, %t", said, ok)
+	}
+	if said, ok := w.redrive(configuration); said != "0 dead letters redriven, 3 refused again" || ok {
+		t.Errorf("the rest: %q, %t", said, ok)
+	}
+	if n := w.count(`select count(*) from positions where device_id = 'a' and odometer = -9007199254740993 and attributes = '{"text":"ü \u2028","n":1.10}'`); n != 1 {
+		t.Errorf("%d rows as they were sent", n)
+	}
+	if n := w.count("select count(*) from millrace_dead_letter where reason like '%milder%'"); n != 1 {
+		t.Errorf("%d dead letters with the new reason", n)
+	}
+}
+
+// Redrives that are killed, and two at once, write every dead letter once: a table without a key and a stream would show more.
+func TestRedrive_KilledAndConcurrent(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	s := onceSinks[2]
+	w.newOrders(pgstream.ModeShared)
+	s.prepare(w)
+	configuration := s.config(pgstream.ModeShared, "batch: {maxRows: 50}\n")
+	c, err := config.Parse([]byte(configuration))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := pipeline.Migrate(w.ctx, w.db, c); err != nil {
+		t.Fatal(err)
+	}
+	const total = 3000
+	var letters []pipeline.DeadLetter
+	for n := range total {
+		key := fmt.Sprintf("customer-%d", n%37)
+		it := &pipeline.Item{ID: fmt.Sprint(n), Stream: "orders", Position: int64(n), Key: &key, Payload: fmt.Sprintf(`{"order_id":"%d","amount":1}`, n)}
+		for _, branch := range []string{"rows", "ship", "audit"} {
+			letters = append(letters, pipeline.DeadLetter{Item: it, Branch: branch, Deliveries: 3, Reason: "of the test"})
+		}
+	}
+	if err := pipeline.NewDeadLetters(w.db, c).Put(w.ctx, letters); err != nil {
+		t.Fatal(err)
+	}
+	for killed := range 2 {
+		before := w.deadLetters()
+		cmd, _ := w.redriving(configuration)
+		eventually(t, 20*time.Second, func() (bool, string) { n := w.deadLetters(); return n < before-100, fmt.Sprint(n, " dead letters") })
+		if err := cmd.Process.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		t.Logf("killed %d: %d dead letters left", killed, w.deadLetters())
+	}
+	first, _ := w.redriving(configuration)
+	second, _ := w.redriving(configuration, "--branch", "ship")
+	for _, cmd := range []*exec.Cmd{first, second} {
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := w.deadLetters(); n != 0 {
+		t.Errorf("%d dead letters are left", n)
+	}
+	w.exactlyOnce(s, pgstream.ModeShared, total)
+}
+
+// Dead letters that the engine keeps for a group go back to it.
+func TestRedrive_OfAGroup(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.newOrders(pgstream.ModeShared)
+	w.createOrders()
+	configuration := strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "maxDeliveries: 3", "maxDeliveries: 1")
+	p := w.start("one", configuration, config.EnvSourceDatabaseURL+"="+w.dsn)
+	p.ready()
+	w.order("k", `{"order_id":"refused","amount":-1}`, `{"order_id":"o","amount":1}`)
+	eventually(t, 20*time.Second, func() (bool, string) {
+		_, dead := w.backlog()
+		return dead == 1 && w.orderRows() == 1, fmt.Sprintf("%d dead letters, %d rows", dead, w.orderRows())
+	})
+	if _, err := w.db.Exec(w.ctx, "alter table orders drop constraint orders_amount_check"); err != nil {
+		t.Fatal(err)
+	}
+	if said, ok := w.redrive(configuration); said != "1 dead letters redriven, 0 refused again" || !ok {
+		t.Errorf("%q, %t", said, ok)
+	}
+	becomes(t, 20*time.Second, "rows", 2, w.orderRows)
+}
