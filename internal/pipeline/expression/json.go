@@ -50,12 +50,13 @@ type Object struct {
 	changed bool // members were set, so raw is not what the object holds
 	members []lazyMember
 	index   map[string]int // of larger objects
+	looks   int            // into raw, one member each
 	ready   bool
 }
 
 type lazyMember struct {
 	name  string
-	raw   gjson.Result
+	raw   string
 	value ref.Val // nil until somebody looks
 }
 
@@ -81,8 +82,12 @@ func (o *Object) Set(name string, v ref.Val) {
 	o.indexMembers()
 }
 
-// fewMembers are found faster by looking at each.
-const fewMembers = 16
+const (
+	// fewMembers are found faster by looking at each.
+	fewMembers = 16
+	// fewLooks into a document cost less than taking it apart.
+	fewLooks = 3
+)
 
 // load takes the object apart. As in PostgreSQL's jsonb, the last of several members with one name counts.
 func (o *Object) load() {
@@ -90,8 +95,9 @@ func (o *Object) load() {
 		return
 	}
 	o.ready = true
+	o.members = make([]lazyMember, 0, fewMembers)
 	o.raw.ForEach(func(key, val gjson.Result) bool {
-		o.members = append(o.members, lazyMember{name: key.Str, raw: val})
+		o.members = append(o.members, lazyMember{name: key.Str, raw: val.Raw})
 		return true
 	})
 	o.indexMembers()
@@ -141,7 +147,7 @@ func (o *Object) find(name string) int {
 func (o *Object) value(i int) ref.Val {
 	m := &o.members[i]
 	if m.value == nil {
-		m.value = JSON(m.raw)
+		m.value = JSON(gjson.Parse(m.raw))
 	}
 	return m.value
 }
@@ -152,11 +158,30 @@ func (o *Object) Find(key ref.Val) (ref.Val, bool) {
 	if !ok {
 		return types.MaybeNoSuchOverloadErr(key), false
 	}
+	if !o.ready && o.looks < fewLooks {
+		o.looks++
+		return o.look(string(name))
+	}
 	o.load()
 	if i := o.find(string(name)); i >= 0 {
 		return o.value(i), true
 	}
 	return nil, false
+}
+
+// look finds one member without taking the others apart.
+func (o *Object) look(name string) (ref.Val, bool) {
+	var found gjson.Result
+	o.raw.ForEach(func(key, val gjson.Result) bool {
+		if key.Str == name {
+			found = val
+		}
+		return true
+	})
+	if !found.Exists() {
+		return nil, false
+	}
+	return JSON(found), true
 }
 
 // Get implements traits.Indexer.

@@ -286,6 +286,9 @@ func compare(a, b ref.Val) ref.Val {
 		}
 		return c.Compare(b)
 	}
+	if holds(a) && holds(b) {
+		return floatOf(a).Compare(floatOf(b))
+	}
 	x, finite, err := exactOf(a)
 	y, finite2, err2 := exactOf(b)
 	if err := errors.Join(err, err2); err != nil {
@@ -296,6 +299,17 @@ func compare(a, b ref.Val) ref.Val {
 	}
 	x, y = align(x, y)
 	return types.Int(x.m.Cmp(y.m))
+}
+
+// holds says whether a double is exactly this number, as far as that is cheap to say.
+func holds(v ref.Val) bool {
+	switch n := v.(type) {
+	case types.Double:
+		return true
+	case types.Int:
+		return -1<<53 <= n && n <= 1<<53
+	}
+	return false
 }
 
 func isNumber(v ref.Val) bool {
