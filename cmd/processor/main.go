@@ -1,12 +1,13 @@
 // Command processor runs one pipeline: it reads entries of Redis streams or messages of a consumer group and writes them
-// into a table of PostgreSQL.
+// into a table, a stream or a statement of PostgreSQL, to a web server, or to several of these.
 //
-//	processor --config /etc/millrace/processor.yaml
+//	processor run --config /etc/millrace/processor.yaml
+//	processor run --config processor.yaml --dry-run
 //	processor validate -f processor.yaml
 //	processor redrive --config /etc/millrace/processor.yaml
 //
-// Connection strings come from the environment: MILLRACE_REDIS_URL, MILLRACE_SOURCE_DATABASE_URL,
-// MILLRACE_SINK_DATABASE_URL and MILLRACE_SOURCE_LISTEN_URL.
+// Connection strings and other secrets come from the environment: MILLRACE_REDIS_URL, MILLRACE_SOURCE_DATABASE_URL,
+// MILLRACE_SINK_DATABASE_URL, MILLRACE_SOURCE_LISTEN_URL and MILLRACE_HTTP_*. Each may have _FILE appended, and then names a file.
 package main
 
 import (
@@ -40,6 +41,8 @@ func run(args []string) int {
 			return validate(args[1:])
 		case "redrive":
 			return redrive(args[1:])
+		case "run": // what is done without a command as well
+			args = args[1:]
 		}
 	}
 	o, err := parseOptions(args)
@@ -48,9 +51,16 @@ func run(args []string) int {
 	}
 	log := o.logger()
 	c, err := readConfig(o.config)
+	if err != nil && o.dryRun {
+		printProblems(o.config, err)
+		return exitUsage
+	}
 	if err != nil {
 		log.Error("the configuration is not valid", "file", o.config, "error", err)
 		return exitUsage
+	}
+	if o.dryRun {
+		return runDry(o, c)
 	}
 	log = log.With("processor", c.Name)
 	defer func() {
@@ -78,6 +88,17 @@ func run(args []string) int {
 
 // backstop ends the process after a signal when the drain's own limits did not.
 func backstop(c *config.Config) time.Duration { return time.Duration(c.Drain.Timeout) + 10*time.Second }
+
+// runDry is a dry run for a person: what it says is text, and its problems too.
+func runDry(o options, c *config.Config) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if err := dryRun(ctx, o, c, os.Stdout, os.Stderr); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return exitFailed
+	}
+	return exitOK
+}
 
 // untilSignal returns a context that the first SIGTERM or SIGINT ends. A second signal exits at once, and so does the
 // first one's deadline.

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-
-	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 
 // options are the command line's.
@@ -17,7 +15,24 @@ type options struct {
 	member    string
 	logLevel  slog.Level
 	logFormat string
+
+	dryRun    bool
+	limit     int
+	fromStart bool
 }
+
+// dryRunMax bounds how much a dry run reads of one stream.
+const dryRunMax = 10_000
+
+const usage = `processor runs one pipeline.
+
+  processor [run] [flags]            run it
+  processor run --dry-run [flags]    show what it would write, and write, claim and acknowledge nothing
+  processor validate -f file         check a configuration; - is standard input
+  processor redrive [flags]          give dead letters to the pipeline again
+
+Flags:
+`
 
 func parseOptions(args []string) (options, error) {
 	var o options
@@ -27,19 +42,34 @@ func parseOptions(args []string) (options, error) {
 	}
 	flags := flag.NewFlagSet("processor", flag.ContinueOnError)
 	flags.StringVar(&o.config, "config", "/etc/millrace/processor.yaml", "`file` with the pipeline's configuration")
+	flags.StringVar(&o.config, "f", "/etc/millrace/processor.yaml", "the same as --config")
 	flags.StringVar(&o.listen, "listen", ":8080", "`address` of /healthz, /readyz and /metrics")
 	flags.StringVar(&o.member, "member", host, "`name` of this process among the readers of its group; no other living process may have it")
 	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "least `level` of what is logged: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "`format` of the log: json or text")
+	flags.BoolVar(&o.dryRun, "dry-run", false, "read and map what comes next, print it as lines of JSON, and leave everything as it is")
+	flags.IntVar(&o.limit, "limit", 10, "with --dry-run: most `entries` of each stream to show")
+	flags.BoolVar(&o.fromStart, "from-start", false, "with --dry-run: begin at the first entry there is, and not where the group stands")
 	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "processor runs one pipeline.\n\n  processor [flags]\n  processor validate -f file\n  processor redrive [flags]\n\nFlags:\n")
+		fmt.Fprint(flags.Output(), usage)
 		flags.PrintDefaults()
 	}
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
-	if flags.NArg() > 0 || (o.logFormat != "json" && o.logFormat != "text") {
-		flags.Usage()
+	problem := ""
+	switch {
+	case flags.NArg() > 0:
+		problem = fmt.Sprintf("%q is not a command; write run, validate or redrive, before any flag", flags.Arg(0))
+	case o.logFormat != "json" && o.logFormat != "text":
+		problem = fmt.Sprintf("--log-format %q is unknown; write json or text", o.logFormat)
+	case o.limit < 1 || o.limit > dryRunMax:
+		problem = fmt.Sprintf("--limit %d is out of range; write 1 to %d", o.limit, dryRunMax)
+	case !o.dryRun && (o.fromStart || o.limit != 10):
+		problem = "--limit and --from-start belong to --dry-run"
+	}
+	if problem != "" {
+		fmt.Fprintln(flags.Output(), problem)
 		return o, errors.New("usage")
 	}
 	return o, nil
@@ -51,39 +81,4 @@ func (o options) logger() *slog.Logger {
 		return slog.New(slog.NewTextHandler(os.Stderr, h))
 	}
 	return slog.New(slog.NewJSONHandler(os.Stderr, h))
-}
-
-func readConfig(file string) (*config.Config, error) {
-	data, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	return config.Parse(data)
-}
-
-// validate checks a file and says everything that is wrong with it.
-func validate(args []string) int {
-	flags := flag.NewFlagSet("processor validate", flag.ContinueOnError)
-	file := flags.String("f", "", "`file` to check")
-	if err := flags.Parse(args); err != nil {
-		return exitUsage
-	}
-	if *file == "" || flags.NArg() > 0 {
-		flags.Usage()
-		return exitUsage
-	}
-	_, err := readConfig(*file)
-	var problems config.Problems
-	switch {
-	case errors.As(err, &problems):
-		for _, p := range problems {
-			fmt.Fprintf(os.Stderr, "%s: %s\n", *file, p)
-		}
-		return exitFailed
-	case err != nil:
-		fmt.Fprintln(os.Stderr, err)
-		return exitFailed
-	}
-	fmt.Printf("%s: valid\n", *file)
-	return exitOK
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -137,13 +136,11 @@ func (p *process) connectRedis(ctx context.Context) error {
 	if p.config.Source.Redis == nil {
 		return nil
 	}
-	endpoint := redisstream.Endpoint{
-		URL: os.Getenv(config.EnvRedisURL), URLFile: os.Getenv(config.EnvRedisURL + "_FILE"), TLSDir: os.Getenv(config.EnvRedisTLSDir),
+	endpoint, err := redisEndpoint()
+	if err != nil {
+		return err
 	}
-	if endpoint.URL == "" && endpoint.URLFile == "" {
-		return fmt.Errorf("%s is not set; write redis://user:password@host:6379/0, or the name of a file that holds it into %[1]s_FILE", config.EnvRedisURL)
-	}
-	err := p.patiently(ctx, "Redis", func(ctx context.Context) (err error) {
+	err = p.patiently(ctx, "Redis", func(ctx context.Context) (err error) {
 		p.redis, p.redisVersion, err = endpoint.Connect(ctx, "millrace/"+p.config.Name)
 		return err
 	})

@@ -19,6 +19,25 @@ func (c *Config) Branches() []Branch {
 	return bs
 }
 
+// Target says in a few words where the branch writes. It holds no secret.
+func (b *Branch) Target() string {
+	switch {
+	case b.Table != nil:
+		return "table " + b.Table.Schema + "." + b.Table.Name
+	case b.SQL != nil:
+		return "sql"
+	case b.Stream != nil && b.Stream.Stream != "":
+		return "stream " + b.Stream.Stream
+	case b.Stream != nil:
+		return "streams by " + b.Stream.Route
+	case b.HTTP != nil && b.HTTP.URL != "":
+		return "http " + b.HTTP.URL
+	case b.HTTP != nil:
+		return "http $" + EnvHTTPURL
+	}
+	return "nothing"
+}
+
 // path is where the i-th of Branches stands in the configuration.
 func (s *Sink) path(i int) string {
 	if len(s.FanOut) == 0 {

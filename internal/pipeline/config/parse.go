@@ -27,6 +27,9 @@ func Parse(data []byte) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	if line := manifest(root); line > 0 {
+		return nil, Problems{{Line: line, Message: "this is a manifest for Kubernetes, and not the file of a processor; kubectl apply --dry-run=server -f checks it"}}
+	}
 	w := walk{lines: map[string]int{}}
 	w.value("", root, reflect.TypeFor[Config]())
 	if err := w.problems.err(); err != nil {
@@ -65,6 +68,16 @@ func document(data []byte) (*yaml.Node, error) {
 		return nil, Problems{{Line: doc.Line, Message: "the file is not a mapping; write keys such as name: and source:"}}
 	}
 	return doc.Content[0], nil
+}
+
+// manifest finds the line of apiVersion in a file that is meant for Kubernetes; 0 when there is none.
+func manifest(root *yaml.Node) int {
+	for i := 0; i+1 < len(root.Content); i += 2 {
+		if root.Content[i].Value == "apiVersion" {
+			return root.Content[i].Line
+		}
+	}
+	return 0
 }
 
 // decodeProblems turns the YAML library's error, which holds line numbers in its text, into problems.
