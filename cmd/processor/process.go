@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/redis/rueidis"
+	"go.opentelemetry.io/otel"
 
 	"github.com/millrace-dev/millrace/internal/pipeline"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -52,6 +54,11 @@ func (p *process) run(ctx context.Context) error {
 	if err := p.connectRedis(ctx); err != nil {
 		return err
 	}
+	tracer, err := p.newTracer(ctx)
+	if err != nil {
+		return err
+	}
+	defer p.stopTracer(tracer)
 	state := pipeline.NewState(p.config)
 	sink, err := p.newSink(ctx)
 	if err != nil {
@@ -63,7 +70,7 @@ func (p *process) run(ctx context.Context) error {
 	}
 	line, err := pipeline.New(pipeline.Options{
 		Config: p.config, Source: source, Sink: sink, State: state,
-		Metrics: p.metrics, Health: p.health, Logger: p.log,
+		Metrics: p.metrics, Tracer: tracer, Health: p.health, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -71,6 +78,34 @@ func (p *process) run(ctx context.Context) error {
 	p.health.Clear("start")
 	p.log.Info("processor ready")
 	return line.Run(ctx)
+}
+
+// newTracer returns the tracer that the OTEL_* variables ask for, or nil. What its exporter cannot deliver is logged once a minute.
+func (p *process) newTracer(ctx context.Context) (*pipeline.Tracer, error) {
+	tracer, err := pipeline.NewTracer(ctx, p.config, p.options.member)
+	if err != nil || tracer == nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	var said time.Time
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			p.log.Warn("traces are not delivered", "error", err)
+		}
+	}))
+	p.log.Info("traces are exported")
+	return tracer, nil
+}
+
+func (p *process) stopTracer(tracer *pipeline.Tracer) {
+	ctx, cancel := context.WithTimeout(context.Background(), connectTimeout)
+	defer cancel()
+	if err := tracer.Shutdown(ctx); err != nil {
+		p.log.Warn("the last traces are not delivered", "error", err)
+	}
 }
 
 func (p *process) connectPostgres(ctx context.Context) error {

@@ -53,6 +53,7 @@ type Item struct {
 	fanned  *fanned    // what a fan-out knows of it
 	size    int        // bytes counted against the bounds
 	origin  any        // what the source needs to settle it
+	trace   *itemTrace // nil without a Tracer
 }
 
 // Batch is a number of items that travel together.

@@ -109,7 +109,9 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 		if len(part.Items) == 0 {
 			return outcomes(len(b.Items), Outcome{Result: Filtered}), nil
 		}
-		os, err := p.sink.Write(ctx, part)
+		traced, ended := p.tracer.writing(ctx, part)
+		os, err := p.sink.Write(traced, part)
+		ended(os, err)
 		if err == nil {
 			b.Settled = part.Settled
 			took := time.Since(start)

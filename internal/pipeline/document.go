@@ -1,33 +1,22 @@
 package pipeline
 
 import (
-	"slices"
-
-	"github.com/tidwall/gjson"
+	"github.com/google/cel-go/common/types"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
-	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
+	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
-// rawDocument returns the document of an item as it came. With the Fields codec it is a JSON object of the fields, of which the
-// last of each name counts.
-func rawDocument(it *Item, codec *config.Codec) (document []byte, isJSON bool) {
-	if codec.Type == config.CodecFields {
-		document = append(document, '{')
-		for i, f := range it.Fields {
-			if slices.ContainsFunc(it.Fields[i+1:], func(later redisstream.Field) bool { return later.Field == f.Field }) {
-				continue
-			}
-			if len(document) > 1 {
-				document = append(document, ',')
-			}
-			document = appendString(append(appendString(document, f.Field), ':'), f.Value)
-		}
-		return append(document, '}'), true
+// documentJSON returns the document of a decoded item as JSON: with the JSON codec the very text, and otherwise what
+// expressions see as doc.
+func documentJSON(it *Item, codec *config.Codec) ([]byte, error) {
+	if codec.Type == config.CodecJSON {
+		text, err := body(it, codec.Field)
+		return []byte(text), err
 	}
-	text := it.Payload
-	if codec.Field != "" {
-		text, _ = fieldOf(it, codec.Field)
+	v := it.Variables(nil).Variable(expression.VarDoc)
+	if failed, ok := v.(*types.Err); ok {
+		return nil, failed
 	}
-	return []byte(text), codec.Type != config.CodecProtobuf && gjson.Valid(text)
+	return expression.AppendJSON(nil, v)
 }

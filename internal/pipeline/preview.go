@@ -193,11 +193,7 @@ func (b *previewBranch) message(r *PreviewResult, it *Item) error {
 	case len(b.Mapping.Columns) > 0:
 		r.Payload = appendRow(nil, b.Mapping.Columns, it.Row)
 	default:
-		document, isJSON := rawDocument(it, b.codec)
-		if !isJSON {
-			document, err = json.Marshal(document) // in base64
-		}
-		r.Payload = document
+		r.Payload, err = documentJSON(it, b.codec)
 	}
 	return err
 }

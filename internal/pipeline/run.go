@@ -29,6 +29,7 @@ type Options struct {
 	Sink    Sink
 	State   *State // nil: none
 	Metrics *Metrics
+	Tracer  *Tracer // nil: no spans
 	Health  *Health
 	Logger  *slog.Logger
 	Breaker BreakerOptions
@@ -46,6 +47,7 @@ type Pipeline struct {
 	transform *Transform
 	state     *State
 	metrics   *Metrics
+	tracer    *Tracer
 	health    *Health
 	log       *slog.Logger
 	permits   *permits
@@ -74,7 +76,7 @@ func New(o Options) (*Pipeline, error) {
 	b := o.Config.Batch
 	p := &Pipeline{
 		cfg: o.Config, source: o.Source, sink: o.Sink, transform: transform, state: o.State,
-		metrics: o.Metrics, health: o.Health, log: o.Logger,
+		metrics: o.Metrics, tracer: o.Tracer, health: o.Health, log: o.Logger,
 		permits: newPermits(b.MaxInFlight, b.MaxInFlightBytes),
 		breaker: newBreaker(o.Breaker),
 		seed:    maphash.MakeSeed(),
@@ -259,6 +261,7 @@ func (p *Pipeline) sourceFailed(part string, err error, failures int) {
 // decode makes rows of a batch, updates the state, and hands the rows to their writers and the undecodable items to the
 // error policy.
 func (p *Pipeline) decode(ctx context.Context, b *Batch) {
+	defer p.tracer.received(b)()
 	columns := len(p.cfg.Mapping.Columns)
 	rows := make([]Value, columns*len(b.Items))
 	good := make([]*Item, 0, len(b.Items))

@@ -43,6 +43,7 @@ func (p *Pipeline) finish(b *Batch, os []Outcome) {
 		p.metrics.mismatches.Add(float64(mismatched))
 		p.log.Warn("duplicates have other content than the rows with their keys, which stay", "n", mismatched)
 	}
+	p.tracer.finished(b, os)
 	p.metrics.unsettled.Add(float64(len(b.Items)))
 	// What is in order stays in order: a nack must not overtake the ack of what came before.
 	if rejected && !b.InOrder {
@@ -54,6 +55,7 @@ func (p *Pipeline) finish(b *Batch, os []Outcome) {
 
 // lose gives up a batch that got no outcome before the drain's time was over. The source gives it back.
 func (p *Pipeline) lose(b *Batch) {
+	p.tracer.lost(b)
 	p.permits.free(len(b.Items), b.Bytes())
 }
 
@@ -61,7 +63,9 @@ func (p *Pipeline) lose(b *Batch) {
 func (p *Pipeline) settle(ctx context.Context, in <-chan settlement) {
 	for s := range in {
 		for attempt := 1; ctx.Err() == nil; attempt++ {
-			err := p.source.Settle(ctx, s.batch, s.outcomes)
+			traced, ended := p.tracer.settling(ctx, s.batch)
+			err := p.source.Settle(traced, s.batch, s.outcomes)
+			ended(err)
 			if err == nil {
 				if attempt > 2 {
 					p.health.Clear("settle")

@@ -18,7 +18,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	otel "go.opentelemetry.io/otel/attribute"
+
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
 // Bounds of the HTTP sink.
@@ -57,6 +60,7 @@ type HTTPSink struct {
 	codec   config.Codec
 	source  string // prefix of the events' source
 	http    config.HTTPSink
+	data    *expression.Program // nil: the columns or the document
 	client  *http.Client
 	target  *httpTarget
 	slots   chan struct{} // one value per request under way
@@ -83,6 +87,11 @@ func NewHTTPSink(c *config.Config) (*HTTPSink, error) {
 	}
 	if c.Source.Redis != nil {
 		s.source = "/redis/"
+	}
+	if h.Data != "" {
+		if s.data, err = expression.Compile(h.Data, expression.Value, expression.AfterMapping); err != nil {
+			return nil, NewConfigurationError("sink.http.data: %v", err)
+		}
 	}
 	return s, nil
 }
@@ -196,7 +205,7 @@ func (s *HTTPSink) sendOne(ctx context.Context, to *destination, it *Item) error
 	if err != nil {
 		return err
 	}
-	_, err = s.post(ctx, to, eventID(it), "application/cloudevents+json", event)
+	_, err = s.post(ctx, to, it, eventID(it), "application/cloudevents+json", event)
 	return err
 }
 
@@ -222,7 +231,7 @@ func (s *HTTPSink) writeBatch(ctx context.Context, to *destination, b *Batch) ([
 	if len(sent) == 0 {
 		return os, nil
 	}
-	reply, err := s.post(ctx, to, batchID(b, sent), "application/cloudevents-batch+json", append(body, ']'))
+	reply, err := s.post(ctx, to, nil, batchID(b, sent), "application/cloudevents-batch+json", append(body, ']'))
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +265,10 @@ func escape(name string) string { return strings.ReplaceAll(url.PathEscape(name)
 
 // appendEvent appends a CloudEvent in its JSON format. Its error is about the item.
 func (s *HTTPSink) appendEvent(dst []byte, it *Item) ([]byte, error) {
-	data, isJSON := s.data(it)
+	data, err := s.payload(it)
+	if err != nil {
+		return dst, &httpError{ClassRow, "sink.http.data: " + err.Error()}
+	}
 	dst = append(dst, `{"specversion":"1.0","id":`...)
 	dst = appendString(dst, eventID(it))
 	dst = appendString(append(dst, `,"source":`...), s.source+escape(it.Stream))
@@ -267,20 +279,26 @@ func (s *HTTPSink) appendEvent(dst []byte, it *Item) ([]byte, error) {
 	if it.Key != nil && *it.Key != "" {
 		dst = appendString(append(dst, `,"partitionkey":`...), *it.Key)
 	}
-	if !isJSON {
-		dst = append(dst, `,"data_base64":"`...)
-		return append(base64.StdEncoding.AppendEncode(dst, data), '"', '}'), nil
+	if parent, state := outgoingTrace(it, &s.codec); parent != "" {
+		dst = appendString(append(dst, `,"traceparent":`...), parent)
+		if state != "" {
+			dst = appendString(append(dst, `,"tracestate":`...), state)
+		}
 	}
 	dst = append(dst, `,"datacontenttype":"application/json","data":`...)
 	return append(append(dst, data...), '}'), nil
 }
 
-// data is what an event carries: the mapped columns, or without columns the document as it came.
-func (s *HTTPSink) data(it *Item) (data []byte, isJSON bool) {
-	if len(s.columns) > 0 {
-		return appendRow(nil, s.columns, it.Row), true
+// payload is what an event carries, as JSON: what the expression gives, the mapped columns, or without columns the document as
+// it came.
+func (s *HTTPSink) payload(it *Item) ([]byte, error) {
+	switch {
+	case s.data != nil:
+		return s.data.EvalJSON(it.Variables(s.columns))
+	case len(s.columns) > 0:
+		return appendRow(nil, s.columns, it.Row), nil
 	}
-	return rawDocument(it, &s.codec)
+	return documentJSON(it, &s.codec)
 }
 
 // httpError is a request that did not do its work, or a result that says so.
@@ -292,14 +310,16 @@ type httpError struct {
 // Error says what happened. It holds neither the address nor anything else that may be secret.
 func (e *httpError) Error() string { return e.message }
 
-// post sends one request and returns the answer's body. Its errors are httpErrors.
-func (s *HTTPSink) post(ctx context.Context, to *destination, id, contentType string, body []byte) ([]byte, error) {
+// post sends one request, about one item or a batch when it is nil, and returns the answer's body. Its errors are httpErrors.
+func (s *HTTPSink) post(ctx context.Context, to *destination, it *Item, id, contentType string, body []byte) (reply []byte, err error) {
 	select {
 	case s.slots <- struct{}{}:
 		defer func() { <-s.slots }()
 	case <-ctx.Done():
 		return nil, &httpError{ClassTransient, "not sent: " + ctx.Err().Error()}
 	}
+	ctx, span := requestSpan(ctx, it, to)
+	defer func() { fail(span, err); span.End() }()
 	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.http.Timeout))
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, to.url.String(), bytes.NewReader(body))
@@ -313,9 +333,13 @@ func (s *HTTPSink) post(ctx context.Context, to *destination, id, contentType st
 	r.Header.Set("Accept", "application/json")
 	r.Header.Set("User-Agent", "millrace")
 	r.Header.Set("Idempotency-Key", id)
-	if to.authorization != "" {
-		r.Header.Set("Authorization", to.authorization)
+	setHeader(r.Header, "Authorization", to.authorization)
+	parent, state := traceHeaders(span.SpanContext())
+	if parent == "" && it != nil {
+		parent, state = outgoingTrace(it, &s.codec)
 	}
+	setHeader(r.Header, "Traceparent", parent)
+	setHeader(r.Header, "Tracestate", state)
 	to.sign(r.Header, id, body, time.Now())
 
 	answer, err := s.client.Do(r)
@@ -323,12 +347,13 @@ func (s *HTTPSink) post(ctx context.Context, to *destination, id, contentType st
 		return nil, &httpError{ClassTransient, "no answer: " + s.networkProblem(ctx, err)}
 	}
 	defer answer.Body.Close()
-	reply, err := io.ReadAll(io.LimitReader(answer.Body, maxReply+1))
-	if err := s.judge(answer); err != nil {
+	span.SetAttributes(otel.Int("http.response.status_code", answer.StatusCode))
+	reply, err = io.ReadAll(io.LimitReader(answer.Body, maxReply+1))
+	if refused := s.judge(answer); refused != nil {
 		if text := to.explanation(reply); text != "" {
-			err.message += ": " + text
+			refused.message += ": " + text
 		}
-		return nil, err
+		return nil, refused
 	}
 	switch {
 	case s.http.Mode != config.HTTPBatch:
@@ -339,6 +364,12 @@ func (s *HTTPSink) post(ctx context.Context, to *destination, id, contentType st
 		return nil, &httpError{ClassConfiguration, fmt.Sprintf("the answer has more than %d bytes; make the receiver answer with results and nothing else", maxReply)}
 	}
 	return reply, nil
+}
+
+func setHeader(h http.Header, name, value string) {
+	if value != "" {
+		h.Set(name, value)
+	}
 }
 
 // networkProblem is what may be shown of an error of the client: not the address, which can hold a secret.

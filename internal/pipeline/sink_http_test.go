@@ -516,3 +516,52 @@ func TestHTTPSinkSendsOthersBesideThoseThatFail(t *testing.T) {
 	}
 	t.Errorf("%d events are left, of which 10 fail", len(b.Items))
 }
+
+// What an event carries: an expression's value, the columns, or the document, to the digit.
+func TestHTTPSinkSendsWhatItIsAskedFor(t *testing.T) {
+	t.Parallel()
+	const document = `{ "n": 9007199254740993, "price": 1.10, "tags": ["a","b"] }`
+	for options, want := range map[string]string{
+		`data: "{'total': row.n, 'price': doc.price, 'key': key, 'attempt': deliveries}"`: `{"attempt":3,"key":"k","price":1.1,"total":9007199254740993}`,
+		`data: "doc.tags"`:    `["a","b"]`,
+		`data: "doc.missing"`: "",
+		`timeout: 5s`:         `{"n":9007199254740993,"note":null}`,
+		``:                    document,
+	} {
+		for _, mode := range []string{"Single", "Batch"} {
+			r := newReceiver(t, nil)
+			text := strings.NewReplacer("URL", r.URL, "MODE", mode, "OPTIONS", options).Replace(httpConfig)
+			if options == "" {
+				before, rest, _ := strings.Cut(text, "mapping:")
+				_, sink, _ := strings.Cut(rest, "sink:")
+				text = before + "sink:" + sink
+			}
+			c, err := config.Parse([]byte(text))
+			if err != nil {
+				t.Fatal(err)
+			}
+			s, err := pipeline.NewHTTPSink(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			transform, err := pipeline.NewTransform(c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			it := event(1, "k")
+			it.Payload, it.Deliveries, it.Row = document, 3, make([]pipeline.Value, len(c.Mapping.Columns))
+			if err := transform.Decode(it); err != nil {
+				t.Fatal(err)
+			}
+			os, err := s.Write(t.Context(), &pipeline.Batch{Items: []*pipeline.Item{it}})
+			switch {
+			case err != nil:
+				t.Errorf("%s: %v", options, err)
+			case want == "" && (results(os) != "rejected" || !strings.Contains(os[0].Reason, "missing") || len(r.got()) != 0):
+				t.Errorf("%s: %v", options, os)
+			case want != "" && (results(os) != "written" || len(r.got()) != 1 || string(r.got()[0].Data) != want):
+				t.Errorf("%s: %v, %s", options, os, r.bodies)
+			}
+		}
+	}
+}

@@ -31,6 +31,7 @@ type StreamSink struct {
 	pool    *pgxpool.Pool
 	name    string // of the processor
 	columns []config.Column
+	codec   config.Codec
 	stream  string   // "" with a route
 	source  TxSource // settles in the sink's transactions; nil when it is elsewhere
 	seed    maphash.Seed
@@ -53,7 +54,7 @@ const targetAge = 10 * time.Second
 // has to act.
 func NewStreamSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*StreamSink, error) {
 	s := &StreamSink{
-		pool: pool, name: c.Name, columns: c.Mapping.Columns, stream: c.Sink.Stream.Stream,
+		pool: pool, name: c.Name, columns: c.Mapping.Columns, codec: c.Codec, stream: c.Sink.Stream.Stream,
 		seed: maphash.MakeSeed(), targets: map[string]*target{},
 	}
 	if err := schema.Check(ctx, pool); err != nil {
@@ -132,6 +133,7 @@ func (s *StreamSink) message(ctx context.Context, tx pgx.Tx, it *Item) (m messag
 	m = message{item: it, stream: s.stream}
 	m.Key = it.Key
 	m.Payload = appendRow(nil, s.columns, it.Row)
+	m.Headers = handOnTrace(m.Headers, it, &s.codec)
 	return m, nil, nil
 }
 
