@@ -28,13 +28,11 @@ import (
 // publishes. Otherwise an item that comes again is published again, unless the stream has a dedupe window: then the message
 // has a dedupe key made of what identifies the item in its source, and is published once within the window.
 type StreamSink struct {
-	pool    *pgxpool.Pool
-	name    string // of the processor
-	columns []config.Column
-	codec   config.Codec
-	stream  string   // "" with a route
-	source  TxSource // settles in the sink's transactions; nil when it is elsewhere
-	seed    maphash.Seed
+	pool   *pgxpool.Pool
+	name   string // of the processor
+	maker  *messageMaker
+	source TxSource // settles in the sink's transactions; nil when it is elsewhere
+	seed   maphash.Seed
 
 	mu      sync.Mutex
 	targets map[string]*target // by stream
@@ -43,6 +41,7 @@ type StreamSink struct {
 // target is a stream that the sink publishes to.
 type target struct {
 	publisher *pgstream.Publisher
+	payloads  pgstream.PayloadType
 	dedupes   bool // the stream has a dedupe window
 	readAt    time.Time
 }
@@ -50,18 +49,19 @@ type target struct {
 // targetAge is how long the settings of a stream are taken for granted.
 const targetAge = 10 * time.Second
 
-// NewStreamSink checks that the stream exists and returns a sink. Its errors are of class ClassConfiguration when a person
+// NewStreamSink compiles the expressions, checks that the stream exists, and returns a sink. Its errors are of class ClassConfiguration when a person
 // has to act.
 func NewStreamSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*StreamSink, error) {
-	s := &StreamSink{
-		pool: pool, name: c.Name, columns: c.Mapping.Columns, codec: c.Codec, stream: c.Sink.Stream.Stream,
-		seed: maphash.MakeSeed(), targets: map[string]*target{},
+	maker, err := newMessageMaker(c)
+	if err != nil {
+		return nil, err
 	}
+	s := &StreamSink{pool: pool, name: c.Name, maker: maker, seed: maphash.MakeSeed(), targets: map[string]*target{}}
 	if err := schema.Check(ctx, pool); err != nil {
 		return nil, err
 	}
-	if s.stream != "" {
-		if _, err := s.target(ctx, pool, s.stream); err != nil {
+	if maker.route == nil {
+		if _, err := s.target(ctx, pool, maker.stream); err != nil {
 			return nil, err
 		}
 	}
@@ -72,7 +72,14 @@ func NewStreamSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*
 func (s *StreamSink) SettleWith(source TxSource) { s.source = source }
 
 // Shard implements Sharder: the messages of a key have one writer.
-func (s *StreamSink) Shard(it *Item) uint64 { return maphash.String(s.seed, it.ID) }
+func (s *StreamSink) Shard(it *Item) uint64 {
+	if s.maker.key != nil {
+		if key, err := s.maker.keyOf(it, it.Variables(s.maker.columns)); err == nil && key != nil {
+			return maphash.String(s.seed, *key)
+		}
+	}
+	return maphash.String(s.seed, it.ID)
+}
 
 // Write implements Sink.
 func (s *StreamSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
@@ -130,11 +137,23 @@ func (s *StreamSink) WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcom
 
 // message makes a message of an item. why says what is wrong with the item.
 func (s *StreamSink) message(ctx context.Context, tx pgx.Tx, it *Item) (m message, why, err error) {
-	m = message{item: it, stream: s.stream}
-	m.Key = it.Key
-	m.Payload = appendRow(nil, s.columns, it.Row)
-	m.Headers = handOnTrace(m.Headers, it, &s.codec)
-	return m, nil, nil
+	vars := it.Variables(s.maker.columns)
+	stream, why := s.maker.streamOf(vars)
+	if why != nil {
+		return m, why, nil
+	}
+	t, err := s.target(ctx, tx, stream)
+	if errors.Is(err, pgstream.ErrNotFound) && s.maker.route != nil {
+		return m, fmt.Errorf("route: stream %s does not exist", short(stream)), nil
+	}
+	if err != nil {
+		return m, nil, err
+	}
+	m.item, m.stream = it, stream
+	if m.NewMessage, why = s.maker.message(it, vars, t.payloads); why == nil {
+		m.Headers = handOnTrace(m.Headers, it, &s.maker.codec)
+	}
+	return m, why, nil
 }
 
 // publish publishes messages of one stream.
@@ -175,7 +194,8 @@ func (s *StreamSink) target(ctx context.Context, db pgstream.DB, stream string) 
 	if t.publisher, err = pgstream.NewPublisher(ctx, db, stream); err != nil {
 		return nil, err
 	}
-	err = db.QueryRow(ctx, "select dedupe_window_seconds > 0 from millrace_engine.stream where name = $1", stream).Scan(&t.dedupes)
+	err = db.QueryRow(ctx, "select payload_type, dedupe_window_seconds > 0 from millrace_engine.stream where name = $1", stream).
+		Scan(&t.payloads, &t.dedupes)
 	if err != nil {
 		return nil, fmt.Errorf("read the settings of stream %q: %w", stream, err)
 	}
