@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -137,7 +138,7 @@ func TestExpressionsSeeTheState(t *testing.T) {
 		{`{"device":"a","ts":5,"v":3}`, `{"device":"a","ts":"1970-01-01T00:00:05Z","v":3,"delta":-1,"n":2}`},
 	} {
 		it := entry("payload", tc.doc)
-		it.Deliveries = 1
+		it.ID = fmt.Sprintf("1-%d", i)
 		row, err := decode(tr, it)
 		got := string(appendRow(nil, c.Mapping.Columns, row))
 		if it.Filtered {
@@ -152,22 +153,38 @@ func TestExpressionsSeeTheState(t *testing.T) {
 	}
 }
 
-// I2: an item that comes again is never left out because of itself.
+// I2: an item that comes again is never left out because of itself, whatever its source says about its deliveries: a claim
+// that is given back counts none.
 func TestRedeliveryIsNotLeftOutBecauseOfItself(t *testing.T) {
 	tr, _, _ := pipelineOf(t, changes)
-	for delivery, doc := range []string{`{"device":"a","ts":1,"v":1}`, `{"device":"a","ts":2,"v":2}`} {
-		for _, deliveries := range []int{1, 2, 0} {
-			it := entry("payload", doc)
-			it.Deliveries = deliveries
-			if _, err := decode(tr, it); err != nil || it.Filtered {
-				t.Errorf("item %d with deliveries %d: filtered %v, %v", delivery, deliveries, it.Filtered, err)
+	at := func(stream, id, doc string, deliveries int) *Item {
+		it := entry("payload", doc)
+		it.Stream, it.ID, it.Deliveries = stream, id, deliveries
+		if _, err := decode(tr, it); err != nil {
+			t.Fatal(err)
+		}
+		return it
+	}
+	items := []struct{ stream, id, doc string }{
+		{"s", "1-1", `{"device":"a","ts":1,"v":1}`},
+		{"s", "1-2", `{"device":"a","ts":2,"v":2}`},
+		{"s", "2-0", `{"device":"a","ts":1,"v":3}`}, // late
+		{"r", "1-1", `{"device":"a","ts":3,"v":4}`},
+	}
+	for n := range items {
+		for again := range 3 {
+			for _, i := range items[:n+1] {
+				if it := at(i.stream, i.id, i.doc, again); it.Filtered {
+					t.Errorf("%v is left out when it comes for the %d. time", i, again+2)
+				}
 			}
 		}
 	}
-	it := entry("payload", `{"device":"a","ts":3,"v":2}`)
-	it.Deliveries = 2 // it is newer than everything seen, so it has not been seen
-	if _, err := decode(tr, it); err != nil || !it.Filtered {
-		t.Error("an item that was not seen before is taken for one that was")
+	if it := at("r", "1-2", `{"device":"a","ts":3,"v":4}`, 2); !it.Filtered {
+		t.Error("an entry further in the stream is taken for one that has been seen")
+	}
+	if it := at("q", "1-1", `{"device":"a","ts":4,"v":4}`, 2); !it.Filtered {
+		t.Error("an entry that is newer than everything is taken for one that has been seen")
 	}
 }
 

@@ -18,6 +18,7 @@ type State struct {
 	keyColumn, timeColumn int
 	keyType               config.ColumnType
 	maxKeys               int
+	asked                 bool // Before is wanted
 
 	mu      sync.Mutex
 	records map[string]*record
@@ -42,6 +43,8 @@ type Record struct {
 type record struct {
 	Record
 	lastMicros   int64
+	stream       string // of the item that was seen last
+	place        place  // the furthest in that stream
 	newer, older *record
 }
 
@@ -71,13 +74,19 @@ func (s *State) Update(items []*Item) {
 		if !key.Valid || !at.Valid {
 			continue
 		}
-		s.update(s.keyText(key), at.N, it.Row)
+		r := s.update(s.keyText(key), at.N, it.Row)
+		if !s.asked {
+			continue
+		}
+		if p := placeOf(it); it.Stream != r.stream || p.after(r.place) {
+			r.stream, r.place = it.Stream, p
+		}
 	}
 }
 
-// Before returns what was known of an item's key before that item: nil when nothing was. Of an item that is delivered again
-// nobody knows that any more, unless it is newer than everything seen; then too the answer is nil. So an expression that
-// leaves out what has not changed never leaves out an item because of itself.
+// Before returns what was known of an item's key before that item: nil when nothing was. Of an item that may have been seen
+// already nobody knows that any more; then too the answer is nil. So an expression that leaves out what has not changed never
+// leaves out an item because of itself, however often and by whatever way it comes again.
 func (s *State) Before(it *Item) *Record {
 	key, at := it.Row[s.keyColumn], it.Row[s.timeColumn]
 	if !key.Valid {
@@ -86,11 +95,35 @@ func (s *State) Before(it *Item) *Record {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r, ok := s.records[s.keyText(key)]
-	if !ok || it.Deliveries != 1 && (!at.Valid || at.N <= r.lastMicros) {
+	if !ok {
+		return nil
+	}
+	// What has been seen set lastMicros to its time at least, and place to its own, unless that was another stream's.
+	isNew := at.Valid && at.N > r.lastMicros || it.Stream == r.stream && placeOf(it).after(r.place)
+	if !isNew {
 		return nil
 	}
 	known := r.Record
 	return &known
+}
+
+// place is where an item stands in its stream.
+type place struct{ major, minor uint64 }
+
+func (p place) after(o place) bool {
+	return p.major > o.major || p.major == o.major && p.minor > o.minor
+}
+
+// placeOf is the position of a message, or the two numbers of a Redis entry's id.
+func placeOf(it *Item) place {
+	if it.Position != 0 {
+		return place{major: uint64(it.Position)}
+	}
+	major, minor, _ := strings.Cut(it.ID, "-")
+	var p place
+	p.major, _ = strconv.ParseUint(major, 10, 64) // an id that is none stands before all others
+	p.minor, _ = strconv.ParseUint(minor, 10, 64)
+	return p
 }
 
 func (s *State) keyText(v Value) string {
@@ -100,7 +133,7 @@ func (s *State) keyText(v Value) string {
 	return strconv.FormatInt(v.N, 10)
 }
 
-func (s *State) update(key string, at int64, row []Value) {
+func (s *State) update(key string, at int64, row []Value) *record {
 	r, ok := s.records[key]
 	if !ok {
 		key = strings.Clone(key) // the key would otherwise keep its whole entry in memory
@@ -120,6 +153,7 @@ func (s *State) update(key string, at int64, row []Value) {
 		s.unlink(s.oldest)
 		s.evicted++
 	}
+	return r
 }
 
 func (s *State) link(r *record) {

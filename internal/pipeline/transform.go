@@ -127,6 +127,7 @@ func (t *Transform) Remember(s *State, c *config.Config) error {
 	}
 	t.state = s
 	t.asksState = asksForState(c)
+	s.asked = t.asksState
 	return nil
 }
 
