@@ -22,8 +22,8 @@ import (
 // connection is given up, and the batch is written again.
 const writeTimeout = 30 * time.Second
 
-// TableSink writes batches into one table: with one INSERT … SELECT FROM unnest(arrays), and where that is faster with COPY for the
-// rows whose keys are new (tableCopy).
+// TableSink writes batches into one table, each with one statement: INSERT … SELECT FROM unnest(arrays), or COPY where that
+// is faster (tableCopy).
 //
 // Rows are sorted by key, so that concurrent writers, in this process or another, wait for each other and never
 // deadlock. Rows of one batch with the same key are reduced to one: the first, or with Update the last. Which rows were
@@ -51,9 +51,8 @@ type tableWork struct {
 	order   []int // items of the batch sorted by key, then by arrival
 	unique  []*Item
 	written []bool
-	fresh   []int // rows of unique that are copied
-	rest    []int // rows of unique that are inserted
-	part    []*Item
+	suspect []int   // rows of unique whose keys may be in the table
+	part    []*Item // these rows
 	arrays  [][]byte
 	copy    []byte
 }
@@ -81,11 +80,8 @@ func NewTableSink(ctx context.Context, pool *pgxpool.Pool, c *config.Config) (*T
 	}
 	if t.Idempotency == config.IdempotencyLedger {
 		s.ledger = newLedger(c)
-		return s, nil
 	}
-	if len(s.key) > 0 {
-		s.copy, err = s.newTableCopy(ctx, t, actual)
-	}
+	s.copy, err = s.newTableCopy(ctx, t, actual)
 	return s, err
 }
 
@@ -216,9 +212,9 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 		return nil, err
 	}
 	defer conn.Release()
-	os, err := s.write(ctx, conn.Conn(), w, b)
+	os, err := s.write(ctx, conn.Conn(), w, b, s.copy != nil)
 	if failed := (*copyError)(nil); errors.As(err, &failed) {
-		os, err = s.write(ctx, conn.Conn(), w, b) // without COPY, because every key counts as seen now
+		os, err = s.write(ctx, conn.Conn(), w, b, false)
 	}
 	if s.compare != nil {
 		_ = s.compare.forget(ctx, conn.Conn(), err) // what it says, the other says as well
@@ -227,55 +223,43 @@ func (s *TableSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 }
 
 // write writes the batch, in a transaction when there is more to it than rows.
-func (s *TableSink) write(ctx context.Context, conn *pgx.Conn, w *tableWork, b *Batch) ([]Outcome, error) {
+func (s *TableSink) write(ctx context.Context, conn *pgx.Conn, w *tableWork, b *Batch, copying bool) ([]Outcome, error) {
 	if s.source == nil && s.ledger == nil {
-		return s.rows(ctx, conn, w, b.Items, separately)
+		return s.rows(ctx, conn, w, b.Items, copying)
 	}
-	return settledWrite(ctx, conn, s.source, b, func(tx pgx.Tx) ([]Outcome, error) {
-		if s.ledger != nil {
-			return s.ledger.write(ctx, tx, b.Items, func(items []*Item) ([]Outcome, error) {
-				return s.rows(ctx, conn, w, items, inserted)
-			})
-		}
-		return s.rows(ctx, conn, w, b.Items, together)
-	})
+	return settledWrite(ctx, conn, s.source, b, func(tx pgx.Tx) ([]Outcome, error) { return s.inTx(ctx, tx, w, b.Items, copying) })
 }
 
-// WriteTx implements TxSink. It never fails because of a COPY, which would cost the caller its transaction.
+// WriteTx implements TxSink. There is no COPY, whose failure would cost the caller its transaction.
 func (s *TableSink) WriteTx(ctx context.Context, tx pgx.Tx, b *Batch) ([]Outcome, error) {
 	w := s.work.Get().(*tableWork)
 	defer s.recycle(w)
-	write := func(items []*Item) ([]Outcome, error) { return s.rows(ctx, tx.Conn(), w, items, inserted) }
-	if s.ledger != nil {
-		return s.ledger.write(ctx, tx, b.Items, write)
-	}
-	return write(b.Items)
+	return s.inTx(ctx, tx, w, b.Items, false)
 }
 
-// way is how rows may be written.
-type way int
+func (s *TableSink) inTx(ctx context.Context, tx pgx.Tx, w *tableWork, items []*Item, copying bool) ([]Outcome, error) {
+	write := func(items []*Item) ([]Outcome, error) { return s.rows(ctx, tx.Conn(), w, items, copying) }
+	if s.ledger != nil {
+		return s.ledger.write(ctx, tx, items, write)
+	}
+	return write(items)
+}
 
-const (
-	inserted   way = iota // with one INSERT
-	together              // with one INSERT or one COPY
-	separately            // with an INSERT and a COPY, each a transaction of its own
-)
-
-// rows writes one row for each item.
-func (s *TableSink) rows(ctx context.Context, conn *pgx.Conn, w *tableWork, items []*Item, how way) ([]Outcome, error) {
+// rows writes a row for each item: with one statement, so that all its keys come in one order and concurrent batches never deadlock.
+func (s *TableSink) rows(ctx context.Context, conn *pgx.Conn, w *tableWork, items []*Item, copying bool) ([]Outcome, error) {
 	s.arrange(w, items)
-	if s.copy != nil && how != inserted {
-		s.copy.part(s, w, how == together)
+	var err error
+	looked := false
+	if copying {
+		copying, looked = s.copy.plan(s, w)
 	}
-	if len(w.rest) > 0 || len(w.unique) == 0 {
-		if err := s.exec(ctx, conn, w); err != nil {
-			return nil, err
-		}
+	if copying {
+		err = s.copyRows(ctx, conn, w, looked)
+	} else {
+		err = s.exec(ctx, conn, w)
 	}
-	if len(w.fresh) > 0 {
-		if err := s.copyFresh(ctx, conn, w); err != nil {
-			return nil, err
-		}
+	if err != nil {
+		return nil, err
 	}
 	os := s.outcomes(w, items)
 	if s.compare != nil {
@@ -312,10 +296,6 @@ func (s *TableSink) arrange(w *tableWork, items []*Item) {
 	}
 	w.written = slices.Grow(w.written[:0], len(w.unique))[:len(w.unique)]
 	clear(w.written)
-	w.fresh, w.rest = w.fresh[:0], w.rest[:0]
-	for i := range w.unique {
-		w.rest = append(w.rest, i)
-	}
 }
 
 func (s *TableSink) compareKeys(a, b *Item) int {
@@ -327,14 +307,10 @@ func (s *TableSink) compareKeys(a, b *Item) int {
 	return 0
 }
 
-// exec inserts the rows of w.rest and marks those that were written.
+// exec inserts the rows and marks those that were written.
 func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) error {
-	w.part = w.part[:0]
-	for _, i := range w.rest {
-		w.part = append(w.part, w.unique[i])
-	}
 	for i, col := range s.columns {
-		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.part, i)
+		w.arrays[i] = appendArray(w.arrays[i][:0], col.Type, w.unique, i)
 	}
 	rr, err := s.insert.start(ctx, conn, w.arrays)
 	if err != nil {
@@ -346,8 +322,8 @@ func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) erro
 		if unknown > maxUnknownKeys {
 			continue
 		}
-		if i := s.find(w.part, next, rr.Values()); i >= 0 {
-			w.written[w.rest[i]] = true
+		if i := s.find(w.unique, next, rr.Values()); i >= 0 {
+			w.written[i] = true
 			next = i + 1
 		} else {
 			unknown++
@@ -360,8 +336,8 @@ func (s *TableSink) exec(ctx context.Context, conn *pgx.Conn, w *tableWork) erro
 	if len(s.key) == 0 {
 		matched = int(tag.RowsAffected())
 	}
-	if matched == len(w.part) {
-		for _, i := range w.rest {
+	if matched == len(w.unique) {
+		for i := range w.written {
 			w.written[i] = true // also those whose key came back in another form, such as 1.50 for 1.5
 		}
 	}

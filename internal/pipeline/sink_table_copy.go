@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -18,23 +19,50 @@ import (
 //go:embed queries/table_copy.sql
 var tableCopyQuery string
 
-// tableCopy is the faster way into a table: COPY, for rows whose keys are most likely new. A key that is there after all
-// makes the whole COPY fail; then its rows are inserted with ON CONFLICT like all others.
+// tableCopy is the faster way into a table: COPY, of the rows whose keys are not in it. Keys that have not come by lately
+// are most likely new; of the others, and of redelivered items, a query tells which are there.
 //
-// A failed COPY leaves dead rows behind and its work is lost, so after each failure more batches go without one, until
-// some have succeeded again. So a processor that reads again what it has written before, or whose fellows write the same
-// keys, soon stops trying, and one that was only restarted soon tries again.
+// A key that is there after all, because another processor has just written it or because nobody remembers it, makes the
+// whole COPY fail. Its rows are inserted with ON CONFLICT then. Such a failure leaves dead rows behind and its work is lost, so after
+// each more batches have all their keys looked up, and when that does not help, more batches are inserted; after each
+// success fewer. So two processors that meet the same keys look them up, and one that has nothing but
+// conflicts soon inserts only.
 type tableCopy struct {
 	statement string
+	lookup    statement // not without a key
 	columns   []copied
 	seen      *seenKeys
-	// Under seen.mu:
-	pause int // batches to let pass after the next failure
-	left  int // of those
+	// Under seen.mu: which batches have every key looked up, and which are not copied at all.
+	look, insert setback
 }
 
-// maxCopyPause is how many batches of a writer pass between two attempts at the least.
-const maxCopyPause = 1023
+// leastCopyRows is from how many rows on COPY is faster than an INSERT, which needs one round trip less.
+const leastCopyRows = 50
+
+// setback counts batches that take the safer way, because the faster one has failed.
+type setback struct {
+	next int // after the next failure
+	left int
+}
+
+// maxSetback is how many batches pass between two attempts at the most.
+const maxSetback = 1023
+
+func (s *setback) failed() {
+	s.next = min(2*s.next+1, maxSetback)
+	s.left = s.next
+}
+
+func (s *setback) succeeded() { s.next /= 2 }
+
+// take reports whether the next batch takes the safer way.
+func (s *setback) take() bool {
+	if s.left == 0 {
+		return false
+	}
+	s.left--
+	return true
+}
 
 // newTableCopy returns nil when COPY cannot do what the INSERT does. It is for conflicts that change nothing: rows that
 // replace others have keys that come again and again.
@@ -54,6 +82,7 @@ func (s *TableSink) newTableCopy(ctx context.Context, t *config.TableSink, actua
 		return nil, err
 	}
 	c := &tableCopy{
+		lookup:    statement{text: s.lookupText(t), unnamed: true}, // so that it is planned anew for the size that the table has
 		statement: fmt.Sprintf("COPY %s (%s) FROM STDIN (FORMAT binary)", pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(names, ", ")),
 		seen:      newSeenKeys(),
 	}
@@ -75,45 +104,56 @@ func copies(t config.ColumnType) bool {
 	return !array && t != config.TypeNumeric
 }
 
-// part divides the rows of w: those for COPY and the rest. Every key counts as seen from now on, so a batch that is
-// written again goes without COPY, whatever became of it the first time. In a transaction of several statements there is
-// no mixture: two sorted sequences of keys after another are not sorted, and could deadlock.
-func (c *tableCopy) part(s *TableSink, w *tableWork, together bool) {
-	w.fresh, w.rest = w.fresh[:0], w.rest[:0]
+// lookupText builds the query that gives the places, counted from 1, of the keys that are in the table. Each key is looked up
+// by itself: that is the index for any number of keys, where a join might read the table.
+func (s *TableSink) lookupText(t *config.TableSink) string {
+	var params, aliases, match []string
+	for n, k := range s.key {
+		alias := "c" + strconv.Itoa(n+1)
+		params = append(params, "$"+strconv.Itoa(n+1)+"::"+wireOf(s.columns[k].Type).array)
+		aliases = append(aliases, alias)
+		match = append(match, "held."+pgx.Identifier{s.columns[k].Name}.Sanitize()+" = t."+alias)
+	}
+	return fmt.Sprintf("SELECT t.n FROM unnest(%s) WITH ORDINALITY AS t(%s, n) CROSS JOIN LATERAL (SELECT FROM %s AS held WHERE %s OFFSET 0) AS found",
+		strings.Join(params, ", "), strings.Join(aliases, ", "), pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(match, " AND "))
+}
+
+// plan decides how the rows of w go in. It returns false for an INSERT; otherwise w.suspect holds the rows whose keys have to be
+// looked up before the COPY, and looked says that it holds all because of a failure. Every key counts as seen from now on, whatever
+// becomes of the batch.
+func (c *tableCopy) plan(s *TableSink, w *tableWork) (copy, looked bool) {
+	w.suspect = w.suspect[:0]
 	c.seen.mu.Lock()
 	defer c.seen.mu.Unlock()
-	for i, it := range w.unique {
-		// A redelivery may have been written before.
-		if !c.seen.add(s.Shard(it)) && it.Deliveries == 1 {
-			w.fresh = append(w.fresh, i)
-		} else {
-			w.rest = append(w.rest, i)
+	if len(w.unique) >= leastCopyRows {
+		if copy = !c.insert.take(); copy {
+			looked = c.look.take()
 		}
 	}
-	switch {
-	case len(w.fresh) == 0:
-		return
-	case c.left > 0:
-		c.left--
-	case together && len(w.rest) > 0, len(w.fresh) < len(w.rest):
-	default:
-		return
+	if len(s.key) == 0 {
+		return copy, false // nothing can conflict
 	}
-	w.fresh, w.rest = w.fresh[:0], w.rest[:0]
-	for i := range w.unique {
-		w.rest = append(w.rest, i)
+	for i, it := range w.unique {
+		// A redelivery may have been written before.
+		if c.seen.add(s.Shard(it)) || it.Deliveries != 1 || looked {
+			w.suspect = append(w.suspect, i)
+		}
 	}
+	return copy, looked
 }
 
 // note learns from a COPY.
-func (c *tableCopy) note(failed bool) {
+func (c *tableCopy) note(looked, failed bool) {
 	c.seen.mu.Lock()
 	defer c.seen.mu.Unlock()
+	way := &c.look
+	if looked {
+		way = &c.insert
+	}
 	if failed {
-		c.pause = min(2*c.pause+1, maxCopyPause)
-		c.left = c.pause
+		way.failed()
 	} else {
-		c.pause /= 2
+		way.succeeded()
 	}
 }
 
@@ -126,33 +166,66 @@ func (e *copyError) Error() string { return "COPY: " + e.err.Error() }
 // Unwrap returns what the server said.
 func (e *copyError) Unwrap() error { return e.err }
 
-// copyFresh sends the rows of w.fresh. All of them are written, or none.
-func (s *TableSink) copyFresh(ctx context.Context, conn *pgx.Conn, w *tableWork) error {
-	w.copy = append(w.copy[:0], "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
-	for _, i := range w.fresh {
-		w.copy = s.copy.appendRow(w.copy, w.unique[i].Row)
+// copyRows looks up what has to be looked up and copies what is not there. It writes all of that, or nothing.
+func (s *TableSink) copyRows(ctx context.Context, conn *pgx.Conn, w *tableWork, looked bool) error {
+	for i := range w.written {
+		w.written[i] = true
 	}
-	w.copy = binary.BigEndian.AppendUint16(w.copy, 0xffff)
-	_, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(w.copy), s.copy.statement)
-	if err == nil {
-		s.copy.note(false)
-		if s.metrics != nil {
-			s.metrics.copied.Add(float64(len(w.fresh)))
-		}
-		for _, i := range w.fresh {
-			w.written[i] = true
-		}
+	there, err := s.findSuspects(ctx, conn, w)
+	if err != nil {
+		return err
+	}
+	if there == len(w.unique) {
 		return nil
 	}
-	var pg *pgconn.PgError
-	if errors.As(err, &pg) && Classify(err) != ClassTransient {
-		s.copy.note(true)
-		if s.metrics != nil {
-			s.metrics.copyReplays.Inc()
+	w.copy = append(w.copy[:0], "PGCOPY\n\xff\r\n\x00\x00\x00\x00\x00\x00\x00\x00\x00"...)
+	for i, it := range w.unique {
+		if w.written[i] {
+			w.copy = s.copy.appendRow(w.copy, it.Row)
 		}
+	}
+	w.copy = binary.BigEndian.AppendUint16(w.copy, 0xffff)
+	_, err = conn.PgConn().CopyFrom(ctx, bytes.NewReader(w.copy), s.copy.statement)
+	var pg *pgconn.PgError
+	failed := errors.As(err, &pg) && Classify(err) != ClassTransient
+	if err == nil || failed {
+		s.copy.note(looked, failed)
+	}
+	if s.metrics != nil && err == nil {
+		s.metrics.copied.Add(float64(len(w.unique) - there))
+	}
+	if s.metrics != nil && failed {
+		s.metrics.copyReplays.Inc()
+	}
+	if failed {
 		return &copyError{err}
 	}
 	return err
+}
+
+// findSuspects unmarks the suspects that are in the table, and returns how many they are.
+func (s *TableSink) findSuspects(ctx context.Context, conn *pgx.Conn, w *tableWork) (there int, err error) {
+	if len(w.suspect) == 0 {
+		return 0, nil
+	}
+	w.part = w.part[:0]
+	for _, i := range w.suspect {
+		w.part = append(w.part, w.unique[i])
+	}
+	keys := w.arrays[:len(s.key)]
+	for n, k := range s.key {
+		keys[n] = appendArray(keys[n][:0], s.columns[k].Type, w.part, k)
+	}
+	found, err := s.copy.lookup.start(ctx, conn, keys)
+	if err != nil {
+		return 0, err
+	}
+	for found.NextRow() {
+		w.written[w.suspect[binary.BigEndian.Uint64(found.Values()[0])-1]] = false
+		there++
+	}
+	_, err = found.Close()
+	return there, err
 }
 
 // appendRow writes a row in the binary format of COPY: the number of columns, then each value after its length, where -1 is null.
