@@ -21,8 +21,8 @@ import (
 // until its last delivery; then it becomes a dead letter of that branch, and the others write it, in that same transaction.
 //
 //	F1: a branch in the database writes an item once for each time that it is acknowledged.
-//	F2: a branch outside is asked again only for what it has not taken, as long as this process remembers: while the other
-//	    branches fail, and over redeliveries for up to maxRemembered refused items.
+//	F2: a branch outside is asked again only for what it has not taken, as long as this process remembers it: at least the
+//	    last maxRemembered items that it has taken and others have not.
 type FanOut struct {
 	branches []*branch
 	pool     *pgxpool.Pool // nil when everything is outside of the database
@@ -37,13 +37,13 @@ type FanOut struct {
 	byStream bool            // there are several
 	counter  deliveryCounter // nil when items know how often they were delivered
 
-	mu         sync.Mutex
-	remembered map[string]branches // refused items, by identity, with the branches outside that have taken them
-	oldest     []string            // their identities in the order they were refused
+	mu      sync.Mutex
+	taken   map[string]branches // by identity of an item that is not acknowledged, the branches outside that have taken it
+	earlier map[string]branches // what taken was before it had maxRemembered items
 }
 
-// maxRemembered bounds how many refused items a fan-out remembers.
-const maxRemembered = 10_000
+// maxRemembered is how many items a fan-out remembers at least; twice as many are the most.
+const maxRemembered = 20_000
 
 // branch is one sink of a fan-out.
 type branch struct {
@@ -66,6 +66,7 @@ type fanned struct {
 	done    branches // that need not be asked: outside they have taken it, their filter leaves it out, or it is not for them
 	wrote   branches // of done: those for which it was new
 	refused []string // by branch, why it refuses the item; nil when none does
+	id      string   // the item's identity; empty when it has not been asked for
 }
 
 // deliveryCounter is a source whose items do not all know how often they were delivered.
@@ -93,7 +94,7 @@ var errRefused = errors.New("a branch refuses items of the batch")
 func NewFanOut(ctx context.Context, o SinkOptions) (*FanOut, error) {
 	f := &FanOut{
 		pool: o.Pool, letters: NewDeadLetters(o.Pool, o.Config), errors: o.Config.Errors, name: o.Config.Name,
-		metrics: o.Metrics, log: o.Logger, seed: maphash.MakeSeed(), remembered: map[string]branches{},
+		metrics: o.Metrics, log: o.Logger, seed: maphash.MakeSeed(), taken: map[string]branches{},
 	}
 	sharders := 0
 	for _, b := range o.Config.Branches() {
@@ -163,9 +164,7 @@ func (f *FanOut) of(it *Item) *fanned {
 	}
 	known := &fanned{views: make([]*Item, len(f.branches))}
 	it.fanned = known
-	if it.Deliveries != 1 {
-		known.done = f.recall(it)
-	}
+	known.done = f.recall(it)
 	for i, br := range f.branches {
 		known.views[i] = it
 		if it.Branch != "" && it.Branch != br.name {
@@ -233,6 +232,9 @@ func (f *FanOut) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 			return nil, err
 		}
 		done, err := f.commit(ctx, b, os)
+		if err == nil {
+			f.release(b, done)
+		}
 		if !errors.Is(err, errRefused) {
 			return done, err
 		}
@@ -267,6 +269,7 @@ func (f *FanOut) send(ctx context.Context, i int, b *Batch, os []Outcome) error 
 			if o.Result == Written {
 				it.fanned.wrote.add(i)
 			}
+			f.remember(it, i)
 			f.count(i, o.Result)
 		}
 	}
@@ -312,7 +315,6 @@ func (f *FanOut) hold(ctx context.Context, b *Batch, os []Outcome) error {
 	for n, it := range b.Items {
 		if os[n].Result == Written && it.fanned.refused != nil && !f.last(it) {
 			os[n] = Outcome{Result: Rejected, Reason: f.refusal(it)}
-			f.remember(it)
 		}
 		if b.InOrder && os[n].Result != Written {
 			for rest := n + 1; rest < len(os); rest++ {
@@ -467,42 +469,50 @@ func (f *FanOut) forget(ctx context.Context, conn *pgx.Conn, err error) error {
 	return err
 }
 
-// remember keeps in mind which branches outside of the database have taken an item that comes again.
-func (f *FanOut) remember(it *Item) {
-	taken := branches(0)
-	for i, br := range f.branches {
-		if view := it.fanned.views[i]; br.tx == nil && it.fanned.done.has(i) && (view == it || !view.Filtered) {
-			taken.add(i)
-		}
-	}
-	if taken == 0 {
-		return
-	}
-	id := identity(f.name, it)
+// remember keeps in mind that a branch outside of the database has taken an item, for when it comes again.
+func (f *FanOut) remember(it *Item, i int) {
+	id := f.identity(it)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if _, ok := f.remembered[id]; !ok {
-		f.oldest = append(f.oldest, id)
-		if len(f.oldest) > maxRemembered {
-			delete(f.remembered, f.oldest[0])
-			f.oldest = f.oldest[1:]
-		}
+	if len(f.taken) >= maxRemembered {
+		f.taken, f.earlier = make(map[string]branches), f.taken
 	}
-	f.remembered[id] = taken
+	taken := f.taken[id] | f.earlier[id]
+	taken.add(i)
+	f.taken[id] = taken
 }
 
-// recall returns the branches that have taken an item at an earlier delivery, as far as this process remembers.
+// recall returns the branches outside that have taken an item at an earlier delivery, as far as this process remembers.
 func (f *FanOut) recall(it *Item) branches {
 	f.mu.Lock()
-	empty := len(f.remembered) == 0
+	empty := len(f.taken)+len(f.earlier) == 0
 	f.mu.Unlock()
 	if empty {
 		return 0
 	}
-	id := identity(f.name, it)
+	id := f.identity(it)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.remembered[id]
+	return f.taken[id] | f.earlier[id]
+}
+
+// release forgets what is acknowledged.
+func (f *FanOut) release(b *Batch, os []Outcome) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for n, it := range b.Items {
+		if it.fanned.id != "" && os[n].Result.Acknowledge() {
+			delete(f.taken, it.fanned.id)
+			delete(f.earlier, it.fanned.id)
+		}
+	}
+}
+
+func (f *FanOut) identity(it *Item) string {
+	if it.fanned.id == "" {
+		it.fanned.id = identity(f.name, it)
+	}
+	return it.fanned.id
 }
 
 // Upkeep implements Upkeeper.
