@@ -36,8 +36,8 @@ const (
 // (application/cloudevents+json), in mode Batch an array of them (application/cloudevents-batch+json). Structured, because
 // then a signature covers the whole event, and a long key meets no limit of header sizes.
 //
-// An event's id is made of its stream and its id there, so it is the same at every delivery, and the request says it in
-// Idempotency-Key too. Delivery is at least once: an answer can get lost.
+// An event's id is made of the processor's name (and the branch's), the stream, and the item's id there, so it is the same at
+// every delivery, and the request says it in Idempotency-Key too. Delivery is at least once: an answer can get lost.
 //
 // A receiver answers with a status:
 //
@@ -49,7 +49,7 @@ const (
 //
 // A batch may also be taken in part. Then the answer is a 2xx with the JSON object
 //
-//	{"results": [{"id": "orders/7", "status": 200}, {"id": "orders/8", "status": 422, "error": "no such customer"}]}
+//	{"results": [{"id": "bill/orders/7", "status": 200}, {"id": "bill/orders/8", "status": 422, "error": "no such customer"}]}
 //
 // A result belongs to the event of its id, or without ids to the event in the same place; its status means what an answer's
 // does, and error, if any, becomes the reason of the dead letter. An event without a result is sent again. When the source
@@ -58,6 +58,7 @@ const (
 type HTTPSink struct {
 	columns []config.Column
 	codec   config.Codec
+	prefix  string // of the events' ids
 	source  string // prefix of the events' source
 	http    config.HTTPSink
 	data    *expression.Program // nil: the columns or the document
@@ -81,7 +82,7 @@ func NewHTTPSink(c *config.Config) (*HTTPSink, error) {
 	transport.MaxResponseHeaderBytes = maxReplyHeader
 	transport.DisableCompression = true // a small reply may unpack to a large one
 	s := &HTTPSink{
-		columns: c.Mapping.Columns, codec: c.Codec, source: "/streams/", http: h, target: target,
+		columns: c.Mapping.Columns, codec: c.Codec, source: "/streams/", prefix: strings.ReplaceAll(escape(c.Name), "%2F", "/") + "/", http: h, target: target,
 		client: &http.Client{Transport: transport, CheckRedirect: checkRedirect},
 		slots:  make(chan struct{}, h.MaxConcurrent),
 	}
@@ -205,7 +206,7 @@ func (s *HTTPSink) sendOne(ctx context.Context, to *destination, it *Item) error
 	if err != nil {
 		return err
 	}
-	_, err = s.post(ctx, to, it, eventID(it), "application/cloudevents+json", event)
+	_, err = s.post(ctx, to, it, s.eventID(it), "application/cloudevents+json", event)
 	return err
 }
 
@@ -231,11 +232,11 @@ func (s *HTTPSink) writeBatch(ctx context.Context, to *destination, b *Batch) ([
 	if len(sent) == 0 {
 		return os, nil
 	}
-	reply, err := s.post(ctx, to, nil, batchID(b, sent), "application/cloudevents-batch+json", append(body, ']'))
+	reply, err := s.post(ctx, to, nil, s.batchID(b, sent), "application/cloudevents-batch+json", append(body, ']'))
 	if err != nil {
 		return nil, err
 	}
-	results, err := resultsOf(reply, b, sent)
+	results, err := s.resultsOf(reply, b, sent)
 	if err != nil {
 		return nil, err
 	}
@@ -249,17 +250,17 @@ func (s *HTTPSink) writeBatch(ctx context.Context, to *destination, b *Batch) ([
 }
 
 // batchID identifies a request with these events.
-func batchID(b *Batch, sent []int) string {
+func (s *HTTPSink) batchID(b *Batch, sent []int) string {
 	h := sha256.New()
 	for _, i := range sent {
-		fmt.Fprintln(h, eventID(b.Items[i]))
+		fmt.Fprintln(h, s.eventID(b.Items[i]))
 	}
 	return "batch/" + base64.RawURLEncoding.EncodeToString(h.Sum(nil)[:18])
 }
 
-// eventID identifies an event among all that a receiver gets from one installation. It has no dot, which separates the
-// parts of what is signed.
-func eventID(it *Item) string { return escape(it.Stream) + "/" + it.ID }
+// eventID identifies an event among all that a receiver gets, also from other processors of the stream and other branches.
+// It has no dot, which separates the parts of what is signed.
+func (s *HTTPSink) eventID(it *Item) string { return s.prefix + escape(it.Stream) + "/" + it.ID }
 
 func escape(name string) string { return strings.ReplaceAll(url.PathEscape(name), ".", "%2E") }
 
@@ -270,7 +271,7 @@ func (s *HTTPSink) appendEvent(dst []byte, it *Item) ([]byte, error) {
 		return dst, &httpError{ClassRow, "sink.http.data: " + err.Error()}
 	}
 	dst = append(dst, `{"specversion":"1.0","id":`...)
-	dst = appendString(dst, eventID(it))
+	dst = appendString(dst, s.eventID(it))
 	dst = appendString(append(dst, `,"source":`...), s.source+escape(it.Stream))
 	dst = appendString(append(dst, `,"type":`...), s.http.Type)
 	if !it.Created.IsZero() {
@@ -458,7 +459,7 @@ type eventResult struct {
 }
 
 // resultsOf reads the reply to a batch: one result for each event that was sent. A reply without results takes them all.
-func resultsOf(reply []byte, b *Batch, sent []int) ([]eventResult, error) {
+func (s *HTTPSink) resultsOf(reply []byte, b *Batch, sent []int) ([]eventResult, error) {
 	all := make([]eventResult, len(sent))
 	var answer struct {
 		Results json.RawMessage `json:"results"`
@@ -475,7 +476,7 @@ func resultsOf(reply []byte, b *Batch, sent []int) ([]eventResult, error) {
 	}
 	place := make(map[string]int, len(sent))
 	for n, i := range sent {
-		place[eventID(b.Items[i])] = n
+		place[s.eventID(b.Items[i])] = n
 	}
 	for n, r := range results {
 		if r.ID != "" {

@@ -24,7 +24,7 @@ import (
 
 // deliverConfig sends orders to the receiver at URL.
 const deliverConfig = `
-name: deliver
+name: bill
 source: {consumerGroup: {stream: orders, group: orders_sink, mode: GROUP}}
 mapping:
   columns:

@@ -93,7 +93,7 @@ func (rec *receiver) requests() int {
 }
 
 const httpConfig = `
-name: orders
+name: bill
 source: {consumerGroup: {stream: orders, group: g}}
 mapping:
   columns:
@@ -159,7 +159,7 @@ func TestHTTPSinkSendsCloudEvents(t *testing.T) {
 				t.Fatalf("%v, %v", os, err)
 			}
 		}
-		const id = "telemetry:a%2Eb%2Fc/9007199254740993"
+		const id = "bill/telemetry:a%2Eb%2Fc/9007199254740993"
 		want := `{"specversion":"1.0","id":"` + id + `","source":"/streams/telemetry:a%2Eb%2Fc","type":"com.example.order","time":"2026-01-02T03:04:05.678901Z",` +
 			`"partitionkey":"Zoë \"7\"","datacontenttype":"application/json","data":{"n":9007199254740993,"note":null}}`
 		if mode == "Batch" {
@@ -242,7 +242,7 @@ func TestHTTPSinkFollowsNoForeignRedirect(t *testing.T) {
 		if got != want {
 			t.Errorf("%s: %s, want %s (%v)", to, got, want, err)
 		}
-		if want == "written" && (len(r.got()) != 2 || r.got()[1].ID != "orders/0") {
+		if want == "written" && (len(r.got()) != 2 || r.got()[1].ID != "bill/orders/0") {
 			t.Errorf("the event did not follow: %v", r.got())
 		}
 	}
@@ -346,17 +346,17 @@ func TestHTTPSinkReadsResults(t *testing.T) {
 		reply, want string
 		ordered     bool
 	}{
-		"by id":                     {`{"results":[{"id":"orders/2","status":422,"error":"no such customer"},{"id":"orders/0","status":200},{"id":"orders/1","status":503}]}`, "written retry rejected", false},
+		"by id":                     {`{"results":[{"id":"bill/orders/2","status":422,"error":"no such customer"},{"id":"bill/orders/0","status":200},{"id":"bill/orders/1","status":503}]}`, "written retry rejected", false},
 		"by place":                  {`{"results":[{"status":200},{"status":429},{"status":204}]}`, "written retry written", false},
-		"one is missing":            {`{"results":[{"id":"orders/0","status":200},{"id":"orders/2","status":200}]}`, "written retry written", false},
-		"of other events":           {`{"results":[{"id":"orders/77","status":200},{"id":"orders/78","status":400}]}`, "retry retry retry", false},
+		"one is missing":            {`{"results":[{"id":"bill/orders/0","status":200},{"id":"bill/orders/2","status":200}]}`, "written retry written", false},
+		"of other events":           {`{"results":[{"id":"bill/orders/77","status":200},{"id":"bill/orders/78","status":400}]}`, "retry retry retry", false},
 		"more than events":          {`{"results":[{"status":200},{"status":200},{"status":200},{"status":400}]}`, "written written written", false},
 		"none":                      {`{"results":null}`, "written written written", false},
 		"empty":                     {`{"results":[]}`, "retry retry retry", false},
 		"a text":                    {`thank you`, "written written written", false},
 		"nothing":                   {``, "written written written", false},
 		"another object":            {`{"ok":true}`, "written written written", false},
-		"unreadable":                {`{"results":{"orders/0":200}}`, "configuration", false},
+		"unreadable":                {`{"results":{"bill/orders/0":200}}`, "configuration", false},
 		"in order, one fails":       {`{"results":[{"status":200},{"status":422},{"status":200}]}`, "written rejected retry", true},
 		"in order, one not now":     {`{"results":[{"status":200},{"status":500},{"status":200}]}`, "written retry retry", true},
 		"in order, the rest is out": {`{"results":[{"status":200}]}`, "written retry retry", true},
@@ -416,7 +416,7 @@ func TestHTTPSinkKeepsOrder(t *testing.T) {
 		}
 	}
 	for status, want := range map[int]string{400: "written written rejected retry retry", 500: "written written retry retry retry"} {
-		r := newReceiver(t, refuse("orders/2", status))
+		r := newReceiver(t, refuse("bill/orders/2", status))
 		b := events(5)
 		b.InOrder = true
 		os, err := httpSink(t, r.URL, "Single").Write(t.Context(), b)
@@ -444,7 +444,7 @@ func checkOrder(t *testing.T, all []cloudEvent) {
 	last, seen := map[string]int64{}, map[string]bool{}
 	for _, e := range all {
 		var position int64
-		if _, err := fmt.Sscanf(e.ID, "orders/%d", &position); err != nil {
+		if _, err := fmt.Sscanf(e.ID, "bill/orders/%d", &position); err != nil {
 			t.Fatal(err)
 		}
 		if position < last[e.PartitionKey] && !seen[e.ID] {
@@ -492,7 +492,7 @@ func TestHTTPSinkLimitsRequestsAtOnce(t *testing.T) {
 func TestHTTPSinkSendsOthersBesideThoseThatFail(t *testing.T) {
 	t.Parallel()
 	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request, events []cloudEvent) {
-		if len(events[0].ID) == len("orders/0") { // ten of them
+		if len(events[0].ID) == len("bill/orders/0") { // ten of them
 			w.WriteHeader(http.StatusInternalServerError)
 		}
 	})
