@@ -21,7 +21,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/millrace-dev/millrace/internal/pipeline"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 
@@ -74,7 +73,7 @@ func run(args []string) int {
 
 	ctx, stop := untilSignal(log, backstop(c))
 	defer stop()
-	p := &process{options: o, config: c, log: log, health: pipeline.NewHealth(), metrics: pipeline.NewMetrics()}
+	p := newProcess(o, c, log)
 	err = p.run(ctx)
 	switch {
 	case err == nil, errors.Is(err, context.Canceled) && ctx.Err() != nil:

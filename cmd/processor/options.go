@@ -43,7 +43,7 @@ func parseOptions(args []string) (options, error) {
 	flags := flag.NewFlagSet("processor", flag.ContinueOnError)
 	flags.StringVar(&o.config, "config", "/etc/millrace/processor.yaml", "`file` with the pipeline's configuration")
 	flags.StringVar(&o.config, "f", "/etc/millrace/processor.yaml", "the same as --config")
-	flags.StringVar(&o.listen, "listen", ":8080", "`address` of /healthz, /readyz and /metrics")
+	flags.StringVar(&o.listen, "listen", ":8080", "`address` of /healthz, /readyz, /metrics and /debug")
 	flags.StringVar(&o.member, "member", host, "`name` of this process among the readers of its group; no other living process may have it")
 	flags.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "least `level` of what is logged: debug, info, warn or error")
 	flags.StringVar(&o.logFormat, "log-format", "json", "`format` of the log: json or text")

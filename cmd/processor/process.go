@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -27,11 +28,20 @@ type process struct {
 	log     *slog.Logger
 	health  *pipeline.Health
 	metrics *pipeline.Metrics
+	started time.Time
+	rates   *rates
+	line    atomic.Pointer[pipeline.Pipeline] // nil until it has started
 
 	sinkPool, sourcePool *pgxpool.Pool
 	sourceDSN            config.Setting
 	redis                rueidis.Client
 	redisVersion         redisstream.Version
+}
+
+func newProcess(o options, c *config.Config, log *slog.Logger) *process {
+	p := &process{options: o, config: c, log: log, health: pipeline.NewHealth(), metrics: pipeline.NewMetrics(), started: time.Now()}
+	p.rates = &rates{metrics: p.metrics}
+	return p
 }
 
 // run starts everything in order, works until ctx ends, and stops everything. The order is: database, migrations, Redis,
@@ -75,6 +85,7 @@ func (p *process) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	p.line.Store(line)
 	p.health.Clear("start")
 	p.log.Info("processor ready")
 	return line.Run(ctx)

@@ -26,7 +26,7 @@ func redrive(args []string) int {
 	log = log.With("processor", c.Name)
 	ctx, stop := untilSignal(log, backstop(c))
 	defer stop()
-	p := &process{options: o, config: c, log: log, health: pipeline.NewHealth(), metrics: pipeline.NewMetrics()}
+	p := newProcess(o, c, log)
 	redriven, failed, err := p.redrive(ctx, filter)
 	fmt.Printf("%d dead letters redriven, %d refused again\n", redriven, failed)
 	if err != nil {

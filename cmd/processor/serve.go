@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -15,6 +16,9 @@ import (
 type server struct {
 	http *http.Server
 	done chan struct{}
+
+	sampling     sync.WaitGroup
+	stopSampling context.CancelFunc
 }
 
 // serve starts before anything else, so that a probe can tell a processor that waits for a server from one that is gone.
@@ -31,6 +35,7 @@ func (p *process) serve() (*server, error) {
 		}
 		fmt.Fprintln(w, text)
 	})
+	mux.HandleFunc("GET /debug", p.debug)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(p.metrics.Gatherer(), promhttp.HandlerOpts{}))
 	listener, err := net.Listen("tcp", p.options.listen)
 	if err != nil {
@@ -40,6 +45,9 @@ func (p *process) serve() (*server, error) {
 		http: &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second},
 		done: make(chan struct{}),
 	}
+	sampling, stop := context.WithCancel(context.Background())
+	s.stopSampling = stop
+	s.sampling.Go(func() { p.rates.run(sampling) })
 	go func() {
 		defer close(s.done)
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -57,4 +65,6 @@ func (s *server) stop() {
 		_ = s.http.Close()
 	}
 	<-s.done
+	s.stopSampling()
+	s.sampling.Wait()
 }

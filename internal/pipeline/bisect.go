@@ -21,6 +21,7 @@ func (w *writer) bisect(ctx context.Context, b *Batch, found *findings) bool {
 		if !again {
 			return true
 		}
+		w.p.metrics.sinkErrors.WithLabelValues(ClassTransient.String()).Inc()
 		w.p.sinkFailed(ClassTransient, why, round)
 		if !pause(ctx, ClassTransient, round) {
 			return false
@@ -119,6 +120,7 @@ func (w *writer) writeOnce(ctx context.Context, b *Batch) ([]Outcome, error) {
 			p.metrics.batchLimit.Set(float64(w.size.rows))
 			p.metrics.writeSeconds.Observe(took.Seconds())
 			p.metrics.batchRows.Observe(float64(len(part.Items)))
+			p.metrics.batchBytes.Observe(float64(part.Bytes()))
 			_, os = part.complete(os)
 			if attempt > 1 && p.health.Clear("sink") {
 				p.log.Info("writing again", "attempts", attempt)

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // Metrics of one pipeline. No label depends on a message or a key, so their number is fixed by the configuration.
@@ -18,13 +19,15 @@ type Metrics struct {
 	undecodable   prometheus.Counter
 	deadLetters   prometheus.Counter
 	batchRows     prometheus.Histogram
+	batchBytes    prometheus.Histogram
 	writeSeconds  prometheus.Histogram
 	endToEnd      prometheus.Histogram
 	bisects       prometheus.Counter
 	sinkErrors    *prometheus.CounterVec // by class
 	sourceErrors  prometheus.Counter
 	settleErrors  prometheus.Counter
-	unsettled     prometheus.Gauge // items written and not yet settled
+	responses     *prometheus.CounterVec // of the HTTP sink, by class of status
+	unsettled     prometheus.Gauge       // items written and not yet settled
 	reclaimed     *prometheus.GaugeVec
 	trimmed       *prometheus.GaugeVec
 	stolen        *prometheus.GaugeVec
@@ -78,6 +81,7 @@ func NewMetrics() *Metrics {
 	m.undecodable = counter("undecodable_total", "Entries that could not be decoded, redeliveries included.")
 	m.deadLetters = counter("dead_letters_total", "Entries set aside as dead letters.")
 	m.batchRows = histogram("batch_rows", "Rows per write.", []float64{1, 5, 10, 50, 100, 250, 500, 1000, 2500, 5000, 10000})
+	m.batchBytes = histogram("batch_bytes", "Bytes of the entries per write.", prometheus.ExponentialBuckets(256, 4, 10))
 	m.writeSeconds = histogram("write_seconds", "Time of one successful write.", seconds)
 	m.endToEnd = histogram("end_to_end_seconds", "Age of an entry, by its source's clock, when its row was durable.", seconds)
 	m.bisects = counter("bisects_total", "Batches that were halved to find a row that cannot be written.")
@@ -86,6 +90,10 @@ func NewMetrics() *Metrics {
 		m.sinkErrors.WithLabelValues(c.String())
 	}
 	m.sourceErrors = counter("source_errors_total", "Failed reads.")
+	m.responses = counters("http_responses_total", "Requests of the HTTP sink by the class of the answer's status; none: there was no answer.", "status")
+	for _, status := range []string{"2xx", "3xx", "4xx", "5xx", noAnswer} {
+		m.responses.WithLabelValues(status)
+	}
 	m.settleErrors = counter("settle_errors_total", "Failed attempts to settle, each tried again.")
 	m.unsettled = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "millrace", Subsystem: "processor", Name: "ack_backlog_entries",
 		Help: "Entries with an outcome that the source does not know yet."})
@@ -102,6 +110,9 @@ func NewMetrics() *Metrics {
 	m.released = counter("released_entries_total", "Entries given back on drain.")
 	return m
 }
+
+// noAnswer is the class of status of a request that got none.
+const noAnswer = "none"
 
 // Gatherer returns what the metrics endpoint serves.
 func (m *Metrics) Gatherer() prometheus.Gatherer { return m.registry }
@@ -146,4 +157,21 @@ func number(b bool) float64 {
 		return 1
 	}
 	return 0
+}
+
+// Totals returns how many entries were read, and what became of how many, by result, so far.
+func (m *Metrics) Totals() (read float64, results map[string]float64) {
+	results = map[string]float64{}
+	for r := range numResults {
+		results[r.String()] = total(m.entries.WithLabelValues(r.String()))
+	}
+	return total(m.read), results
+}
+
+func total(c prometheus.Counter) float64 {
+	var value dto.Metric
+	if err := c.Write(&value); err != nil {
+		return 0
+	}
+	return value.GetCounter().GetValue()
 }

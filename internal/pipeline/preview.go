@@ -84,7 +84,7 @@ func newPreviewBranch(c *config.Config, b config.Branch) (previewBranch, error) 
 			h.URL = "http://the.environment/" // it is not sent to
 		}
 		alone.Sink.HTTP = &h
-		if out.http, err = NewHTTPSink(alone); err != nil {
+		if out.http, err = NewHTTPSink(alone, NewMetrics()); err != nil {
 			return out, err
 		}
 	}

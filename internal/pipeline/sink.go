@@ -70,7 +70,7 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 	case s.SQL != nil:
 		return NewSQLSink(ctx, o.Pool, o.Config)
 	case s.HTTP != nil:
-		return NewHTTPSink(o.Config)
+		return NewHTTPSink(o.Config, o.Metrics)
 	}
 	return nil, NewConfigurationError("sink: write one of table, stream, sql and http")
 }

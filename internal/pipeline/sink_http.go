@@ -64,6 +64,7 @@ type HTTPSink struct {
 	data    *expression.Program // nil: the columns or the document
 	client  *http.Client
 	target  *httpTarget
+	metrics *Metrics
 	slots   chan struct{} // one value per request under way
 	rest    rest
 	turn    atomic.Uint64 // where a write begins, so that a few events that always fail do not keep others back
@@ -71,7 +72,7 @@ type HTTPSink struct {
 
 // NewHTTPSink returns a sink. It sends nothing yet: a receiver that is down, such as a sidecar that starts beside it, is
 // waited for like one that fails later.
-func NewHTTPSink(c *config.Config) (*HTTPSink, error) {
+func NewHTTPSink(c *config.Config, metrics *Metrics) (*HTTPSink, error) {
 	h := *c.Sink.HTTP
 	target, err := newHTTPTarget(&h)
 	if err != nil {
@@ -82,7 +83,7 @@ func NewHTTPSink(c *config.Config) (*HTTPSink, error) {
 	transport.MaxResponseHeaderBytes = maxReplyHeader
 	transport.DisableCompression = true // a small reply may unpack to a large one
 	s := &HTTPSink{
-		columns: c.Mapping.Columns, codec: c.Codec, source: "/streams/", prefix: strings.ReplaceAll(escape(c.Name), "%2F", "/") + "/", http: h, target: target,
+		columns: c.Mapping.Columns, codec: c.Codec, source: "/streams/", prefix: strings.ReplaceAll(escape(c.Name), "%2F", "/") + "/", http: h, target: target, metrics: metrics,
 		client: &http.Client{Transport: transport, CheckRedirect: checkRedirect},
 		slots:  make(chan struct{}, h.MaxConcurrent),
 	}
@@ -345,10 +346,12 @@ func (s *HTTPSink) post(ctx context.Context, to *destination, it *Item, id, cont
 
 	answer, err := s.client.Do(r)
 	if err != nil {
+		s.metrics.responses.WithLabelValues(noAnswer).Inc()
 		return nil, &httpError{ClassTransient, "no answer: " + s.networkProblem(ctx, err)}
 	}
 	defer answer.Body.Close()
 	span.SetAttributes(otel.Int("http.response.status_code", answer.StatusCode))
+	s.metrics.responses.WithLabelValues(fmt.Sprintf("%dxx", answer.StatusCode/100)).Inc()
 	reply, err = io.ReadAll(io.LimitReader(answer.Body, maxReply+1))
 	if refused := s.judge(answer); refused != nil {
 		if text := to.explanation(reply); text != "" {

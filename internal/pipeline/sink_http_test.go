@@ -111,7 +111,7 @@ func httpSink(t testing.TB, url, mode string, options ...string) *pipeline.HTTPS
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := pipeline.NewHTTPSink(c)
+	s, err := pipeline.NewHTTPSink(c, pipeline.NewMetrics())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -540,7 +540,7 @@ func TestHTTPSinkSendsWhatItIsAskedFor(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			s, err := pipeline.NewHTTPSink(c)
+			s, err := pipeline.NewHTTPSink(c, pipeline.NewMetrics())
 			if err != nil {
 				t.Fatal(err)
 			}
