@@ -83,11 +83,9 @@ func peek(ctx context.Context, o options, c *config.Config) ([]*pipeline.Item, e
 
 // redisEndpoint is how the environment says to reach Redis.
 func redisEndpoint() (redisstream.Endpoint, error) {
-	e := redisstream.Endpoint{
-		URL: os.Getenv(config.EnvRedisURL), URLFile: os.Getenv(config.EnvRedisURL + "_FILE"), TLSDir: os.Getenv(config.EnvRedisTLSDir),
+	url, err := config.FromEnvironment(config.EnvRedisURL)
+	if err == nil && !url.IsSet() {
+		err = fmt.Errorf("%s is not set; write redis://user:password@host:6379/0, or the name of a file that holds it into %[1]s_FILE", config.EnvRedisURL)
 	}
-	if e.URL == "" && e.URLFile == "" {
-		return e, fmt.Errorf("%s is not set; write redis://user:password@host:6379/0, or the name of a file that holds it into %[1]s_FILE", config.EnvRedisURL)
-	}
-	return e, nil
+	return redisstream.Endpoint{URL: url, TLSDir: os.Getenv(config.EnvRedisTLSDir)}, err
 }

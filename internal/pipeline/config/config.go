@@ -12,7 +12,7 @@ import (
 // Names of the environment variables that carry the connection strings. The manager sets them from Secrets. Each may have _FILE appended, and then
 // names a file, which is read again for every new connection: so a rotated password needs no restart.
 const (
-	EnvRedisURL          = "MILLRACE_REDIS_URL"           // redis://user:password@host:6379/0 or rediss://…
+	EnvRedisURL          = "MILLRACE_REDIS_URL"           // redis://user:password@host:6379/0, redis+sentinel://… or redis+cluster://…; with TLS rediss…
 	EnvSourceDatabaseURL = "MILLRACE_SOURCE_DATABASE_URL" // the database of a consumer group's stream
 	EnvSinkDatabaseURL   = "MILLRACE_SINK_DATABASE_URL"   // the database of the sink's table; default: the source's
 	EnvSourceListenURL   = "MILLRACE_SOURCE_LISTEN_URL"   // a direct connection for LISTEN when the other is a pooler

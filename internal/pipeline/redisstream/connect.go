@@ -5,21 +5,20 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/redis/rueidis"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 
 // Endpoint says how to reach Redis.
 type Endpoint struct {
-	// URL as CheckURL describes it.
-	URL string
-	// URLFile is a file that holds the URL instead. User and password are read from it again at every new connection, so
-	// that a rotated password needs no restart. A change of anything else does.
-	URLFile string
+	// URL as CheckURL describes it. User and password are read again at every new connection, so that a password that is
+	// rotated in a file needs no restart. A change of anything else does.
+	URL config.Setting
 	// TLSDir holds ca.crt, and tls.crt with tls.key for a client certificate. Each may be absent; they are read again at
 	// every new connection. Empty: the system's certificate authorities, and no client certificate.
 	TLSDir string
@@ -30,7 +29,7 @@ const sentinelRefresh = 5 * time.Second
 
 // Connect opens a client for a URL that does not change. Its errors never hold the URL.
 func Connect(ctx context.Context, url, name string) (rueidis.Client, Version, error) {
-	return Endpoint{URL: url}.Connect(ctx, name)
+	return Endpoint{URL: config.Fixed("the URL", url)}.Connect(ctx, name)
 }
 
 // Connect opens a client and checks the server. name is what CLIENT LIST shows. Its errors never hold a secret.
@@ -77,13 +76,9 @@ func (e Endpoint) Connect(ctx context.Context, name string) (rueidis.Client, Ver
 
 // address reads the URL as it is now.
 func (e Endpoint) address() (address, error) {
-	text := e.URL
-	if e.URLFile != "" {
-		data, err := os.ReadFile(e.URLFile)
-		if err != nil {
-			return address{}, fmt.Errorf("read the Redis URL: %w", err)
-		}
-		text = string(data)
+	text, err := e.URL.Read()
+	if err != nil {
+		return address{}, err
 	}
 	return parseAddress(text)
 }

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
 	"github.com/millrace-dev/millrace/test/env/redis"
 )
 
@@ -165,7 +166,7 @@ func TestAPasswordIsRotatedWithoutRestart(t *testing.T) {
 		}
 	}
 	write("first")
-	client, _, err := Endpoint{URLFile: file}.Connect(f.ctx, "test")
+	client, _, err := Endpoint{URL: config.FromFile("URL", file)}.Connect(f.ctx, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,12 +239,12 @@ func TestTLSWithClientCertificates(t *testing.T) {
 		{"an authority that is none is reported", func() { write(fileCA, []byte("nothing")) }, "holds no certificate"},
 	} {
 		step.prepare()
-		err := connect(t.Context(), Endpoint{URL: url, TLSDir: dir})
+		err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", url), TLSDir: dir})
 		if (err == nil) != (step.want == "") || err != nil && !strings.Contains(err.Error(), step.want) {
 			t.Errorf("%s: %v; want %q", step.name, err, step.want)
 		}
 	}
-	if err := connect(t.Context(), Endpoint{URL: s.URL(), TLSDir: dir}); err == nil || !strings.Contains(err.Error(), "write rediss instead of redis") {
+	if err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", s.URL()), TLSDir: dir}); err == nil || !strings.Contains(err.Error(), "write rediss instead of redis") {
 		t.Errorf("certificates without TLS: %v", err)
 	}
 	// A certificate for another host is refused, although its authority is known.
@@ -251,7 +252,7 @@ func TestTLSWithClientCertificates(t *testing.T) {
 	cert, key = ca.issue(t, "other.example")
 	other := redis.NewServer(t, redis.Options{TLS: &redis.TLS{CA: ca.pem, Cert: cert, Key: key}})
 	for _, scheme := range []string{"rediss://", "rediss+cluster://"} {
-		err := connect(t.Context(), Endpoint{URL: scheme + other.TLSAddr(), TLSDir: dir})
+		err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", scheme+other.TLSAddr()), TLSDir: dir})
 		if err == nil || !strings.Contains(err.Error(), "127.0.0.1") || !strings.Contains(err.Error(), "certificate") {
 			t.Errorf("%s to another host: %v", scheme, err)
 		}
