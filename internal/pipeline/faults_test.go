@@ -86,7 +86,7 @@ func TestFault_PostgresStalls(t *testing.T) {
 	}
 	w.produce(l)
 	// Longer than reclaimAfter: what is held is shown to be alive, and is not delivered anew.
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(stall(t, 3*time.Second)); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if n := p.metrics()["millrace_processor_in_flight_entries"]; n > 3000 {
 			t.Fatalf("%v entries in flight", n)
 		}
@@ -145,17 +145,19 @@ func (w *world) startWriting(l *load) writing {
 	return writing{p, unlock}
 }
 
-// Redis restarts without its data: the group is made again, and what comes afterwards is written.
+// Redis restarts without its data while entries are written: what was read is written, the group is made again, and what
+// comes afterwards is written too. What nobody had read is lost, and the ledger says how much.
 func TestFault_RedisRestartsEmpty(t *testing.T) {
 	t.Parallel()
 	server := redis.NewServer(t, redis.Options{})
 	w := newWorldAt(t, postgres.NewDatabase(t), server.URL())
-	w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 1s, start: Latest")).ready()
-	w.add(position(1, 1))
-	becomes(t, 10*time.Second, "rows", 1, w.rows)
+	before := seeded(t, &load{total: 20_000, duplicates: 0.05})
+	p := w.startWriting(before)
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
+	read := int(p.metrics()["millrace_processor_entries_read_total"])
+	p.unlock()
 	if err := server.Restart(w.ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -163,9 +165,20 @@ func TestFault_RedisRestartsEmpty(t *testing.T) {
 		err := w.redis.Do(w.ctx, w.redis.B().Ping().Build()).Error()
 		return err == nil, fmt.Sprint(err)
 	})
-	w.add(position(1, 2), position(1, 3))
-	becomes(t, 20*time.Second, "rows", 3, w.rows)
+	after := seeded(t, &load{total: 5_000, duplicates: 0.05})
+	after.devices = 10_000 // other devices, so other rows
+	w.produce(after)
+	eventually(t, time.Minute, func() (bool, string) {
+		m := p.metrics()
+		done := m[`millrace_processor_entries_total{result="written"}`] + m[`millrace_processor_entries_total{result="duplicate"}`]
+		return int(done) >= read+after.total, fmt.Sprintf("%v entries of %d", done, read+after.total)
+	})
 	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	end := w.ledger(after)
+	t.Logf("%d entries read before; after: %s", read, end)
+	if end.Missing != 0 || end.Undelivered != 0 {
+		t.Error("the ledger does not balance")
+	}
 }
 
 // Redis stands still for a while: acks fail first, and reading has stopped at its bounds.
@@ -178,8 +191,10 @@ func TestFault_RedisStalls(t *testing.T) {
 	if err := server.Pause(); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	p.unlock()
 	p.waitFor(20*time.Second, "settling failed; trying again")
+	time.Sleep(time.Until(began.Add(stall(t, 0)))) // as long as somebody wants to know
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}

@@ -102,7 +102,7 @@ func newWorld(t testing.TB) *world {
 // newWorldAt uses the given database and Redis.
 func newWorldAt(t testing.TB, dsn, redisURL string) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+stall(t, 0))
 	t.Cleanup(cancel)
 	w := &world{t: t, ctx: ctx, dsn: dsn, redisURL: redisURL, stream: "telemetry:" + strings.ReplaceAll(t.Name(), "/", ":") + ":" + rand.Text()[:8]}
 	var err error

@@ -1,0 +1,281 @@
+package pipeline_test
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/test/env/postgres"
+	"github.com/millrace-dev/millrace/test/env/redis"
+)
+
+// stall is how long servers stand still: short, or as MILLRACE_SOAK says.
+func stall(t testing.TB, short time.Duration) time.Duration {
+	t.Helper()
+	text := os.Getenv("MILLRACE_SOAK")
+	if text == "" {
+		return short
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		t.Fatalf("MILLRACE_SOAK=%q: %v", text, err)
+	}
+	return d
+}
+
+// Killed without warning at each point where it matters: what was read is written by another, what was committed is not
+// written twice. I1, I2, I3.
+func TestFault_KilledBetweenReadAndAck(t *testing.T) {
+	t.Run("after the read", func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		l := seeded(t, &load{total: 20_000, duplicates: 0.05, undecodable: 0.002})
+		p := w.startWriting(l) // its writes wait for a lock
+		p.kill()
+		p.unlock()
+		w.start("two", w.configText()).ready()
+		w.balanced(time.Minute, l)
+	})
+	t.Run("after the commit and before the ack", func(t *testing.T) {
+		t.Parallel()
+		server := redis.NewServer(t, redis.Options{})
+		w := newWorldAt(t, postgres.NewDatabase(t), server.URL())
+		l := seeded(t, &load{total: 20_000, duplicates: 0.05, undecodable: 0.002})
+		p := w.startWriting(l)
+		if err := server.Pause(); err != nil { // no ack arrives
+			t.Fatal(err)
+		}
+		p.unlock()
+		var committed int
+		eventually(t, 20*time.Second, func() (bool, string) {
+			committed = w.rows()
+			return committed > 500, fmt.Sprint(committed, " rows")
+		})
+		p.kill()
+		if err := server.Resume(); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.pending(); n < committed {
+			t.Fatalf("%d rows are committed and %d entries pending", committed, n)
+		}
+		next := w.start("two", w.configText())
+		next.ready()
+		w.balanced(time.Minute, l)
+		if n := next.metrics()[`millrace_processor_entries_total{result="duplicate"}`]; int(n) < committed {
+			t.Errorf("%v duplicates of %d rows that were committed before", n, committed)
+		}
+	})
+}
+
+// XACK is refused after the commit, as long as it takes somebody to give back the right. I1, I2, I9.
+func TestFault_AckRefusedAfterCommit(t *testing.T) {
+	t.Parallel()
+	server := redis.NewServer(t, redis.Options{})
+	w := newWorldAt(t, postgres.NewDatabase(t), server.URL())
+	l := seeded(t, &load{total: 20_000, duplicates: 0.05})
+	p := w.start("one", w.configText("state: {key: device_id, time: ts}", "batch: {maxInFlight: 3000}"))
+	p.ready()
+	w.do(w.redis.B().Arbitrary("ACL", "SETUSER", "default", "-xack").Build())
+	w.produce(l)
+	p.waitFor(20*time.Second, "settling failed; trying again")
+	eventually(t, 20*time.Second, func() (bool, string) {
+		code, text := p.get("/readyz")
+		return code == http.StatusServiceUnavailable && strings.Contains(text, "xack"), text
+	})
+	if n := p.metrics()["millrace_processor_entries_read_total"]; n > 3000 {
+		t.Errorf("read %v entries while nothing could be acknowledged", n)
+	}
+	w.do(w.redis.B().Arbitrary("ACL", "SETUSER", "default", "+xack").Build())
+	w.balanced(time.Minute, l)
+	eventually(t, 10*time.Second, func() (bool, string) {
+		code, text := p.get("/readyz")
+		return code == http.StatusOK, text
+	})
+}
+
+// Everything is delivered ten times more. I3.
+func TestFault_RedeliveredTenTimes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := seeded(t, &load{total: 5_000, duplicates: 0.05, undecodable: 0.002})
+	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 200ms"))
+	p.ready()
+	w.produce(l)
+	w.balanced(time.Minute, l)
+	for n := 1; n <= 10; n++ {
+		w.do(w.redis.B().XgroupSetid().Key(w.stream).Group("positions").Id("0").Build())
+		eventually(t, time.Minute, func() (bool, string) {
+			read := p.metrics()["millrace_processor_entries_read_total"]
+			return int(read) >= (n+1)*l.total, fmt.Sprint(read, " entries read")
+		})
+		w.balanced(time.Minute, l)
+	}
+	if n := p.metrics()[`millrace_processor_stream_incarnation{stream="`+w.stream+`"}`]; n != 0 {
+		t.Errorf("incarnation %v", n)
+	}
+}
+
+// Two processors write the same rows, each stream in the opposite order of the other. I8.
+func TestFault_WritersInOppositeOrder(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.createPositions("check (true)")
+	const total = 20_000
+	l := seeded(t, &load{total: 2 * total})
+	there, back := make([]string, total), make([]string, total)
+	for n := range total {
+		there[n], back[total-1-n] = l.position(n), l.position(n)
+	}
+	l.valid.Store(total)
+	l.duplicated.Store(total)
+	other := *w
+	other.stream += ":back"
+	for page := 0; page < total; page += 1000 {
+		w.add(there[page : page+1000]...)
+		other.add(back[page : page+1000]...)
+	}
+	one, two := w.start("one", w.configText()), other.start("two", other.configText())
+	one.ready()
+	two.ready()
+	other.settled(time.Minute)
+	w.balanced(time.Minute, l)
+	for _, p := range []*processor{one, two} {
+		if n := p.metrics()[`millrace_processor_sink_errors_total{class="transient"}`]; n != 0 {
+			t.Errorf("%v writes failed, as in a deadlock", n)
+		}
+	}
+}
+
+// settled waits until nothing of the stream is left to do.
+func (w *world) settled(within time.Duration) {
+	w.t.Helper()
+	eventually(w.t, within, func() (bool, string) {
+		undelivered, pending := w.undelivered(), w.pending()
+		return undelivered == 0 && pending == 0, fmt.Sprintf("undelivered %d, pending %d", undelivered, pending)
+	})
+}
+
+// Redis' clock is an hour ahead, or behind: its ids say so, and nothing depends on them.
+func TestFault_ClockSkewOfAnHour(t *testing.T) {
+	for name, skew := range map[string]time.Duration{"ahead": time.Hour, "behind": -time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			l := seeded(t, &load{total: 5_000})
+			p := w.start("one", w.configText())
+			p.ready()
+			for n := range l.total {
+				id := fmt.Sprint(time.Now().Add(skew).UnixMilli(), "-", n)
+				w.do(w.redis.B().Xadd().Key(w.stream).Id(id).FieldValue().FieldValue("payload", l.position(n)).Build())
+				l.valid.Add(1)
+				if n == l.total/2 {
+					p.kill() // another takes over what it has not acknowledged
+					p = w.start("two", w.configText())
+				}
+			}
+			w.balanced(time.Minute, l)
+			if age := p.metrics()[`millrace_processor_oldest_pending_seconds{stream="`+w.stream+`"}`]; age < 0 {
+				t.Errorf("the oldest pending entry is %v seconds old", age)
+			}
+		})
+	}
+}
+
+// Columns are added, widened and dropped while rows are written. I2, I9.
+func TestFault_AlterTableLive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	l := seeded(t, &load{total: 60_000, duplicates: 0.05, undecodable: 0.002})
+	p := w.start("one", w.configText("state: {key: device_id, time: ts}", "batch: {maxRows: 200}"))
+	p.ready()
+	producing := make(chan error, 1)
+	go func() { producing <- l.produce(w.ctx, w.redis, w.stream) }()
+	for n, change := range []string{
+		"add column note text",
+		"alter column odometer type numeric",
+		"add column checked boolean not null default false",
+		"drop column note",
+		"alter column device_id type varchar(40)",
+		"add constraint sane check (odometer >= 0) not valid",
+	} {
+		eventually(t, time.Minute, func() (bool, string) { rows := w.rows(); return rows > n*3000, fmt.Sprint(rows, " rows") })
+		if _, err := w.db.Exec(w.ctx, "alter table positions "+change); err != nil {
+			t.Fatalf("%s: %v", change, err)
+		}
+	}
+	if err := <-producing; err != nil {
+		t.Fatal(err)
+	}
+	w.balanced(time.Minute, l)
+}
+
+// Twenty replicas start at once on an empty database: one of them makes the tables, and all of them work. I1, I2.
+func TestFault_TwentyReplicasStartAtOnce(t *testing.T) {
+	t.Parallel()
+	server := postgres.NewServer(t, postgres.Options{Settings: map[string]string{"max_connections": "300"}})
+	w := newWorldAt(t, server.DSN("postgres"), sharedRedis.URL())
+	l := seeded(t, &load{total: 20_000, duplicates: 0.05, undecodable: 0.002})
+	w.produce(l)
+	configuration := w.configText("state: {key: device_id, time: ts}", "batch: {writers: 1}", "reclaimAfter: 1s", "reclaimAfter: 10s",
+		"maxDeliveries: 3", "maxDeliveries: 1")
+	all := make([]*processor, 20)
+	for n := range all {
+		all[n] = w.start(fmt.Sprintf("pod-%02d", n), configuration)
+	}
+	for _, p := range all {
+		p.waitFor(time.Minute, "processor ready")
+	}
+	w.balanced(time.Minute, l)
+	for _, p := range all {
+		p.signal(syscall.SIGTERM)
+	}
+	for _, p := range all {
+		if code := p.exited(30 * time.Second); code != 0 {
+			t.Errorf("exit code %d", code)
+		}
+	}
+}
+
+// The sink is down while the load goes on: reading stops at its bounds and memory is flat, under 128 MiB. I4.
+func TestFault_MemoryIsFlatWhileTheSinkIsDown(t *testing.T) {
+	t.Parallel()
+	server := postgres.NewServer(t, postgres.Options{})
+	w := newWorldAt(t, server.DSN("postgres"), sharedRedis.URL())
+	l := seeded(t, &load{total: 150_000, duplicates: 0.05})
+	p := w.start("one", w.configText())
+	p.ready()
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	producing := make(chan error, 1)
+	go func() { producing <- l.produce(w.ctx, w.redis, w.stream) }()
+	bound := float64(w.config().Batch.MaxInFlight)
+	most, early := 0.0, 0.0
+	began := time.Now()
+	for length := stall(t, 6*time.Second); time.Since(began) < length; time.Sleep(50 * time.Millisecond) {
+		m := p.metrics()
+		resident := m["process_resident_memory_bytes"] / (1 << 20)
+		if most = max(most, resident); time.Since(began) < length/3 {
+			early = most
+		}
+		if n := m["millrace_processor_in_flight_entries"]; n > bound {
+			t.Fatalf("%v entries in flight", n)
+		}
+	}
+	t.Logf("resident: %.0f MiB in the first third, %.0f MiB at most", early, most)
+	if raceFlags == nil && (most > 128 || most > 1.25*early+4) {
+		t.Errorf("resident: %.0f MiB in the first third, %.0f MiB at most", early, most)
+	}
+	if err := <-producing; err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Restart(w.ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.db.Reset()
+	w.balanced(time.Minute, l)
+}
