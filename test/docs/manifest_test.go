@@ -8,16 +8,47 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"sync"
 	"testing"
 	"time"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
+	"k8s.io/client-go/rest"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/millrace-dev/millrace/test/env/cluster"
 )
+
+// server is the Kubernetes API server of this package's tests; stopKubernetes ends it.
+var server *envtest.Environment
+
+// kubernetes starts an API server with our CRDs, once for all tests.
+var kubernetes = sync.OnceValues(func() (*rest.Config, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	defer cancel()
+	assets := os.Getenv("KUBEBUILDER_ASSETS")
+	if assets == "" {
+		var err error
+		if assets, err = cluster.Assets(ctx); err != nil {
+			return nil, err
+		}
+	}
+	server = &envtest.Environment{
+		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
+		ErrorIfCRDPathMissing: true,
+		BinaryAssetsDirectory: assets,
+	}
+	return server.Start()
+})
+
+func stopKubernetes() error {
+	if server == nil {
+		return nil
+	}
+	return server.Stop()
+}
 
 // TestEveryManifestIsAccepted gives every manifest that the documentation shows to a real API server with our CRDs, strictly: a field that
 // does not exist is an error.
@@ -25,27 +56,10 @@ func TestEveryManifestIsAccepted(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		var err error
-		if assets, err = cluster.Assets(ctx); err != nil {
-			t.Fatal(err)
-		}
-	}
-	server := &envtest.Environment{
-		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
-		ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: assets,
-	}
-	cfg, err := server.Start()
+	cfg, err := kubernetes()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := server.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
 	api, err := client.New(cfg, client.Options{})
 	if err != nil {
 		t.Fatal(err)
