@@ -122,6 +122,31 @@ func environment(c corev1.Container) map[string]string {
 
 const aColumn = "  mapping: {columns: [{name: id, path: id, type: text, required: true}]}\n"
 
+// What spec leaves out is the same as what the file leaves out.
+func TestDefaultsOfTheResourceAreThoseOfTheFile(t *testing.T) {
+	w := newWorld(t)
+	w.secret("r", "url", redisURL)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	const shared = `
+mapping: {columns: [{name: id, path: id, type: text, required: true}]}
+sink:
+  fanOut:
+  - {name: rows, table: {name: rows, key: [id]}}
+  - {name: web, http: {url: "https://example.org", DATABASE}}
+`
+	want, err := config.Parse([]byte("name: least\nsource: {redis: {streams: [s], group: least}}" + strings.Replace(shared, ", DATABASE", "", 1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := w.processor("least", indent("source: {redis: {urlSecretRef: {name: r, key: url}, streams: [s]}}"+
+		strings.Replace(shared, "DATABASE", "databaseSecretRef: {name: app-db, key: dsn}", 1)))
+	if got := w.file(p, anything); !reflect.DeepEqual(got, want) {
+		a, _ := got.Marshal()
+		b, _ := want.Marshal()
+		t.Errorf("the file is\n%s\nand should be\n%s", a, b)
+	}
+}
+
 // The Secrets of an HTTP sink are files, and no part of the ConfigMap.
 func TestHTTPSecretsAreFiles(t *testing.T) {
 	w := newWorld(t)

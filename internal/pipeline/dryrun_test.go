@@ -177,7 +177,7 @@ sink:
 	if r := results[0]; string(r.Row) != `{"device":"device-0001"}` || r.To != "table public.rows" {
 		t.Errorf("rows: %+v", r)
 	}
-	if r := results[1]; r.To != "stream region_device-0001" || *r.Key != "device-0001" || r.Headers["origin"] != "redis" ||
+	if r := results[1]; r.To != "stream region_device-0001" || *r.Key != "device-0001" || string(r.Headers) != `{"origin":"redis"}` ||
 		string(r.Payload) != `{"io":"9007199254740993","battery":1}` {
 		t.Errorf("onward: %+v, payload %s", r, r.Payload)
 	}

@@ -2,12 +2,9 @@ package pipeline
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
-	"strings"
 
+	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
-	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
 // Preview says what a pipeline would write, without any of its servers: for a person who writes a mapping.
@@ -19,11 +16,9 @@ type Preview struct {
 
 type previewBranch struct {
 	config.Branch
-	transform *Transform                     // nil when it takes the pipeline's rows
-	http      *HTTPSink                      // makes the events
-	texts     map[string]*expression.Program // of a stream sink: route, key, and header.<name>
-	payload   *expression.Program
-	codec     *config.Codec
+	transform *Transform    // nil when it takes the pipeline's rows
+	http      *HTTPSink     // makes the events
+	messages  *messageMaker // of a stream sink
 }
 
 // What would become of an item.
@@ -42,11 +37,11 @@ type PreviewResult struct {
 	Reason  string `json:"reason,omitempty"` // of what is rejected
 	To      string `json:"to,omitempty"`     // what would be written to
 
-	Row     json.RawMessage   `json:"row,omitempty"`     // of a table or statement
-	Key     *string           `json:"key,omitempty"`     // of a message
-	Headers map[string]string `json:"headers,omitempty"` // of a message
-	Payload json.RawMessage   `json:"payload,omitempty"` // of a message
-	Event   json.RawMessage   `json:"event,omitempty"`   // of an HTTP sink
+	Row     json.RawMessage `json:"row,omitempty"`     // of a table or statement
+	Key     *string         `json:"key,omitempty"`     // of a message
+	Headers json.RawMessage `json:"headers,omitempty"` // of a message
+	Payload json.RawMessage `json:"payload,omitempty"` // of a message
+	Event   json.RawMessage `json:"event,omitempty"`   // of an HTTP sink
 }
 
 // NewPreview compiles a valid configuration.
@@ -70,7 +65,7 @@ func NewPreview(c *config.Config) (*Preview, error) {
 }
 
 func newPreviewBranch(c *config.Config, b config.Branch) (previewBranch, error) {
-	out := previewBranch{Branch: b, codec: &c.Codec, texts: map[string]*expression.Program{}}
+	out := previewBranch{Branch: b}
 	alone := ofBranch(c, b)
 	var err error
 	if b.Mapping != &c.Mapping {
@@ -88,23 +83,9 @@ func newPreviewBranch(c *config.Config, b config.Branch) (previewBranch, error) 
 			return out, err
 		}
 	}
-	if s := b.Stream; s != nil {
-		texts := map[string]string{"route": s.Route, "key": s.Key}
-		for name, text := range s.Headers {
-			texts["header."+name] = text
-		}
-		for name, text := range texts {
-			if text == "" {
-				continue
-			}
-			if out.texts[name], err = expression.Compile(text, expression.Text, expression.AfterMapping); err != nil {
-				return out, NewConfigurationError("sink.stream.%s %v", name, err)
-			}
-		}
-		if s.Payload != "" {
-			if out.payload, err = expression.Compile(s.Payload, expression.Value, expression.AfterMapping); err != nil {
-				return out, NewConfigurationError("sink.stream.payload %v", err)
-			}
+	if b.Stream != nil {
+		if out.messages, err = newMessageMaker(alone); err != nil {
+			return out, err
 		}
 	}
 	return out, nil
@@ -160,40 +141,15 @@ func (b *previewBranch) fill(r *PreviewResult, it *Item) error {
 	return nil
 }
 
-// message is what a stream sink would publish.
+// message is what a stream sink would publish, to a stream of JSON.
 func (b *previewBranch) message(r *PreviewResult, it *Item) error {
 	vars := it.Variables(b.Mapping.Columns)
-	r.Key = it.Key
-	for name, program := range b.texts {
-		text, ok, err := program.EvalText(vars)
-		if err != nil {
-			return fmt.Errorf("sink.stream.%s: %w", name, err)
-		}
-		header, isHeader := strings.CutPrefix(name, "header.")
-		switch {
-		case isHeader && ok:
-			if r.Headers == nil {
-				r.Headers = map[string]string{}
-			}
-			r.Headers[header] = text
-		case name == "key" && ok:
-			r.Key = &text
-		case name == "key":
-			r.Key = nil
-		case name == "route" && !ok:
-			return errors.New("sink.stream.route gives no stream")
-		case name == "route":
-			r.To = "stream " + text
-		}
+	stream, err := b.messages.streamOf(vars)
+	if err != nil {
+		return err
 	}
-	var err error
-	switch {
-	case b.payload != nil:
-		r.Payload, err = b.payload.EvalJSON(vars)
-	case len(b.Mapping.Columns) > 0:
-		r.Payload = appendRow(nil, b.Mapping.Columns, it.Row)
-	default:
-		r.Payload, err = documentJSON(it, b.codec)
-	}
+	r.To = "stream " + stream
+	m, err := b.messages.message(it, vars, pgstream.PayloadJSON)
+	r.Key, r.Headers, r.Payload = m.Key, m.Headers, m.Payload
 	return err
 }
