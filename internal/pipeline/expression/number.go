@@ -36,7 +36,6 @@ func Number(text string) ref.Val {
 		if n, err := strconv.ParseUint(text, 10, 64); err == nil {
 			return types.Uint(n)
 		}
-		return Decimal(text)
 	}
 	return fraction(text)
 }
