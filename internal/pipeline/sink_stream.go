@@ -46,6 +46,9 @@ type target struct {
 	readAt    time.Time
 }
 
+// minCopied is the number of messages from which COPY pays: it knows no dedupe keys and takes a round trip more.
+const minCopied = 50
+
 // targetAge is how long the settings of a stream are taken for granted.
 const targetAge = 10 * time.Second
 
@@ -164,12 +167,17 @@ func (s *StreamSink) publish(ctx context.Context, tx pgx.Tx, messages []message)
 		return err
 	}
 	ms := make([]pgstream.NewMessage, len(messages))
+	dedupe := s.source == nil && t.dedupes
 	for i, m := range messages {
-		if ms[i] = m.NewMessage; s.source == nil && t.dedupes {
+		if ms[i] = m.NewMessage; dedupe {
 			ms[i].DedupeKey = identity(s.name, m.item)
 		}
 	}
-	_, err = t.publisher.PublishBatch(ctx, tx, ms)
+	if !dedupe && len(ms) >= minCopied {
+		err = t.publisher.Copy(ctx, tx, ms)
+	} else {
+		_, err = t.publisher.PublishBatch(ctx, tx, ms)
+	}
 	switch {
 	case errors.Is(err, pgstream.ErrNotFound):
 		s.forgetTarget(stream)
