@@ -105,7 +105,7 @@ func (p *process) page() (*page, error) {
 	_, short := p.rates.over(shortRate)
 	_, long := p.rates.over(longRate)
 	_, totals := p.metrics.Totals()
-	for _, name := range sortedKeys(totals) {
+	for _, name := range pipeline.ResultNames() {
 		v.Results = append(v.Results, resultRow{name, rate(short[name]), rate(long[name]), number(totals[name])})
 	}
 	for _, t := range []struct{ name, metric string }{
@@ -135,9 +135,9 @@ func (p *process) stages(f *figures, s pipeline.Status) []stage {
 	}
 	stages := []stage{
 		{Name: "read", What: from, Facts: []fact{
-			{"entries per second", rate(read)}, {"entries", f.count("entries_read_total")}, {"failed reads", f.count("source_errors_total")},
-			{"in flight", fmt.Sprintf("%s of %s entries", number(float64(s.InFlight)), number(float64(s.MaxInFlight)))},
-			{"", fmt.Sprintf("%s of %s", size(float64(s.InFlightBytes)), size(float64(s.MaxInFlightBytes)))},
+			{"per second", rate(read)}, {"since the start", f.count("entries_read_total")}, {"failed reads", f.count("source_errors_total")},
+			{"entries in flight", number(float64(s.InFlight))}, {"of at most", number(float64(s.MaxInFlight))},
+			{"bytes in flight", size(float64(s.InFlightBytes))}, {"of at most", size(float64(s.MaxInFlightBytes))},
 		}},
 		{Name: "decode", What: "codec " + string(p.config.Codec.Type), Facts: []fact{{"undecodable", f.count("undecodable_total")}}},
 	}
@@ -151,7 +151,7 @@ func (p *process) stages(f *figures, s pipeline.Status) []stage {
 	}
 	write := stage{Name: "write", What: strconv.Itoa(len(s.Writers)) + " writers to " + sinkOf(&p.config.Sink), Facts: []fact{
 		{"batches waiting", number(float64(waiting))}, {"rows per write", mean(f.histograms[prefix+"batch_rows"])},
-		{"at most", f.count("batch_limit_rows")}, {"batches halved", f.count("bisects_total")},
+		{"of at most", f.count("batch_limit_rows")}, {"batches halved", f.count("bisects_total")},
 	}}
 	for _, class := range []string{"transient", "row", "configuration", "fenced"} {
 		if n := f.values[prefix+"sink_errors_total{"+class+"}"]; n > 0 {
@@ -337,7 +337,7 @@ func mean(h *dto.Histogram) string {
 func number(n float64) string {
 	text := strconv.FormatFloat(math.Abs(math.Round(n)), 'f', 0, 64)
 	for i := len(text) - 3; i > 0; i -= 3 {
-		text = text[:i] + " " + text[i:]
+		text = text[:i] + "\u202f" + text[i:] // where no line is broken
 	}
 	if n < 0 {
 		return "−" + text
@@ -356,11 +356,11 @@ func rate(n float64) string {
 func size(bytes float64) string {
 	for _, unit := range []string{"B", "KiB", "MiB"} {
 		if bytes < 1024 {
-			return strconv.FormatFloat(bytes, 'f', max(0, 1-int(math.Log10(max(bytes, 1)))), 64) + " " + unit
+			return strconv.FormatFloat(bytes, 'f', max(0, 1-int(math.Log10(max(bytes, 1)))), 64) + "\u00a0" + unit
 		}
 		bytes /= 1024
 	}
-	return strconv.FormatFloat(bytes, 'f', 1, 64) + " GiB"
+	return strconv.FormatFloat(bytes, 'f', 1, 64) + "\u00a0GiB"
 }
 
 func duration(seconds float64) string {
@@ -374,13 +374,4 @@ func duration(seconds float64) string {
 	default:
 		return d.Round(time.Second).String()
 	}
-}
-
-func sortedKeys(m map[string]float64) []string {
-	keys := make([]string, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

@@ -154,6 +154,15 @@ func (r Result) String() string {
 	return fmt.Sprintf("result %d", uint8(r))
 }
 
+// ResultNames are the names of all results.
+func ResultNames() []string {
+	names := make([]string, numResults)
+	for r := range numResults {
+		names[r] = r.String()
+	}
+	return names
+}
+
 // Acknowledge says whether the source is to acknowledge an item of this result.
 func (r Result) Acknowledge() bool {
 	switch r {

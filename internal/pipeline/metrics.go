@@ -126,7 +126,7 @@ func (m *Metrics) observe(p *Pipeline) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Namespace: "millrace", Subsystem: "processor", Name: name, Help: help}, read))
 	}
-	gauge("in_flight_entries", "Entries read or about to be read, and not settled.", func() float64 {
+	gauge("in_flight_entries", "Entries read and not settled.", func() float64 {
 		n, _ := p.permits.inFlight()
 		return float64(n)
 	})

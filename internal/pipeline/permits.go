@@ -10,11 +10,12 @@ import (
 type permits struct {
 	maxEntries, maxBytes int
 
-	mu      sync.Mutex
-	entries int
-	bytes   int
-	seen    float64       // smoothed bytes per entry, to guess how many entries fit
-	freed   chan struct{} // closed and replaced when something was given back
+	mu       sync.Mutex
+	entries  int // reservations included
+	reserved int // of entries, those that are not read yet
+	bytes    int
+	seen     float64       // smoothed bytes per entry, to guess how many entries fit
+	freed    chan struct{} // closed and replaced when something was given back
 }
 
 func newPermits(maxEntries, maxBytes int) *permits {
@@ -31,6 +32,7 @@ func (p *permits) reserve(ctx context.Context, want int) int {
 		}
 		if n > 0 && p.bytes < p.maxBytes {
 			p.entries += n
+			p.reserved += n
 			p.mu.Unlock()
 			return n
 		}
@@ -49,6 +51,7 @@ func (p *permits) use(reserved, entries, bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.entries += entries - reserved
+	p.reserved -= reserved
 	p.bytes += bytes
 	if entries > 0 {
 		size := float64(bytes) / float64(entries)
@@ -79,9 +82,9 @@ func (p *permits) wake() {
 	p.freed = make(chan struct{})
 }
 
-// inFlight returns what is in use, reservations included.
+// inFlight returns what was read and is not settled.
 func (p *permits) inFlight() (entries, bytes int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.entries, p.bytes
+	return p.entries - p.reserved, p.bytes
 }
