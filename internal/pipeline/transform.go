@@ -13,6 +13,7 @@ import (
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 	"github.com/millrace-dev/millrace/internal/pipeline/expression"
+	"github.com/millrace-dev/millrace/internal/pipeline/jsonscan"
 )
 
 // Transform decodes items into rows. It is compiled once and safe for concurrent use.
@@ -277,25 +278,27 @@ func (t *Transform) compute(columns []int, vars *variables, it *Item) error {
 // walk visits every member of v once and fills in the columns that take their value from below it. As in PostgreSQL's
 // jsonb, the last of several members with one name counts.
 func (t *Transform) walk(n *node, v gjson.Result, row []Value) error {
-	array := v.IsArray()
-	index := 0
-	var failed error
-	v.ForEach(func(key, val gjson.Result) bool {
+	if v.Type != gjson.JSON {
+		return nil
+	}
+	members := jsonscan.Of(v.Raw)
+	array := members.IsArray()
+	for index := 0; ; index++ {
+		name, raw, ok := members.Next()
+		if !ok {
+			return nil
+		}
 		for i := range n.children {
 			c := &n.children[i]
-			if array && c.index != index || !array && c.name != key.Str {
+			if array && c.index != index || !array && c.name != name {
 				continue
 			}
-			failed = t.place(c.node, val, row)
-			if failed != nil {
-				return false
+			if err := t.place(c.node, jsonscan.Value(raw), row); err != nil {
+				return err
 			}
 			break
 		}
-		index++
-		return true
-	})
-	return failed
+	}
 }
 
 // place fills in the columns at and below one place of the document.
@@ -312,10 +315,7 @@ func (t *Transform) place(n *node, v gjson.Result, row []Value) error {
 	for _, col := range n.below {
 		row[col] = Value{}
 	}
-	if v.Type == gjson.JSON {
-		return t.walk(n, v, row)
-	}
-	return nil
+	return t.walk(n, v, row)
 }
 
 // fillCEL fills in the columns at one place that has no parts.

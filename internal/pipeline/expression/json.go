@@ -15,6 +15,8 @@ import (
 	"github.com/google/cel-go/common/types/ref"
 	"github.com/google/cel-go/common/types/traits"
 	"github.com/tidwall/gjson"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/jsonscan"
 )
 
 // JSON returns the CEL value of a JSON document, which must be valid. Objects and arrays are taken apart when an expression
@@ -96,10 +98,13 @@ func (o *Object) load() {
 	}
 	o.ready = true
 	o.members = make([]lazyMember, 0, fewMembers)
-	o.raw.ForEach(func(key, val gjson.Result) bool {
-		o.members = append(o.members, lazyMember{name: key.Str, raw: val.Raw})
-		return true
-	})
+	for s := jsonscan.Of(o.raw.Raw); ; {
+		name, raw, ok := s.Next()
+		if !ok {
+			break
+		}
+		o.members = append(o.members, lazyMember{name: name, raw: raw})
+	}
 	o.indexMembers()
 }
 
@@ -147,7 +152,7 @@ func (o *Object) find(name string) int {
 func (o *Object) value(i int) ref.Val {
 	m := &o.members[i]
 	if m.value == nil {
-		m.value = JSON(gjson.Parse(m.raw))
+		m.value = JSON(jsonscan.Value(m.raw))
 	}
 	return m.value
 }
@@ -171,17 +176,20 @@ func (o *Object) Find(key ref.Val) (ref.Val, bool) {
 
 // look finds one member without taking the others apart.
 func (o *Object) look(name string) (ref.Val, bool) {
-	var found gjson.Result
-	o.raw.ForEach(func(key, val gjson.Result) bool {
-		if key.Str == name {
-			found = val
+	found := ""
+	for s := jsonscan.Of(o.raw.Raw); ; {
+		member, raw, ok := s.Next()
+		if !ok {
+			break
 		}
-		return true
-	})
-	if !found.Exists() {
+		if member == name {
+			found = raw
+		}
+	}
+	if found == "" {
 		return nil, false
 	}
-	return JSON(found), true
+	return JSON(jsonscan.Value(found)), true
 }
 
 // Get implements traits.Indexer.
@@ -248,10 +256,13 @@ type array struct {
 func (a *array) standard() traits.Lister {
 	if a.list == nil {
 		elems := []ref.Val{}
-		a.raw.ForEach(func(_, v gjson.Result) bool {
-			elems = append(elems, JSON(v))
-			return true
-		})
+		for s := jsonscan.Of(a.raw.Raw); ; {
+			_, raw, ok := s.Next()
+			if !ok {
+				break
+			}
+			elems = append(elems, JSON(jsonscan.Value(raw)))
+		}
 		a.list = types.NewRefValList(types.DefaultTypeAdapter, elems)
 	}
 	return a.list
