@@ -361,6 +361,9 @@ func (p *Pipeline) hash(it *Item) uint {
 	if p.sharder != nil {
 		return uint(p.sharder.Shard(it))
 	}
+	if r := p.cfg.Source.Redis; r != nil && r.Ownership == config.OwnershipExclusive {
+		return uint(maphash.String(p.seed, it.Stream)) // whose order is promised
+	}
 	return uint(maphash.String(p.seed, it.ID))
 }
 

@@ -34,7 +34,7 @@ func (m *Member) readAndClaim(ctx context.Context, count int, wait int64) ([]Ent
 		if deliveries == 0 {
 			fresh = append(fresh, slice)
 		} else if slice.FieldValues != nil { // a trimmed one is left to XAUTOCLAIM, which counts it
-			claimed = append(claimed, Entry{ID: slice.ID, Fields: slice.FieldValues})
+			claimed = append(claimed, Entry{ID: slice.ID, Fields: slice.FieldValues, Deliveries: int(deliveries) + 1})
 		}
 	}
 	claimed = m.hold(claimed)
@@ -75,8 +75,8 @@ func streamRows(answer rueidis.RedisResult) ([]rueidis.RedisMessage, error) {
 	return pair[1].ToArray()
 }
 
-// claimRow reads an entry and how often it had been delivered before: id, fields and, where the entry may have been
-// claimed, its idle time and that number.
+// claimRow reads an entry and how often it had been delivered before: id, fields, idle time, and that number, which is 0
+// for a new entry.
 func claimRow(row rueidis.RedisMessage) (slice rueidis.XRangeSlice, deliveries int64, err error) {
 	parts, err := row.ToArray()
 	if err != nil {

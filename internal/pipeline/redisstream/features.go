@@ -59,8 +59,8 @@ func infoValue(info, name string) string {
 	return ""
 }
 
-// parseVersion reads the version that the server is compatible with. Valkey says 7.2.4 there, whatever its own version is,
-// and has none of the commands that later versions of Redis have added to streams.
+// parseVersion reads the version of Redis that the server is compatible with. Valkey says 7.2.4 there, whatever its own
+// version is, so none of the commands is used that later versions of Redis have added to streams.
 func parseVersion(info string) Version {
 	text := infoValue(info, "redis_version")
 	if text == "" {

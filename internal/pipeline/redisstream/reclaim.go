@@ -163,7 +163,7 @@ func (m *Member) releasePage(ctx context.Context) (int, error) {
 	defer cancel()
 	args := []string{m.cfg.Group, m.cfg.Consumer, strconv.Itoa(releasePage)}
 	release := releaseNackScript
-	if !m.cfg.Version.AtLeast(hasNack) {
+	if !m.claimsByReading() || !m.cfg.Version.AtLeast(hasNack) {
 		release, args = releaseScript, append(args, releasedName, strconv.Itoa(releasedIdle))
 	}
 	n, err := release.Exec(ctx, m.client, []string{m.cfg.Stream}, args).AsInt64()
