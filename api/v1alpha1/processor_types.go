@@ -136,9 +136,9 @@ const (
 
 // RedisSource reads Redis streams.
 type RedisSource struct {
-	// urlSecretRef names the Secret key that holds the server's address: redis://user:password@host:6379/0, or rediss:// for TLS.
-	// Sentinel: redis://user:password@sentinel-1:26379/0?addr=sentinel-2:26379&master_set=main. Cluster: the addresses of some
-	// nodes, redis://user:password@node-1:6379?addr=node-2:6379. A password that changes in the Secret needs no restart.
+	// urlSecretRef names the Secret key that holds the address: redis://user:password@host:6379/0,
+	// redis+sentinel://user:password@host1:26379,host2:26379/master/0, or redis+cluster://user:password@host1:6379,host2:6379;
+	// with rediss in place of redis for TLS. A user or password that changes in the Secret needs no restart.
 	URLSecretRef SecretKeyReference `json:"urlSecretRef"`
 
 	// tlsSecretRef names a Secret with ca.crt, which signs the server's certificate, and, for a client certificate, tls.crt with

@@ -224,16 +224,21 @@ func TestADescriptorSetComesFromAConfigMap(t *testing.T) {
 	})
 	w.create(p)
 	w.wantNotReady(p, v1alpha1.ReasonConfigMapMissing, `ConfigMap "schemas"`, "kubectl -n "+w.namespace+" create configmap schemas --from-file=position.pb")
+	field := func(name string, number int32) *descriptorpb.FieldDescriptorProto {
+		return &descriptorpb.FieldDescriptorProto{
+			Name: &name, Number: &number, Type: new(descriptorpb.FieldDescriptorProto_TYPE_STRING), Label: new(descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL),
+		}
+	}
 	set, err := proto.Marshal(&descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{{
 		Name: new("position.proto"), Package: new("telemetry.v1"), Syntax: new("proto3"),
-		MessageType: []*descriptorpb.DescriptorProto{{Name: new("Speed")}},
+		MessageType: []*descriptorpb.DescriptorProto{{Name: new("Order"), Field: []*descriptorpb.FieldDescriptorProto{field("order_id", 1), field("amount", 2)}}},
 	}}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	w.create(&corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "schemas"}, BinaryData: map[string][]byte{"position.pb": set}})
 	w.wantNotReady(p, v1alpha1.ReasonInvalidConfiguration, "spec.codec.protobuf.message", "the descriptor set has no telemetry.v1.Position")
-	update(w, p, func(p *v1alpha1.Processor) { p.Spec.Codec.Protobuf.Message = "telemetry.v1.Speed" })
+	update(w, p, func(p *v1alpha1.Processor) { p.Spec.Codec.Protobuf.Message = "telemetry.v1.Order" })
 	c := w.file(p, anything)
 	if c.Codec.Protobuf.DescriptorSet != base64.StdEncoding.EncodeToString(set) {
 		t.Errorf("the codec is %+v", c.Codec.Protobuf)

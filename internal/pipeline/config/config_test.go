@@ -289,6 +289,14 @@ func TestParseExplainsWhatIsWrongWithSinks(t *testing.T) {
 	}
 }
 
+func TestTheStateIsNotKeptByItself(t *testing.T) {
+	text := strings.Replace(complete, "{name: device, path: data.device,", "{name: device, expression: state.last.device,", 1)
+	_, err := Parse([]byte(text))
+	if want := "line 9: mapping.columns[0].expression: the state is kept by this column"; err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("want %q in %v", want, err)
+	}
+}
+
 func TestExpressionsAreCheckedWithWhatIsAroundThem(t *testing.T) {
 	for name, tc := range map[string]struct{ columns, key, more, want string }{
 		"a state that is not kept":         {`{name: n, expression: state == null, type: boolean}`, "id", "", "mapping.columns[1].expression: uses state, and the pipeline keeps none"},
@@ -316,7 +324,16 @@ func descriptors(t testing.TB) string {
 	t.Helper()
 	set := &descriptorpb.FileDescriptorSet{File: []*descriptorpb.FileDescriptorProto{{
 		Name: new("position.proto"), Package: new("telemetry.v1"), Syntax: new("proto3"),
-		MessageType: []*descriptorpb.DescriptorProto{{Name: new("Position")}},
+		MessageType: []*descriptorpb.DescriptorProto{
+			{Name: new("Position"), Field: []*descriptorpb.FieldDescriptorProto{
+				protoField("device_id", 1, descriptorpb.FieldDescriptorProto_TYPE_STRING, ""),
+				protoField("timestamp", 2, descriptorpb.FieldDescriptorProto_TYPE_STRING, ""),
+				protoField("latitude", 3, descriptorpb.FieldDescriptorProto_TYPE_DOUBLE, ""),
+				protoField("position", 4, descriptorpb.FieldDescriptorProto_TYPE_MESSAGE, ".telemetry.v1.Fix"),
+				protoField("attributes", 5, descriptorpb.FieldDescriptorProto_TYPE_STRING, ""),
+			}},
+			{Name: new("Fix"), Field: []*descriptorpb.FieldDescriptorProto{protoField("satellites", 1, descriptorpb.FieldDescriptorProto_TYPE_INT32, "")}},
+		},
 		EnumType: []*descriptorpb.EnumDescriptorProto{{Name: new("Kind"), Value: []*descriptorpb.EnumValueDescriptorProto{{
 			Name: new("KIND_UNSPECIFIED"), Number: new(int32(0)),
 		}}}},
@@ -327,6 +344,16 @@ func descriptors(t testing.TB) string {
 	}
 	codec := "codec: {type: Protobuf, protobuf: {message: telemetry.v1.Position, descriptorSet: " + base64.StdEncoding.EncodeToString(data) + "}}"
 	return strings.Replace(positions, "codec: {type: JSON, field: payload}", codec, 1)
+}
+
+func protoField(name string, number int32, kind descriptorpb.FieldDescriptorProto_Type, message string) *descriptorpb.FieldDescriptorProto {
+	f := &descriptorpb.FieldDescriptorProto{
+		Name: &name, Number: &number, Type: &kind, Label: new(descriptorpb.FieldDescriptorProto_LABEL_OPTIONAL),
+	}
+	if message != "" {
+		f.TypeName = &message
+	}
+	return f
 }
 
 func TestADescriptorSetIsLookedInto(t *testing.T) {
@@ -340,6 +367,9 @@ func TestADescriptorSetIsLookedInto(t *testing.T) {
 		"no name":              {"telemetry.v1.Position", "a/b", `"a/b" is not the full name of a message`},
 		"not base64":           {"descriptorSet: ", "descriptorSet: =", "is not base64"},
 		"not a descriptor set": {"descriptorSet: ", "descriptorSet: AAAA", "is not a descriptor set"},
+		"an unknown field":     {"path: latitude", "path: lat", "line 12: mapping.columns[2].path: message telemetry.v1.Position has no field lat; write one of device_id, timestamp"},
+		"an unknown part":      {"path: position.satellites", "path: position.sats", "message telemetry.v1.Fix has no field sats; write one of satellites"},
+		"a part of a number":   {"path: latitude", "path: latitude.degrees", "field telemetry.v1.Position.latitude has no parts"},
 		"a file beside it":     {"descriptorSet: ", "descriptorSetFile: /a.pb, descriptorSet: ", "write exactly one of descriptorSet"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -34,15 +34,20 @@ func (c *Config) validateExpression(ps *Problems, at, text string, u use) {
 
 // variesWith names the variables of an expression that differ when its entry is delivered again; empty when there is none.
 func variesWith(text string) string {
-	program, err := expression.Compile(text, asColumn.kind, asColumn.scope)
-	if err != nil {
-		return "" // a problem of its own
-	}
 	var names []string
 	for _, name := range []string{expression.VarReceivedAt, expression.VarDeliveries, expression.VarState} {
-		if program.Uses(name) {
+		if uses(text, name) {
 			names = append(names, name)
 		}
 	}
 	return strings.Join(names, " and ")
+}
+
+// uses says whether a column's expression has a variable in it. One that cannot be compiled is a problem of its own.
+func uses(text, variable string) bool {
+	if text == "" {
+		return false
+	}
+	program, err := expression.Compile(text, asColumn.kind, asColumn.scope)
+	return err == nil && program.Uses(variable)
 }

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/millrace-dev/millrace/internal/pipeline/expression"
 )
 
 // Bounds of what a configuration may ask for.
@@ -120,7 +122,7 @@ func (c *Config) validateCodec(ps *Problems) {
 	case p != nil && c.Codec.Type != CodecProtobuf:
 		ps.add("codec.protobuf", "belongs to type Protobuf; leave it out, or write codec.type: Protobuf")
 	case p != nil:
-		p.validate(ps)
+		p.validateIn(ps, c)
 	}
 }
 
@@ -208,6 +210,11 @@ func (c *Config) validateState(ps *Problems) {
 	if col := m.column(c.State.Time); col == nil || col.Type != TypeTimestamptz {
 		ps.add("state.time", "%q is not a mapped timestamptz; write one of %s", c.State.Time,
 			m.columnNames(func(col *Column) bool { return col.Type == TypeTimestamptz }))
+	}
+	for i := range m.Columns {
+		if col := &m.Columns[i]; (col.Name == c.State.Key || col.Name == c.State.Time) && uses(col.Expression, expression.VarState) {
+			ps.add(fmt.Sprintf("mapping.columns[%d].expression", i), "the state is kept by this column, so it cannot use state; compute it from doc")
+		}
 	}
 	between(ps, "state.maxKeys", c.State.MaxKeys, 1, maxStateKeys)
 }
