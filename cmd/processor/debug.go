@@ -354,13 +354,11 @@ func rate(n float64) string {
 }
 
 func size(bytes float64) string {
-	for _, unit := range []string{"B", "KiB", "MiB"} {
-		if bytes < 1024 {
-			return strconv.FormatFloat(bytes, 'f', max(0, 1-int(math.Log10(max(bytes, 1)))), 64) + "\u00a0" + unit
-		}
-		bytes /= 1024
+	units := []string{"B", "KiB", "MiB", "GiB"}
+	for bytes >= 1024 && len(units) > 1 {
+		bytes, units = bytes/1024, units[1:]
 	}
-	return strconv.FormatFloat(bytes, 'f', 1, 64) + "\u00a0GiB"
+	return rate(bytes) + "\u00a0" + units[0]
 }
 
 func duration(seconds float64) string {
