@@ -6,7 +6,8 @@
 // responsible for its share of the keys, collect rows into batches and write them. When a batch is durable, and only then,
 // the settler tells the source. Reading goes on meanwhile, within bounds.
 //
-// Every item ends as exactly one of: a row, a duplicate of a row, a dead letter, or still pending in its source.
+// Every item ends as exactly one of: a row or what else the sink makes of it, a duplicate of a row, left out by the filter,
+// a dead letter, or still pending in its source. With a fan-out this holds for each of its branches (FanOut).
 //
 //	I1: nothing is acknowledged before the commit that makes it durable, as a row, as a duplicate, or as a dead letter.
 //	I2: nothing is lost: whatever dies or is cut off at any moment, an item that was not settled is delivered again.

@@ -457,16 +457,15 @@ func (f *FanOut) asked(it *Item) bool {
 	return false
 }
 
-// forget lets the branches drop prepared statements when what they read has changed.
+// forget lets all branches drop prepared statements when what one of them reads has changed: the error does not say which.
 func (f *FanOut) forget(ctx context.Context, conn *pgx.Conn, err error) error {
+	again := err
 	for _, br := range f.branches {
 		if s, ok := br.sink.(interface{ prepared() *statement }); ok {
-			if again := s.prepared().forget(ctx, conn, err); again != err {
-				err = again
-			}
+			again = s.prepared().forget(ctx, conn, err)
 		}
 	}
-	return err
+	return again
 }
 
 // remember keeps in mind that a branch outside of the database has taken an item, for when it comes again.

@@ -15,6 +15,12 @@ import (
 // openSQL opens a sink with a statement in a database where a script was run before.
 func openSQL(t *testing.T, script, statement string) (pipeline.Sink, *pgxpool.Pool, error) {
 	t.Helper()
+	return openScripted(t, script, "{sql: {statement: select from batch}}", func(s *config.Sink) { s.SQL.Statement = statement })
+}
+
+// openScripted opens a sink in a database where a script was run before.
+func openScripted(t *testing.T, script, text string, change func(*config.Sink)) (pipeline.Sink, *pgxpool.Pool, error) {
+	t.Helper()
 	pool, err := pgxpool.New(t.Context(), postgres.NewDatabase(t))
 	if err != nil {
 		t.Fatal(err)
@@ -23,16 +29,12 @@ func openSQL(t *testing.T, script, statement string) (pipeline.Sink, *pgxpool.Po
 	if _, err := pool.Exec(t.Context(), script); err != nil {
 		t.Fatal(err)
 	}
-	c, err := config.Parse([]byte(strings.ReplaceAll(suiteConfig, "sink: {table: {name: suite, key: [k, n], create: IfMissing}}", "sink: {sql: {}}")))
-	if err == nil {
-		t.Fatal("a sink without a statement is valid")
-	}
-	c, err = config.Parse([]byte(strings.ReplaceAll(suiteConfig, "table: {name: suite, key: [k, n], create: IfMissing}", "sql: {statement: select from batch}")))
+	c, err := config.Parse([]byte(strings.ReplaceAll(suiteConfig, "{table: {name: suite, key: [k, n], create: IfMissing}}", text)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.Sink.SQL.Statement = statement
-	sink, err := pipeline.NewSink(t.Context(), pipeline.SinkOptions{Config: c, Pool: pool})
+	change(&c.Sink)
+	sink, err := pipeline.NewSink(t.Context(), pipeline.SinkOptions{Config: c, Pool: pool, Metrics: pipeline.NewMetrics()})
 	return sink, pool, err
 }
 
@@ -102,13 +104,31 @@ func TestSQLSinkRefusesStatements(t *testing.T) {
 	}
 }
 
-// A table that changes while the statement is prepared is found out, and the same batch succeeds.
+// A table that changes while the statement is prepared is found out, and the same batch succeeds. So it is in a branch of a
+// fan-out, whichever it is.
 func TestSQLSinkSurvivesAChangeOfItsTable(t *testing.T) {
-	t.Parallel()
-	sink, pool, err := openSQL(t, "create table t (k text)", "insert into t select k from batch returning *")
-	if err != nil {
-		t.Fatal(err)
-	}
+	const insert = "insert into t select k from batch returning *"
+	t.Run("alone", func(t *testing.T) {
+		t.Parallel()
+		sink, pool, err := openSQL(t, "create table t (k text)", insert)
+		if err != nil {
+			t.Fatal(err)
+		}
+		survivesAChange(t, sink, pool)
+	})
+	t.Run("in the second branch of a fan-out", func(t *testing.T) {
+		t.Parallel()
+		sink, pool, err := openScripted(t, "create table t (k text); create table other (k text)", `{fanOut: [
+			{name: one, sql: {statement: insert into other select k from batch}}, {name: two, sql: {statement: `+insert+`}}]}`, func(*config.Sink) {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		survivesAChange(t, sink, pool)
+	})
+}
+
+func survivesAChange(t *testing.T, sink pipeline.Sink, pool *pgxpool.Pool) {
+	t.Helper()
 	if _, err := sink.Write(t.Context(), batch("a/1=x")); err != nil {
 		t.Fatal(err)
 	}

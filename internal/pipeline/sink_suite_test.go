@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"strconv"
 	"strings"
@@ -173,6 +174,13 @@ func TestSinks(t *testing.T) {
 	t.Run("table without prepared statements, as through a pooler", func(t *testing.T) {
 		sinkSuite(t, func(t *testing.T) testedSink { return openTable(t, "default_query_exec_mode=exec") })
 	})
+	t.Run("fan-out to two tables", func(t *testing.T) {
+		sinkSuite(t, func(t *testing.T) testedSink {
+			return openTable(t, "", "{table: {name: suite, key: [k, n], create: IfMissing}}", `{fanOut: [
+				{name: one, table: {name: suite, key: [k, n], create: IfMissing}},
+				{name: two, table: {name: second, key: [n, k], create: IfMissing}}]}`)
+		})
+	})
 }
 
 // openTable opens a table sink whose table refuses rows with the key "refused".
@@ -208,7 +216,7 @@ func openTable(t *testing.T, parameters string, replacements ...string) testedSi
 	}}
 }
 
-func openSink(t *testing.T, dsn string, c *config.Config) (*pipeline.TableSink, *pgxpool.Pool) {
+func openSink(t *testing.T, dsn string, c *config.Config) (pipeline.Sink, *pgxpool.Pool) {
 	t.Helper()
 	pool, err := pipeline.OpenPool(t.Context(), config.Fixed("DSN", dsn), c.Name, 6)
 	if err != nil {
@@ -218,7 +226,9 @@ func openSink(t *testing.T, dsn string, c *config.Config) (*pipeline.TableSink, 
 	if err := pipeline.Migrate(t.Context(), pool, c); err != nil {
 		t.Fatal(err)
 	}
-	sink, err := pipeline.NewTableSink(t.Context(), pool, c)
+	sink, err := pipeline.NewSink(t.Context(), pipeline.SinkOptions{
+		Config: c, Pool: pool, Metrics: pipeline.NewMetrics(), Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
