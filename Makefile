@@ -61,6 +61,10 @@ SOAK ?= 1h
 soak: deps ## The engine's random tests for an hour (SOAK=10m: ten minutes); tells the seed of what fails.
 	@MILLRACE_SOAK=$(SOAK) go test -count=1 -timeout 0 -v -run '$(or $(RUN),ModelDoes|ACrash|EveryCommittedMessage)' ./internal/pgstream
 
+.PHONY: soak-pipeline
+soak-pipeline: deps ## The processor's faults with servers that stand still or are down for two minutes (SOAK=30m: longer).
+	@MILLRACE_SOAK=$(if $(filter 1h,$(SOAK)),2m,$(SOAK)) go test -count=1 -timeout 0 -v -run '$(or $(RUN),Stalls|MemoryIsFlat)' ./internal/pipeline
+
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.
 	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)

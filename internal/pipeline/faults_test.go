@@ -279,22 +279,29 @@ func TestFault_TableDroppedAndMadeAgain(t *testing.T) {
 	})
 }
 
-// Pending entries are trimmed from the stream: they are counted, and nothing waits for them.
+// Pending entries are trimmed from the stream: they are counted and reported, nothing waits for them, and every entry is
+// either a row or counted.
 func TestFault_PendingEntriesTrimmed(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	w.do(w.redis.B().XgroupCreate().Key(w.stream).Group("positions").Id("0").Mkstream().Build())
-	w.add(position(1, 1), position(1, 2))
-	w.do(w.redis.B().Xreadgroup().Group("positions", "dead").Count(2).Streams().Key(w.stream).Id(">").Build())
-	w.do(w.redis.B().Xtrim().Key(w.stream).Maxlen().Threshold("0").Build())
+	for n := range 300 {
+		w.add(position(n, 1))
+	}
+	w.do(w.redis.B().Xreadgroup().Group("positions", "dead").Count(200).Streams().Key(w.stream).Id(">").Build())
+	w.do(w.redis.B().Xtrim().Key(w.stream).Maxlen().Threshold("150").Build())
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 100ms"))
 	p.ready()
-	w.add(position(1, 3))
-	becomes(t, 10*time.Second, "rows", 1, w.rows)
+	becomes(t, 10*time.Second, "rows", 150, w.rows)
 	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
-	becomes(t, 10*time.Second, "trimmed entries", 2, func() int {
+	trimmed := func() int {
 		return int(p.metrics()[fmt.Sprintf("millrace_processor_trimmed_entries{stream=%q}", w.stream)])
-	})
+	}
+	becomes(t, 10*time.Second, "trimmed entries", 150, trimmed)
+	if l := p.waitFor(time.Second, "entries were deleted or trimmed"); l["n"] != 150.0 {
+		t.Errorf("reported %v", l)
+	}
+	t.Logf("produced 300 = 150 kept + 150 trimmed while pending; rows %d, counted as trimmed %d, pending %d", w.rows(), trimmed(), w.pending())
 }
 
 // SIGTERM under load, again and again: every processor exits cleanly, and nothing waits for an hour to be taken over.

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -35,6 +36,8 @@ type RedisSource struct {
 	letters *DeadLetters // nil with the policy Pending
 	metrics *Metrics
 	log     *slog.Logger
+
+	mu      sync.Mutex
 	trimmed map[string]int64 // by stream: how many entries have been reported
 }
 
@@ -93,19 +96,16 @@ func (s *RedisSource) tend(ctx context.Context) error {
 	if s.source.Ownership != config.OwnershipExclusive {
 		return nil
 	}
-	var first error
-	for i, m := range s.members {
+	return s.each(ctx, func(m *redisstream.Member, ctx context.Context) error {
 		before := m.Owner()
-		if err := m.Tend(ctx, i); err != nil && first == nil {
-			first = err
-		}
+		err := m.Tend(ctx, slices.Index(s.members, m))
 		after := m.Owner()
 		if before != after {
 			s.log.Info("the ownership of a stream has changed", "stream", m.Config().Stream, "owner", after)
 		}
 		s.metrics.owner.WithLabelValues(m.Config().Stream).Set(number(after))
-	}
-	return first
+		return err
+	})
 }
 
 // Readers implements Source: one for each stream.
@@ -344,15 +344,20 @@ func (s *RedisSource) trim(m *redisstream.Member, ctx context.Context) error {
 	return err
 }
 
-// each does the same for every member and returns the first error.
+// each does the same for every member, and returns one of the errors. Members do not wait for each other: the nodes of a
+// Cluster fail one by one.
 func (s *RedisSource) each(ctx context.Context, do func(*redisstream.Member, context.Context) error) error {
-	var first error
+	errs := make(chan error, len(s.members))
 	for _, m := range s.members {
-		if err := do(m, ctx); err != nil && first == nil {
-			first = err
+		go func() { errs <- do(m, ctx) }()
+	}
+	var one error
+	for range s.members {
+		if err := <-errs; err != nil {
+			one = err
 		}
 	}
-	return first
+	return one
 }
 
 func (s *RedisSource) observe(m *redisstream.Member, ctx context.Context) error {
@@ -377,8 +382,10 @@ func (s *RedisSource) observe(m *redisstream.Member, ctx context.Context) error 
 	return nil
 }
 
-// reported returns how many trimmed entries of a stream have not been reported yet. Only observe calls it.
+// reported returns how many trimmed entries of a stream have not been reported yet.
 func (s *RedisSource) reported(stream string, trimmed int64) int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	n := trimmed - s.trimmed[stream]
 	s.trimmed[stream] = trimmed
 	return n
@@ -386,15 +393,15 @@ func (s *RedisSource) reported(stream string, trimmed int64) int64 {
 
 // Release implements Source.
 func (s *RedisSource) Release(ctx context.Context) error {
-	total := 0
+	var total atomic.Int64
 	err := s.each(ctx, func(m *redisstream.Member, ctx context.Context) error {
 		n, err := m.Release(ctx)
-		total += n
+		total.Add(int64(n))
 		return err
 	})
-	s.metrics.released.Add(float64(total))
-	if total > 0 {
-		s.log.Info("entries given back", "n", total)
+	s.metrics.released.Add(float64(total.Load()))
+	if n := total.Load(); n > 0 {
+		s.log.Info("entries given back", "n", n)
 	}
 	return err
 }

@@ -21,7 +21,8 @@ type Term struct {
 type lease struct {
 	epoch  string // empty: not the owner
 	until  time.Time
-	giving bool // about to be given to another member: nothing more is read
+	giving bool  // about to be given to another member: nothing more is read
+	err    error // why the lease could not be tended last time
 }
 
 // Current says whether what was read in a term may still be written and settled. It asks nobody: with Exclusive it is true
@@ -130,7 +131,11 @@ func (m *Member) tend(ctx context.Context, want string) ([]string, error) {
 		err = fmt.Errorf("unexpected answer of %d parts", len(answer))
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tend the lease of stream %q: %w", m.cfg.Stream, err)
+		err = fmt.Errorf("tend the lease of stream %q: %w", m.cfg.Stream, err)
+		m.mu.Lock()
+		m.lease.err = err
+		m.mu.Unlock()
+		return nil, err
 	}
 	owner, epoch, members := answer[0], answer[1], answer[2:]
 	// Redis counts from later on; the rest is for clocks that do not run alike.
@@ -141,7 +146,7 @@ func (m *Member) tend(ctx context.Context, want string) ([]string, error) {
 	case owner != m.cfg.Consumer:
 		m.dropLease()
 	case m.lease.epoch == epoch:
-		m.lease.until = until
+		m.lease.until, m.lease.err = until, nil
 	default:
 		m.dropLease()
 		m.lease = lease{epoch: epoch, until: until}
@@ -178,7 +183,9 @@ func (m *Member) readOwned(ctx context.Context, count int, block time.Duration) 
 		case <-ctx.Done():
 		case <-time.After(block):
 		}
-		return nil, false, nil
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		return nil, false, m.lease.err // a member that cannot become the owner says why
 	}
 	// Waiting is apart from reading, because a script cannot wait, and what a command that waits brings is not checked.
 	m.mu.Lock()

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/millrace-dev/millrace/test/env/redis"
 )
 
 func exclusive(c *Config) { c.Exclusive = true }
@@ -183,5 +185,26 @@ func TestALeaseThatRedisHasLostIsTakenAnew(t *testing.T) {
 	}
 	if n := f.pending(); n != 1 {
 		t.Errorf("%d pending", n)
+	}
+}
+
+// A member that waits for a stream notices that it cannot get it.
+func TestAMemberWithoutRightsToTheLeaseSaysSo(t *testing.T) {
+	t.Parallel()
+	s := redis.New(t)
+	f := fixtureAt(t, s.URL())
+	f.do("ACL", "SETUSER", "reader", "on", ">p", "~s:*", "+@all")
+	client, _, err := Connect(f.ctx, "redis://reader:p@"+s.Addr(), "test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	f.client = client
+	m := f.member("a", exclusive)
+	if err := m.Tend(f.ctx, 0); !IsConfiguration(err) {
+		t.Errorf("tended: %v", err)
+	}
+	if _, _, err := m.Read(f.ctx, 1, time.Millisecond); !IsConfiguration(err) {
+		t.Errorf("read: %v", err)
 	}
 }
