@@ -33,6 +33,9 @@ func fromCEL(v ref.Val, col *config.Column) (Value, error) {
 		return fromJSON(r, col)
 	case types.Timestamp:
 		if col.Type == config.TypeTimestamptz {
+			if s := x.Unix(); s < minMicros/1_000_000 || s >= maxMicros/1_000_000 {
+				return Value{}, errors.New("is a time outside the range of timestamptz")
+			}
 			return timeValue(x.Time), nil
 		}
 		text, _ := expression.TextOf(v)

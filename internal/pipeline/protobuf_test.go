@@ -172,6 +172,17 @@ func TestDecodeReadsProtobuf(t *testing.T) {
 	}
 }
 
+// A time that PostgreSQL has no place for is refused, and does not become another.
+func TestDecodeRefusesTimesOutOfRange(t *testing.T) {
+	tr, _ := protobufOf(t, "  - {name: v, path: at, type: timestamptz}")
+	for seconds, fits := range map[string]bool{"253402300799": true, "-62135596800": true, "9223372036853": true, "9223372036854": false, "-210866803201": false, "9223372036854775807": false} {
+		_, err := decode(tr, entry("payload", position(t, "at: {seconds: "+seconds+"}")))
+		if fits != (err == nil) {
+			t.Errorf("%s: %v", seconds, err)
+		}
+	}
+}
+
 func TestDecodeRefusesWhatIsNoMessage(t *testing.T) {
 	tr, _ := protobufOf(t, "  - {name: v, path: device, type: text}")
 	for _, payload := range []string{"\x0a\xff", "{}", "\x0a\x01\xff", strings.Repeat("\x52\x7f", 100)} {
