@@ -1,8 +1,8 @@
 // Command watermill is a processor as one writes it with Watermill and its Redis Streams subscriber: it reads one entry at a time in each of
 // many subscribers, collects what they have in hand into one INSERT, and acknowledges after the commit.
 //
-// Tuning. A subscriber asks Redis for one entry and reads the next when that is acknowledged, so throughput needs many of them: with 256 it is
-// highest here, 64 and 1,024 are slower. Their messages meet in one channel, and two writers take what is there. Rows are sent as arrays
+// Tuning. A subscriber asks Redis for one entry and reads the next when that is acknowledged, so throughput needs many of them: 256 are
+// the fastest here, 64 are a tenth slower and 1,024 a twentieth. Their messages meet in one channel, and two writers take what is there. Rows are sent as arrays
 // and sorted by key, because concurrent writers deadlock otherwise. The UUID that Watermill's own publisher adds is not asked for.
 package main
 
