@@ -32,6 +32,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/database"
+	"github.com/millrace-dev/millrace/internal/pipeline"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 	"github.com/millrace-dev/millrace/test/env/redis"
 )
@@ -51,6 +52,7 @@ func TestPipelines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	wantMetrics(t, string(text))
 	document := strings.NewReplacer("https://hooks.example.com/", "http://127.0.0.1:"+w.port+"/", " 9000 ", " "+w.port+" ").Replace(string(text))
 	blocks := regexp.MustCompile("(?ms)^```(\\w+)\n(.*?)^```$").FindAllStringSubmatch(document, -1)
 	for i, b := range blocks {
@@ -82,6 +84,22 @@ func TestPipelines(t *testing.T) {
 		}
 	}
 	w.stopProcessors()
+}
+
+// wantMetrics fails when the document names a metric that processors do not have.
+func wantMetrics(t *testing.T, text string) {
+	t.Helper()
+	families, err := pipeline.NewMetrics().Gatherer().Gather()
+	must(t, err)
+	known := map[string]bool{}
+	for _, f := range families {
+		known[f.GetName()] = true
+	}
+	for _, name := range regexp.MustCompile(`millrace_processor_[a-z_]+`).FindAllString(text, -1) {
+		if !known[name] {
+			t.Errorf("no processor has the metric %s", name)
+		}
+	}
 }
 
 // fileName is the name that the first line of a block gives it, as in "# receiver.py".

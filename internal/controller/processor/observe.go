@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -93,7 +92,12 @@ func diagnose(pods []corev1.Pod, now time.Time) string {
 				return fmt.Sprintf("Pod %s cannot be scheduled: %s", pod.Name, c.Message)
 			}
 		}
-		for _, c := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		for _, c := range pod.Status.InitContainerStatuses {
+			if text := containerTrouble(c, now); text != "" {
+				return fmt.Sprintf("Pod %s, container %s: %s", pod.Name, c.Name, text)
+			}
+		}
+		for _, c := range pod.Status.ContainerStatuses {
 			if text := containerTrouble(c, now); text != "" {
 				return fmt.Sprintf("Pod %s: %s", pod.Name, text)
 			}

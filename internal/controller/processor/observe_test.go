@@ -30,6 +30,9 @@ func TestDiagnose(t *testing.T) {
 	}}
 	leaving := pod(waiting("CrashLoopBackOff", ""))
 	leaving.DeletionTimestamp = &metav1.Time{Time: now}
+	beside := pod(waiting("PodInitializing", ""))
+	beside.Status.InitContainerStatuses = []corev1.ContainerStatus{waiting("ImagePullBackOff", "not found")}
+	beside.Status.InitContainerStatuses[0].Name = "sidecar"
 	for _, c := range []struct {
 		name string
 		pod  corev1.Pod
@@ -44,6 +47,7 @@ func TestDiagnose(t *testing.T) {
 		{"a crash loop says the last line of the log", pod(died(waiting("CrashLoopBackOff", "back-off"), 1, "one\ntwo\n")), "Pod p: CrashLoopBackOff; it said: two"},
 		{"a pod that restarts after a crash", pod(died(running(time.Second, false), 1, "bad config")), "exit code 1; it said: bad config"},
 		{"a pod that never becomes ready", pod(running(time.Hour, false)), "kubectl logs tells why"},
+		{"a sidecar that does not start", beside, "Pod p, container sidecar: ImagePullBackOff: not found"},
 		{"a pod without a node", unschedulable, "cannot be scheduled: 0/1 nodes are available"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
