@@ -194,7 +194,7 @@ func explain(text string, issues *cel.Issues) error {
 
 func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
 
-// Text of the expression.
+// String is the text of the expression.
 func (p *Program) String() string { return p.text }
 
 // Uses says whether the expression has a variable in it.
