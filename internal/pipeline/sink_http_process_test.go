@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -310,5 +311,43 @@ func TestHTTPSink_SecretsAreRotated(t *testing.T) {
 	}
 	if _, text := p.get("/metrics"); strings.Contains(text, "-secret") {
 		t.Error("the metrics hold a secret")
+	}
+}
+
+// Beside a table in a fan-out: what the receiver takes becomes a row too, what it refuses becomes a dead letter of its branch and a row, and a receiver
+// that is away for a while loses nothing.
+func TestHTTPSink_BesideATable(t *testing.T) {
+	for _, request := range []string{"Single", "Batch"} {
+		t.Run(request, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			tk := &taken{}
+			var requests atomic.Int64
+			r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request, events []cloudEvent) {
+				if requests.Add(1)%7 == 3 {
+					w.WriteHeader(http.StatusServiceUnavailable)
+					return
+				}
+				if slices.ContainsFunc(events, func(e cloudEvent) bool { return strings.Contains(string(e.Data), `"odometer":-1`) }) {
+					w.WriteHeader(http.StatusUnprocessableEntity)
+					return
+				}
+				tk.take(events...)
+			})
+			l := seeded(t, &load{total: 600, poison: 0.01})
+			text := w.configText("\n  table: {name: positions, key: [device_id, ts], create: IfMissing}", fmt.Sprintf(`
+  fanOut:
+  - {name: rows, table: {name: positions, key: [device_id, ts], create: IfMissing}}
+  - {name: hook, http: {url: %q, mode: %s}}`, r.URL, request))
+			w.start("one", text).ready()
+			w.produce(l)
+			valid, poisoned := int(l.valid.Load()), int(l.poisoned.Load())
+			eventually(t, time.Minute, func() (bool, string) {
+				taken, rows, undelivered, pending, letters := tk.distinct(), w.rows(), w.undelivered(), w.pending(), w.deadLetters()
+				return taken == valid && rows == valid+poisoned && undelivered == 0 && pending == 0 && letters == poisoned,
+					fmt.Sprintf("taken %d of %d, rows %d, undelivered %d, pending %d, dead letters %d of %d", taken, valid, rows, undelivered, pending, letters, poisoned)
+			})
+			t.Logf("produced %d: taken %d, rows %d, refused by the receiver and set aside %d, pending 0", l.total, tk.distinct(), w.rows(), poisoned)
+		})
 	}
 }
