@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -157,4 +159,49 @@ func TestRedrive_OfAGroup(t *testing.T) {
 		t.Errorf("%q, %t", said, ok)
 	}
 	becomes(t, 20*time.Second, "rows", 2, w.orderRows)
+}
+
+// Dead letters of entries that a receiver has refused reach it, once each, when it takes them.
+func TestRedrive_ToAReceiver(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	var strict atomic.Bool
+	strict.Store(true)
+	tk := &taken{}
+	rec := newReceiver(t, func(rw http.ResponseWriter, _ *http.Request, events []cloudEvent) {
+		if data := string(events[0].Data); strings.Contains(data, "never") || strict.Load() && strings.Contains(data, "later") {
+			http.Error(rw, "no", http.StatusUnprocessableEntity)
+			return
+		}
+		tk.take(events...)
+	})
+	configuration := w.configText("sink:\n  table: {name: positions, key: [device_id, ts], create: IfMissing}\n", "sink:\n  http: {url: "+rec.URL+"}\n",
+		"maxDeliveries: 3", "maxDeliveries: 1")
+	p := w.start("one", configuration)
+	p.ready()
+	entry := func(device string) string {
+		return fmt.Sprintf(`{"device_id":%q,"timestamp":"2026-01-01T00:00:00Z"}`, device)
+	}
+	ids := w.add(entry("now"), entry("later"), entry("never"), entry("later still"))
+	becomes(t, 20*time.Second, "dead letters", 3, w.deadLetters)
+	strict.Store(false)
+	if said, ok := w.redrive(configuration); said != "2 dead letters redriven, 1 refused again" || ok {
+		t.Errorf("%q, %t", said, ok)
+	}
+	if n := w.deadLetters(); n != 1 {
+		t.Errorf("%d dead letters are left, want 1", n)
+	}
+	tk.mu.Lock()
+	defer tk.mu.Unlock()
+	for i, want := range []int{1, 1, 0, 1} {
+		got := 0
+		for id, n := range tk.counts {
+			if strings.HasSuffix(id, ids[i]) {
+				got += n
+			}
+		}
+		if got != want {
+			t.Errorf("event %d came %d times, want %d", i, got, want)
+		}
+	}
 }
