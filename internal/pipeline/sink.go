@@ -106,7 +106,11 @@ func SettleTogether(ctx context.Context, c *config.Config, source TxSource, sour
 	}
 	for _, b := range c.Branches() {
 		if b.Table != nil && len(b.Table.Key) == 0 {
-			return false, NewConfigurationError("source and sink are different databases, so redelivery is possible: write the key of table %s, which makes it harmless", b.Table.Name)
+			at := "sink.table.key"
+			if b.Name != "" {
+				at = "the table.key of branch " + b.Name
+			}
+			return false, NewConfigurationError("source and sink are different databases, so redelivery is possible: write %s, which makes it harmless", at)
 		}
 	}
 	return false, nil

@@ -83,7 +83,7 @@ func (s *TableSink) newTableCopy(ctx context.Context, t *config.TableSink, actua
 	}
 	c := &tableCopy{
 		lookup:    statement{text: s.lookupText(t), unnamed: true}, // so that it is planned anew for the size that the table has
-		statement: fmt.Sprintf("COPY %s (%s) FROM STDIN (FORMAT binary)", pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(names, ", ")),
+		statement: s.typesGuard(t) + fmt.Sprintf("COPY %s (%s) FROM STDIN (FORMAT binary)", pgx.Identifier{t.Schema, t.Name}.Sanitize(), strings.Join(names, ", ")),
 		seen:      newSeenKeys(),
 	}
 	for _, col := range s.columns {
@@ -102,6 +102,20 @@ type copied struct {
 func copies(t config.ColumnType) bool {
 	_, array := t.Element()
 	return !array && t != config.TypeNumeric
+}
+
+// typesGuard stands before the COPY, in its transaction and its round trip, and fails when a column's type is no longer the one
+// that its values are encoded for. COPY would read them as the new type: eight bytes of a bigint make a double precision of
+// another value without any error. Under the lock nobody changes the types before the rows are in.
+func (s *TableSink) typesGuard(t *config.TableSink) string {
+	literal := func(text string) string { return "'" + strings.ReplaceAll(text, "'", "''") + "'" }
+	var types []string
+	for _, col := range s.columns {
+		types = append(types, "("+literal(col.Name)+", "+literal(string(col.Type))+"::regtype)")
+	}
+	table := pgx.Identifier{t.Schema, t.Name}.Sanitize()
+	return fmt.Sprintf("LOCK TABLE ONLY %s IN ROW EXCLUSIVE MODE; SELECT 1 / (count(*) = %d)::integer AS types_are_as_mapped FROM pg_catalog.pg_attribute "+
+		"WHERE attrelid = %s::regclass AND NOT attisdropped AND (attname, atttypid) IN (%s); ", table, len(s.columns), literal(table), strings.Join(types, ", "))
 }
 
 // lookupText builds the query that gives the places, counted from 1, of the keys that are in the table. Each key is looked up
