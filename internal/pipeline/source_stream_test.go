@@ -310,7 +310,7 @@ func TestConsumerGroupIntoAnotherDatabase(t *testing.T) {
 	})
 	// Without a key a redelivery would be a second row, so that is refused at the start.
 	p = sink.start("two", strings.ReplaceAll(ordersConfig, "MODE", "Shared"), config.EnvSourceDatabaseURL+"="+source)
-	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), "write the key of table orders") {
+	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), "write sink.table.key") {
 		t.Errorf("exit code %d: %s", code, p.tail(2000))
 	}
 }
