@@ -50,6 +50,8 @@ type facts struct {
 	mode       Mode
 	ackWait    time.Duration
 	receiveSQL string
+	claimSQL   string // empty where receive alone knows how: Ordered, priorities, auto-ack (fetch.go)
+	fetchSQL   string
 	readAt     time.Time
 }
 
@@ -64,6 +66,8 @@ type Consumer struct {
 
 	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
 
+	backlog atomic.Bool  // the last claim was full, so there is probably more
+	lane    atomic.Int64 // of the last claim; 0 before the first, and after one of retries
 }
 
 // NewConsumer checks that stream and group exist (ErrNotFound).
@@ -113,6 +117,9 @@ func (c *Consumer) learn(ctx context.Context) error {
 	f.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
 		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5%s) r`,
 		payload, receive, autoAck)
+	if f.mode == ModeShared && priorities == 1 && !c.cfg.AutoAck {
+		f.claimSQL, f.fetchSQL = fetchStatements(f.stream, c.cfg.Stream)
+	}
 	c.facts.Store(f)
 	return nil
 }
@@ -178,10 +185,15 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
 	defer conn.Release()
-	claim, err := c.receive(ctx, conn, lease, ack)
+	receive := c.receive
+	if c.fetches(conn) {
+		receive = c.claimAndFetch
+	}
+	claim, err := receive(ctx, conn, lease, ack)
 	if err != nil {
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
+	c.remember(claim)
 	return claim, nil
 }
 

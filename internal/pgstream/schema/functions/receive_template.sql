@@ -28,7 +28,7 @@ declare
     c_stream constant integer := /* stream id */ 0;
     now_     timestamptz;
     ends     timestamptz;
-    f        record;
+    taken_   record;
     g        record;
     acked    bigint[];       -- the parts of p_ack while it waits to be settled with the next claim
     acks     bigint;         -- the claim that the new claim's row settles
@@ -83,75 +83,36 @@ begin
             raise exception 'cannot claim for % milliseconds', p_lease_ms using errcode = 'MR004', hint = 'Pass a positive time, or null for the group''s ack wait.';
         end if;
     end if;
-    now_ := millrace_engine.clock();
-
-    -- The hot path: a Shared group without retries, filter or expired claims, whose member acks with the call. What does not fit goes on below.
-    select x.id, x.lane_id, x.first_position, now_ + make_interval(secs => coalesce(p_lease_ms, x.ack_wait_ms) / 1000.0) as ends,
-            floor(random() * 999999999999999)::bigint + 1 as nonce,
-            case when p_ack ~ '^[0-9]{1,10}\.[1-9][0-9]{0,9}\.[0-9]{1,18}\.[1-9][0-9]{0,17}$' then string_to_array(p_ack, '.')::bigint[] end as acked,
-            x.mode = 'Shared' and not x.paused and x.lapsed_at is null and x.filter is null and x.recheck_at > now_ and not p_auto_ack
-                and (p_ack is null or split_part(p_ack, '.', 2) = x.lane_id::text)
-                and not exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as plain
-        into f
-        from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
-    if f.plain and (p_ack is null
-                or f.acked is not null and pg_advisory_xact_lock((1610612736 + f.acked[2])::integer, (f.acked[3] & 2147483647)::integer) is not null
-                and pg_advisory_xact_lock_shared((1073741824 + f.acked[2])::integer, (f.acked[3] & 2147483647)::integer) is not null)
-            and pg_advisory_xact_lock(536870912 + f.id, 0) is not null then
-        ring_ := pg_sequence_last_value('millrace_engine.ring');
-        /* each ring */
-            select x.claim + 1 as claim, x.frontier, x.floor, x.stragglers, x.careful_to, x.segment, least(x.next_check, f.ends) as next_check,
-                    case when x.horizon > x.frontier or coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) <= x.frontier then x.horizon
-                         else millrace_engine.horizon(c_stream) end as horizon,
-                    x.next_check > now_ and x.frontier >= f.first_position - 1 and x.settled is null and (f.acked is null or x.claim < f.acked[3] + 64
-                        and (select bool_or(y.claim = f.acked[3] and y.nonce = f.acked[4]) and not bool_or(coalesce(y.settles = f.acked[3], false))
-                             from millrace_engine.claim_ring y where y.lane_id = f.lane_id and y.claim >= f.acked[3] and y.claim <= f.acked[3] + 64)
-                        and not exists (select from millrace_engine.settlement_ring y
-                            where y.lane_id = f.lane_id and y.claim = f.acked[3] and y.kind in ('A', 'T', 'R'))) as plain
-                into last
-                from millrace_engine.claim_ring x where x.lane_id = f.lane_id order by x.claim desc limit 1;
-            if last.plain then
-                -- Of the one segment that had the messages before; of the others only if that does not have them all.
-                return query select f.id || '.' || f.lane_id || '.' || last.claim || '.' || f.nonce,
-                        m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, f.ends
+    -- The hot path (claim_template.sql). What does not fit goes on below.
+    if not p_auto_ack then
+        taken_ := millrace_engine.claim_template(p_group, p_member, p_max, p_lease_ms, p_ack, (random() * 999999999999999)::bigint + 1);
+        if taken_.claim is not null then
+            -- Of the one segment that had the messages before; of the others only if that does not have them all.
+            return query select taken_.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken_.expires_at
+                from millrace.stream_template m
+                where m.segment = taken_.segment and m."position" > taken_.low and m."position" <= taken_.high
+                order by m."position";
+            get diagnostics n = row_count;
+            if n < taken_.high - taken_.low then
+                return query select taken_.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken_.expires_at
                     from millrace.stream_template m
-                    where m.segment = last.segment and m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon)
+                    where m.segment is distinct from taken_.segment and m."position" > taken_.low and m."position" <= taken_.high
                     order by m."position";
-                get diagnostics n = row_count;
-                if n < least(last.frontier + p_max, last.horizon) - last.frontier then
-                    return query select f.id || '.' || f.lane_id || '.' || last.claim || '.' || f.nonce,
-                            m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, f.ends
-                        from millrace.stream_template m
-                        where m.segment is distinct from last.segment and m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon)
-                        order by m."position";
-                    get diagnostics behind = row_count;
-                    if behind > 0 then
-                        n := n + behind;
-                        select m.segment into last.segment from millrace.stream_template m
-                            where m."position" > last.frontier and m."position" <= least(last.frontier + p_max, last.horizon) order by m."position" desc limit 1;
-                    end if;
-                end if;
-                if n > 0 then
-                    if last.claim % 32 = 0 then
-                        select r.new_floor, r.new_stragglers into last.floor, last.stragglers
-                            from millrace_engine.raise_floor(f.lane_id, last.claim - 1, last.floor, last.stragglers) r;
-                    end if;
-                    insert into millrace_engine.claim_ring (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages,
-                            attempt, ring, member, stragglers, careful_to, segment, settles)
-                        values (f.lane_id, last.claim, last.frontier, least(last.frontier + p_max, last.horizon), least(last.frontier + p_max, last.horizon),
-                            last.horizon, last.floor, f.nonce, f.ends, last.next_check, n, 1, ring_, p_member, last.stragglers, last.careful_to, last.segment,
-                            f.acked[3]);
-                    return;
-                elsif last.horizon <= last.frontier then
-                    if f.acked is not null then
-                        insert into millrace_engine.settlement_ring (lane_id, claim, at, ring, kind) values (f.lane_id, f.acked[3], now_, ring_, 'A');
-                    end if;
-                    return;
+                get diagnostics behind = row_count;
+                n := n + behind;
+                perform millrace_engine.note_claimed_template(taken_.claim, taken_.low, taken_.high, n);
+                if behind > 0 then
+                    perform millrace_engine.note_segment_template(taken_.claim, taken_.high);
                 end if;
             end if;
-        /* end */
+            if n > 0 then
+                return;
+            end if;
+            p_ack := null;   -- settled with an empty claim: rollbacks left nothing there, go on behind it
+        end if;
     end if;
 
+    now_ := millrace_engine.clock();
     select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason, x.lane_id, x.recheck_at,
             x.first_position, x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g

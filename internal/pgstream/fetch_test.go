@@ -1,0 +1,277 @@
+package pgstream_test
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// Claims of a backlog are made by one transaction and read by another; what comes out is what receive would have handed out.
+func TestBacklogIsFetchedOnceByManyMembers(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared})
+	var want []int64
+	for i := range 20 { // with holes: single positions, and stretches longer than a claim
+		want = append(want, e.publish("orders", 150)...)
+		e.run(fmt.Sprintf("do $$ begin begin insert into millrace.orders (payload) select '{}' from generate_series(1, %d); raise 'no'; exception when raise_exception then null; end; end $$", 1+i*20))
+	}
+	want = append(want, e.publish("orders", 10)...)
+
+	var mu sync.Mutex
+	var got []int64
+	fetched := 0
+	var working sync.WaitGroup
+	for range 3 {
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 60})
+		working.Go(func() {
+			token := ""
+			for {
+				claim, err := c.AckAndTryReceive(e.ctx, token)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if claim == nil {
+					return
+				}
+				token = claim.Token
+				mu.Lock()
+				for _, m := range claim.Messages {
+					got = append(got, m.Position)
+					if m.Attempt != 1 || m.CreatedAt.IsZero() || len(m.Payload) == 0 || m.Key == nil {
+						t.Errorf("not whole: %+v", m)
+					}
+				}
+				if pgstream.Fetches(c) {
+					fetched++
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	working.Wait()
+	same(t, "received", sorted(got), want)
+	if fetched == 0 {
+		t.Error("nothing was fetched by a transaction of its own")
+	}
+	if s := e.stats("orders", "g"); s.Lag != 0 || s.InFlight != 0 || s.AckFloor != want[len(want)-1] {
+		t.Errorf("at the end: %+v", s)
+	}
+}
+
+// What a fetched message holds is what receive returns for it, for both payload types.
+func TestFetchedMessagesAreEqualToReceivedOnes(t *testing.T) {
+	t.Parallel()
+	for _, payload := range []pgstream.PayloadType{pgstream.PayloadJSON, pgstream.PayloadBytes} {
+		t.Run(string(payload), func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			plan, err := pgstream.PlanStream(e.ctx, e.Pool, pgstream.StreamSpec{Name: "orders", PayloadType: payload})
+			must(t, err)
+			must(t, pgstream.ApplyStream(e.ctx, e.Pool, plan))
+			value := `jsonb_build_object('n', i, 'text', 'ü "quoted"')`
+			if payload == pgstream.PayloadBytes {
+				value = `decode(lpad(to_hex(i), 8, '0') || '00ff', 'hex')`
+			}
+			e.run(fmt.Sprintf(`insert into millrace.orders (key, headers, payload)
+				select case when i %% 3 > 0 then 'k' || i end, case when i %% 2 > 0 then jsonb_build_object('h', i) end, %s from generate_series(1, 300) i`, value))
+			var all [2][]pgstream.Message
+			for i, group := range []string{"small", "large"} {
+				e.group(pgstream.GroupSpec{Stream: "orders", Name: group, Mode: pgstream.ModeShared})
+				c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: group, MaxMessages: []int{10, 100}[i]})
+				for token := ""; ; {
+					claim, err := c.AckAndTryReceive(e.ctx, token)
+					must(t, err)
+					if claim == nil {
+						break
+					}
+					token = claim.Token
+					all[i] = append(all[i], claim.Messages...)
+				}
+			}
+			if len(all[0]) != 300 || len(all[1]) != 300 {
+				t.Fatalf("%d and %d messages", len(all[0]), len(all[1]))
+			}
+			for n := range all[0] {
+				a, b := all[0][n], all[1][n]
+				if a.Position != b.Position || !a.CreatedAt.Equal(b.CreatedAt) || a.Attempt != b.Attempt || string(a.Payload) != string(b.Payload) ||
+					string(a.Headers) != string(b.Headers) || (a.Headers == nil) != (b.Headers == nil) || (a.Key == nil) != (b.Key == nil) || a.Key != nil && *a.Key != *b.Key {
+					t.Fatalf("received %+v\n fetched %+v", a, b)
+				}
+			}
+		})
+	}
+}
+
+// Single acks settle a fetched claim that has empty positions: the claim knows of them.
+func TestFetchedClaimWithHolesIsSettledBySingleAcks(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared})
+	e.publish("orders", 100)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 100})
+	first, err := c.TryReceive(e.ctx)
+	must(t, err)
+	e.publish("orders", 40)
+	e.run("do $$ begin begin insert into millrace.orders (payload) values ('{}'); raise 'no'; exception when raise_exception then null; end; end $$")
+	e.publish("orders", 40)
+	if !pgstream.Fetches(c) {
+		t.Fatal("the next claim would not be fetched")
+	}
+	claim, err := c.AckAndTryReceive(e.ctx, first.Token)
+	must(t, err)
+	if len(claim.Messages) != 80 {
+		t.Fatalf("%d messages", len(claim.Messages))
+	}
+	positions := make([]int64, len(claim.Messages))
+	for i, m := range claim.Messages {
+		positions[i] = m.Position
+	}
+	must(t, c.AckMessages(e.ctx, claim.Token, positions[:79]))
+	if s := e.stats("orders", "g"); s.InFlight != 1 {
+		t.Errorf("in flight: %+v", s)
+	}
+	must(t, c.AckMessages(e.ctx, claim.Token, positions[79:]))
+	if s := e.stats("orders", "g"); s.InFlight != 0 || s.Lag != 0 {
+		t.Errorf("at the end: %+v", s)
+	}
+	if err := c.Ack(e.ctx, claim.Token); err == nil {
+		t.Error("a settled claim could be acked again")
+	}
+}
+
+// A client of this release works with the functions of the previous one, which have no claim_<stream>.
+func TestFetchingFallsBackToReceive(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared})
+	want := e.publish("orders", 500)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 100})
+	var got []int64
+	token := ""
+	for i := 0; ; i++ {
+		claim, err := c.AckAndTryReceive(e.ctx, token)
+		must(t, err)
+		if claim == nil {
+			break
+		}
+		for _, m := range claim.Messages {
+			got = append(got, m.Position)
+		}
+		token = claim.Token
+		switch i {
+		case 1: // it has fetched once; the statement that it has prepared is stale now
+			id := one[int](e, "select id from millrace_engine.stream where name = 'orders'")
+			e.mutate(fmt.Sprintf("millrace_engine.receive_%d", id), fmt.Sprintf("millrace_engine.claim_%d(", id), "millrace_engine.claimed(")
+			e.run(fmt.Sprintf("alter function millrace_engine.claim_%d(text, text, integer, bigint, text, bigint) rename to claimed", id))
+		}
+	}
+	same(t, "received", got, want)
+}
+
+// The server dies after the claim was made and before it was read: the messages come again, once the claim has expired.
+func TestConnectionCutBetweenClaimAndFetchLosesNothing(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared, AckWait: 300 * time.Millisecond})
+	want := e.publish("orders", 300)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 100})
+	first, err := c.TryReceive(e.ctx)
+	must(t, err)
+	// The reading transaction waits here, behind the lock, and is terminated.
+	blocker := e.connect()
+	tx, err := blocker.Begin(e.ctx)
+	must(t, err)
+	_, err = tx.Exec(e.ctx, "lock table millrace.orders in access exclusive mode")
+	must(t, err)
+	failed := make(chan error, 1)
+	go func() {
+		_, err := c.AckAndTryReceive(e.ctx, first.Token)
+		failed <- err
+	}()
+	for !one[bool](e, `select coalesce(bool_or(pg_terminate_backend(pid)), false) from pg_stat_activity
+			where datname = current_database() and wait_event_type = 'Lock' and pid <> pg_backend_pid() and query like '%lateral%'`) {
+	}
+	if err := <-failed; err == nil {
+		t.Fatal("the cut was not noticed")
+	}
+	must(t, tx.Rollback(e.ctx))
+	var got []int64
+	for _, m := range first.Messages {
+		got = append(got, m.Position)
+	}
+	deadline := time.Now().Add(30 * time.Second)
+	for token := ""; len(got) < len(want) && time.Now().Before(deadline); {
+		claim, err := c.AckAndTryReceive(e.ctx, token)
+		must(t, err)
+		if token = ""; claim != nil {
+			token = claim.Token
+			for _, m := range claim.Messages {
+				got = append(got, m.Position)
+			}
+		}
+	}
+	slices.Sort(got)
+	same(t, "received", got, want)
+}
+
+// What claim_template checks of the claim to ack is needed: without each check, a claim that has ended is acked by the call that makes the next.
+func TestHotPathIsSeenBrokenWithout(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name     string
+		ended    func(e *engine, old, other *pgstream.Consumer) string // the token of a claim of old that has ended, with more messages to claim
+		old, new string
+	}{
+		{"the nonce", func(e *engine, old, other *pgstream.Consumer) string {
+			lost := mustReceive(e, old)
+			e.run("delete from millrace_engine.claim where claim = (select max(claim) from millrace_engine.claim)")
+			mustReceive(e, other)
+			return lost.Token
+		}, "y.nonce = acked[4]", "true"},
+		{"the settlement of a takeover", func(e *engine, old, other *pgstream.Consumer) string {
+			claim := mustReceive(e, old)
+			e.jump(2 * time.Second)
+			mustReceive(e, other)
+			return claim.Token
+		}, "y.kind in ('A', 'T', 'R')", "y.kind in ('A', 'R')"},
+		{"the claim that settles", func(e *engine, old, _ *pgstream.Consumer) string {
+			claim := mustReceive(e, old)
+			if _, err := old.AckAndTryReceive(e.ctx, claim.Token); err != nil {
+				e.t.Fatal(err)
+			}
+			return claim.Token
+		}, "y.settles = acked[3]", "false"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			acksEnded := func(e *engine) bool {
+				e.stream("orders")
+				e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared, AckWait: time.Second})
+				e.publish("orders", 10)
+				old := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "old", MaxMessages: 1})
+				other := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "other", MaxMessages: 1})
+				must(t, other.Ack(e.ctx, mustReceive(e, other).Token)) // the hint of the segment is learned
+				_, err := old.AckAndTryReceive(e.ctx, c.ended(e, old, other))
+				return err == nil
+			}
+			if acksEnded(newEngine(t)) {
+				t.Fatal("a claim that had ended was acked")
+			}
+			e := newEngine(t)
+			e.mutate("millrace_engine.claim_template", c.old, c.new)
+			if !acksEnded(e) {
+				t.Error("nothing was seen without it")
+			}
+		})
+	}
+}
