@@ -275,6 +275,43 @@ func slowInsert(e *engine) []string {
 	return h.broken("g")
 }
 
+// ownPublish looks at the horizon in the transaction that has published. Nobody else writes for a moment, so it tries often.
+func ownPublish(e *engine) []string {
+	e.t.Helper()
+	conn := e.connect()
+	for range 300 {
+		tx, err := conn.Begin(e.ctx)
+		must(e.t, err)
+		position := publishIn(e, tx, "orders")
+		publishIn(e, e, "orders") // a later transaction, which has ended
+		var h int64
+		must(e.t, tx.QueryRow(e.ctx, "select millrace_engine.horizon(1)").Scan(&h))
+		rollback(e, tx)
+		if h >= position {
+			return []string{fmt.Sprintf("the horizon was %d in the transaction that has published %d", h, position)}
+		}
+	}
+	return nil
+}
+
+// newestWriter looks at the horizon while the only open transaction is the newest of the server, which no snapshot lists. Other tests' transactions make the
+// horizon look at the locks, so it tries often.
+func newestWriter(e *engine) []string {
+	e.t.Helper()
+	conn := e.connect()
+	for range 300 {
+		tx, err := conn.Begin(e.ctx)
+		must(e.t, err)
+		position := publishIn(e, tx, "orders")
+		h := one[int64](e, "select millrace_engine.horizon(1)")
+		rollback(e, tx)
+		if h >= position {
+			return []string{fmt.Sprintf("the horizon was %d while position %d was not committed", h, position)}
+		}
+	}
+	return nil
+}
+
 func TestInvariant1IsSeenBrokenWithout(t *testing.T) {
 	t.Parallel()
 	late := func(sql ...string) func(e *engine) []string {
@@ -300,6 +337,16 @@ func TestInvariant1IsSeenBrokenWithout(t *testing.T) {
 			}},
 		{"a horizon that stays below open publishers", late(insert),
 			func(e *engine) { e.mutate("millrace_engine.horizon", "return least(h, l)", "return h") }},
+		{"the open transactions that a snapshot lists", late(insert),
+			func(e *engine) { e.mutate("millrace_engine.nobody_writes", "right(s::text, 1) <> ':'", "false") }},
+		{"the open transactions that no snapshot lists yet", newestWriter,
+			func(e *engine) {
+				e.mutate("millrace_engine.nobody_writes", "perform pg_xact_status(pg_snapshot_xmax(s))", "return true")
+			}},
+		{"the reader's own transaction", ownPublish,
+			func(e *engine) {
+				e.mutate("millrace_engine.nobody_writes", "pg_current_xact_id_if_assigned() is not null", "false")
+			}},
 		{"a lock before the position is allocated", slowInsert, func(e *engine) {
 			e.run("drop trigger publish_guard on millrace.orders")
 			e.run("alter table millrace.orders alter segment set default 0")
