@@ -141,7 +141,7 @@ func TestTheHorizonOfAGroupNeverGoesBack(t *testing.T) {
 	if claim := mustReceive(e, c); len(claim.Messages) != 10 {
 		t.Fatalf("%d messages", len(claim.Messages))
 	}
-	exec(e, slow, "select pg_advisory_xact_lock_shared((1::bigint << 40) | 3)")
+	exec(e, slow, "select pg_current_xact_id(), pg_advisory_xact_lock_shared((1::bigint << 40) | 3)")
 	if h := one[int64](e, "select millrace_engine.horizon(1)"); h != 3 {
 		t.Fatalf("horizon %d, want 3", h)
 	}
