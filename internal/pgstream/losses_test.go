@@ -93,7 +93,7 @@ func TestTheLastPositionIsReadBeforeThePublishersLocks(t *testing.T) {
 	for _, broken := range []bool{false, true} {
 		e := newEngine(t)
 		e.mutate("millrace_engine.nobody_writes", "right(s::text, 1) <> ':'", "true") // always looks at the locks
-		if broken { // the locks first
+		if broken {                                                                   // the locks first
 			def := one[string](e, "select pg_get_functiondef('millrace_engine.horizon(integer)'::regprocedure)")
 			assign := def[strings.Index(def, "h := coalesce("):strings.Index(def, "select min(h")]
 			locks := def[strings.Index(def, "select min(h"):strings.Index(def, "return least(")]
