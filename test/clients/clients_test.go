@@ -164,6 +164,9 @@ func TestThePythonThatTheDocumentationShowsIsTheOneThatRuns(t *testing.T) {
 	must(t, err)
 	found := 0
 	for _, path := range append(documents, "../../README.md") {
+		if filepath.Base(path) == "pipelines.md" {
+			continue // test/docs writes its programs to files and runs them
+		}
 		text, err := os.ReadFile(path)
 		must(t, err)
 		for _, block := range regexp.MustCompile("(?ms)^```python\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
