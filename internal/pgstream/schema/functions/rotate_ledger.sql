@@ -37,10 +37,16 @@ comment on function millrace_engine.rotate_ledger(bigint) is 'Moves new ledger r
 -- Copies what the group still needs into the current ring: its open claims, and a row that remembers how far it is. An emptied ledger would
 -- begin again from the first claim otherwise. False when a claim is being settled this moment; call it again then.
 -- Each open claim is locked exclusively, so no settlement can slip into the old ring beside its copy.
+-- Nothing to copy is the rule, and is found out without the group's lock, which would keep its members waiting. truncate_ledger looks again.
 create or replace function millrace_engine.carry_over(p_group integer) returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
 declare
-    cur smallint;
+    cur smallint := pg_sequence_last_value('millrace_engine.ring');
+    needed boolean := false;
     l record;
     last millrace_engine.claim;
     o millrace_engine.claim;
@@ -48,6 +54,14 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'maintenance needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
             hint = 'An older snapshot does not see all that a TRUNCATE would remove.';
+    end if;
+    for l in select x.id from millrace_engine.lane x where x.group_id = p_group loop
+        select c.* into strict last from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1;
+        needed := needed or last.ring <> cur or last.stragglers is not null
+            or exists (select from millrace_engine.claim c where c.lane_id = l.id and c.claim > last.floor and c.ring <> cur);
+    end loop;
+    if not needed then
+        return true;
     end if;
     perform pg_advisory_xact_lock(536870912 + p_group, 0);
     cur := pg_sequence_last_value('millrace_engine.ring');
