@@ -7,7 +7,6 @@ import (
 	"html/template"
 	"math"
 	"net/http"
-	"net/url"
 	"os"
 	"slices"
 	"strconv"
@@ -255,15 +254,7 @@ func withoutSecretsHTTP(h *config.HTTPSink) *config.HTTPSink {
 		return nil
 	}
 	shown := *h
-	if u, err := url.Parse(h.URL); err != nil {
-		shown.URL = hidden
-	} else if h.URL != "" {
-		query := u.RawQuery != ""
-		u.User, u.RawQuery = nil, ""
-		if shown.URL = u.String(); query {
-			shown.URL += "?" + hidden
-		}
-	}
+	shown.URL = h.Place()
 	shown.Headers = map[string]string{}
 	for name := range h.Headers {
 		shown.Headers[name] = hidden

@@ -185,11 +185,12 @@ sink:
 		t.Errorf("hidden: %+v", r)
 	}
 	var event struct {
+		ID   string         `json:"id"`
 		Type string         `json:"type"`
 		Data map[string]any `json:"data"`
 	}
 	if err := json.Unmarshal(results[3].Event, &event); err != nil || event.Type != "org.example.position" || event.Data["device_id"] != "device-0001" ||
-		results[3].To != "http $"+config.EnvHTTPURL {
+		results[3].To != "http $"+config.EnvHTTPURL || !strings.HasPrefix(event.ID, "all/web/") {
 		t.Errorf("web: %+v, %v", results[3], err)
 	}
 	if r := results[4]; r.Outcome != pipeline.PreviewRejected || !strings.Contains(r.Reason, "no_such_field") {

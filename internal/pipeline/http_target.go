@@ -31,6 +31,31 @@ const secretAge = time.Second
 // signingPrefix marks a key in base64, as Standard Webhooks writes it.
 const signingPrefix = "whsec_"
 
+// oneReceiverOfSecrets fails when several branches post and the environment holds a secret of one: the others would send it
+// to their receivers.
+func oneReceiverOfSecrets(c *config.Config) error {
+	var names []string
+	for _, b := range c.Sink.FanOut {
+		if b.HTTP != nil {
+			names = append(names, b.Name)
+		}
+	}
+	if len(names) < 2 {
+		return nil
+	}
+	for _, variable := range []string{config.EnvHTTPURL, config.EnvHTTPAuthorization, config.EnvHTTPSigningKey} {
+		secret, err := config.FromEnvironment(variable)
+		if err != nil {
+			return NewConfigurationError("%v", err)
+		}
+		if secret.IsSet() {
+			return NewConfigurationError("%s is set, and the branches %s would all use it; give the branch that it belongs to a processor of its own",
+				variable, strings.Join(names, ", "))
+		}
+	}
+	return nil
+}
+
 func newHTTPTarget(h *config.HTTPSink) (*httpTarget, error) {
 	t := &httpTarget{address: config.Fixed("sink.http.url", h.URL)}
 	var err error
@@ -96,6 +121,10 @@ func (t *httpTarget) read() (*destination, error) {
 		d.secrets = append(d.secrets, text)
 	}
 	d.addSecrets()
+	if t.address.Variable() == config.EnvHTTPURL && len(d.url.Path) > 1 {
+		// The whole address is a secret, and that of a web hook is often one by its path.
+		d.secrets = append(d.secrets, d.url.Path, d.url.EscapedPath())
+	}
 	return d, nil
 }
 

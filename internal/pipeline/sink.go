@@ -79,6 +79,9 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 func ofBranch(c *config.Config, b config.Branch) *config.Config {
 	alone := *c
 	alone.Mapping = *b.Mapping
+	if b.Name != "" {
+		alone.Name += "/" + b.Name // so that ids of events and of published items differ between branches
+	}
 	alone.Sink = config.Sink{Table: b.Table, Stream: b.Stream, SQL: b.SQL, HTTP: b.HTTP}
 	return &alone
 }

@@ -96,11 +96,13 @@ func NewFanOut(ctx context.Context, o SinkOptions) (*FanOut, error) {
 		pool: o.Pool, letters: NewDeadLetters(o.Pool, o.Config), errors: o.Config.Errors, name: o.Config.Name,
 		metrics: o.Metrics, log: o.Logger, seed: maphash.MakeSeed(), taken: map[string]branches{},
 	}
+	if err := oneReceiverOfSecrets(o.Config); err != nil {
+		return nil, err
+	}
 	sharders := 0
 	for _, b := range o.Config.Branches() {
 		alone := o
 		alone.Config = ofBranch(o.Config, b)
-		alone.Config.Name += "/" + b.Name
 		sink, err := NewSink(ctx, alone)
 		if err != nil {
 			return nil, &branchError{b.Name, err}

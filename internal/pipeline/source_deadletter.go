@@ -86,7 +86,7 @@ func NewDeadLetterSource(ctx context.Context, pool *pgxpool.Pool, c *config.Conf
 	}
 	switch {
 	case len(s.branches) == 0:
-		return nil, NewConfigurationError("the pipeline has no branch %q", filter.Branch)
+		return nil, noBranch(c, filter.Branch)
 	case filter.Branch == "" && len(c.Sink.FanOut) > 0:
 		s.branches = append(s.branches, "")
 	}
@@ -95,6 +95,18 @@ func NewDeadLetterSource(ctx context.Context, pool *pgxpool.Pool, c *config.Conf
 		return nil, fmt.Errorf("read the dead letters: %w", err)
 	}
 	return s, nil
+}
+
+// noBranch says which branches there are instead.
+func noBranch(c *config.Config, name string) error {
+	if len(c.Sink.FanOut) == 0 {
+		return NewConfigurationError("the pipeline has no branch %q, because its sink is no fan-out; leave the branch out", name)
+	}
+	var names []string
+	for _, b := range c.Sink.FanOut {
+		names = append(names, b.Name)
+	}
+	return NewConfigurationError("the pipeline has no branch %q; write one of %s", name, strings.Join(names, ", "))
 }
 
 func (s *DeadLetterSource) query(text string) string {

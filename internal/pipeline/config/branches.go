@@ -1,6 +1,9 @@
 package config
 
-import "fmt"
+import (
+	"fmt"
+	"net/url"
+)
 
 // Branches are the sinks of the pipeline in one form: those of a fan-out, or the only one as a branch without a name. Each has
 // its mapping, also where it is the pipeline's.
@@ -31,12 +34,29 @@ func (b *Branch) Target() string {
 	case b.Stream != nil:
 		return "streams by " + b.Stream.Route
 	case b.HTTP != nil && b.HTTP.URL != "":
-		return "http " + b.HTTP.URL
+		return "http " + b.HTTP.Place()
 	case b.HTTP != nil:
 		return "http $" + EnvHTTPURL
 	}
 	return "nothing"
 }
+
+// Place is the address to post to as it may be shown: without credentials and the query, which can hold a token.
+func (h *HTTPSink) Place() string {
+	u, err := url.Parse(h.URL)
+	if err != nil {
+		return hiddenPart // a parser's error would repeat the address
+	}
+	query := u.RawQuery != ""
+	u.User, u.RawQuery = nil, ""
+	if query {
+		return u.String() + "?" + hiddenPart
+	}
+	return u.String()
+}
+
+// hiddenPart stands for what is not shown.
+const hiddenPart = "(hidden)"
 
 // path is where the i-th of Branches stands in the configuration.
 func (s *Sink) path(i int) string {

@@ -432,3 +432,24 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestADefaultIsNotReported(t *testing.T) {
+	_, err := Parse([]byte(strings.Replace(positions, "drain:", "batch: {writers: 65}\ndrain:", 1)))
+	if err == nil || !strings.Contains(err.Error(), "batch.writers: 65 is out of range") || strings.Contains(err.Error(), "maxInFlight") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestThePlaceOfAReceiverHoldsNoSecret(t *testing.T) {
+	for address, want := range map[string]string{
+		"":                                     "",
+		"https://example.org/events":           "https://example.org/events",
+		"https://example.org/events?token=abc": "https://example.org/events?(hidden)",
+		"https://user:secret@example.org/":     "https://example.org/",
+		"https://user:secret@[example.org/":    "(hidden)",
+	} {
+		if got := (&HTTPSink{URL: address}).Place(); got != want {
+			t.Errorf("%s: %s, want %s", address, got, want)
+		}
+	}
+}

@@ -224,7 +224,9 @@ func (c *Config) validateBounds(ps *Problems) {
 	between(ps, "batch.maxRows", b.MaxRows, 1, maxBatchRows)
 	between(ps, "batch.maxBytes", b.MaxBytes, 1024, maxBatchBytes)
 	between(ps, "batch.writers", b.Writers, 1, maxWriters)
-	between(ps, "batch.maxInFlight", b.MaxInFlight, 1, maxInFlightTop)
+	if b.MaxInFlight != 0 { // without a default, because what it is made of is out of range
+		between(ps, "batch.maxInFlight", b.MaxInFlight, 1, maxInFlightTop)
+	}
 	between(ps, "batch.maxInFlightBytes", b.MaxInFlightBytes, 1024, math.MaxInt32)
 	between(ps, "batch.linger", b.Linger, Duration(time.Microsecond), maxLinger)
 	between(ps, "errors.maxDeliveries", c.Errors.MaxDeliveries, 1, maxDeliveries)

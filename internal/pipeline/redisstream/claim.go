@@ -37,15 +37,18 @@ func (m *Member) readAndClaim(ctx context.Context, count int, wait int64) ([]Ent
 			claimed = append(claimed, Entry{ID: slice.ID, Fields: slice.FieldValues, Deliveries: int(deliveries) + 1})
 		}
 	}
+	var entries []Entry
+	if len(fresh) > 0 {
+		// Before the claimed ones are held: after an error all are read again, and what is held would be left out.
+		if entries, err = m.holdNew(ctx, fresh); err != nil {
+			return nil, false, err
+		}
+	}
 	claimed = m.hold(claimed)
 	m.mu.Lock()
 	m.counters.Reclaimed += int64(len(claimed))
 	m.mu.Unlock()
-	if len(fresh) == 0 {
-		return claimed, len(rows) == count, nil
-	}
-	entries, err := m.holdNew(ctx, fresh)
-	return append(claimed, entries...), len(rows) == count, err
+	return append(claimed, entries...), len(rows) == count, nil
 }
 
 // streamRows are the entries of the one stream of an XREADGROUP.
