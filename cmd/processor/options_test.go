@@ -39,6 +39,7 @@ func TestCommandLine(t *testing.T) {
 		"a dry run of too much":                        {[]string{"run", "--dry-run", "--limit", "10001", "-f", file("valid3.yaml", valid)}, exitUsage},
 		"a limit without a dry run":                    {[]string{"run", "--limit", "5", "-f", file("valid4.yaml", valid)}, exitUsage},
 		"redrive needs a valid configuration":          {[]string{"redrive", "--config", file("bad-redrive.yaml", "name: x\n")}, exitUsage},
+		"redrive knows -f as well":                     {[]string{"redrive", "-f", file("valid5.yaml", valid)}, exitFailed},
 		"redrive takes no arguments":                   {[]string{"redrive", "everything"}, exitUsage},
 		"redrive needs a number that is not negative":  {[]string{"redrive", "--max", "-1"}, exitUsage},
 		"an unknown flag":                              {[]string{"--nonsense"}, exitUsage},

@@ -41,6 +41,7 @@ func redrive(args []string) int {
 func parseRedrive(args []string) (o options, filter pipeline.DeadLetterFilter, err error) {
 	flags := flag.NewFlagSet("processor redrive", flag.ContinueOnError)
 	flags.StringVar(&o.config, "config", "/etc/millrace/processor.yaml", "`file` with the pipeline's configuration")
+	flags.StringVar(&o.config, "f", "/etc/millrace/processor.yaml", "the same as --config")
 	flags.StringVar(&filter.Stream, "stream", "", "only those of this `stream` of the source")
 	flags.StringVar(&filter.Branch, "branch", "", "only those of this `branch` of a fan-out")
 	flags.StringVar(&filter.Reason, "reason", "", "only those whose reason contains this `text`")
@@ -50,8 +51,17 @@ func parseRedrive(args []string) (o options, filter pipeline.DeadLetterFilter, e
 	if err := flags.Parse(args); err != nil {
 		return o, filter, err
 	}
-	if flags.NArg() > 0 || filter.Max < 0 || o.logFormat != "json" && o.logFormat != "text" {
-		flags.Usage()
+	problem := ""
+	switch {
+	case flags.NArg() > 0:
+		problem = fmt.Sprintf("%q is one word too many; write flags only", flags.Arg(0))
+	case filter.Max < 0:
+		problem = fmt.Sprintf("--max %d is out of range; write 1 or more, or 0 for all", filter.Max)
+	case o.logFormat != "json" && o.logFormat != "text":
+		problem = fmt.Sprintf("--log-format %q is unknown; write json or text", o.logFormat)
+	}
+	if problem != "" {
+		fmt.Fprintln(flags.Output(), problem)
 		return o, filter, errors.New("usage")
 	}
 	return o, filter, nil

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/redis/rueidis"
 
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
@@ -45,6 +46,9 @@ func PeekRedis(ctx context.Context, client rueidis.Client, c *config.Config, fro
 // priority first. Nothing is claimed. Messages that the group has settled ahead of others are among them.
 func PeekGroup(ctx context.Context, pool *pgxpool.Pool, c *config.Config, fromStart bool, max int) ([]*Item, error) {
 	source := c.Source.ConsumerGroup
+	if err := schema.Check(ctx, pool); err != nil {
+		return nil, err
+	}
 	var items []*Item
 	// Read only, so that the database itself refuses what would change something.
 	err := pgx.BeginTxFunc(ctx, pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {

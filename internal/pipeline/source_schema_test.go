@@ -33,6 +33,13 @@ func TestAProcessorChecksTheSchemaOfItsStream(t *testing.T) {
 	if err := start(); !errors.Is(err, schema.ErrOlder) || pipeline.Classify(err) != pipeline.ClassTransient {
 		t.Errorf("without a schema: %v, class %v", err, pipeline.Classify(err))
 	}
+	peek := func() error {
+		_, err := pipeline.PeekGroup(t.Context(), pool, c, false, 1)
+		return err
+	}
+	if err := peek(); !errors.Is(err, schema.ErrOlder) {
+		t.Errorf("a dry run without a schema: %v", err)
+	}
 	for _, sql := range []string{
 		"create schema millrace_engine",
 		"create table millrace_engine.schema_version (version integer)",
@@ -44,5 +51,8 @@ func TestAProcessorChecksTheSchemaOfItsStream(t *testing.T) {
 	}
 	if err := start(); !errors.Is(err, schema.ErrNewer) || pipeline.Classify(err) != pipeline.ClassConfiguration {
 		t.Errorf("with a newer schema: %v, class %v", err, pipeline.Classify(err))
+	}
+	if err := peek(); !errors.Is(err, schema.ErrNewer) {
+		t.Errorf("a dry run with a newer schema: %v", err)
 	}
 }
