@@ -105,9 +105,17 @@ func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode, shape 
 	return nil
 }
 
+// maintain has a connection of its own, as the manager has, which is another process.
 func maintain(ctx context.Context, pool *pgxpool.Pool) error {
+	config := pool.Config()
+	config.MaxConns = 1
+	own, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer own.Close()
 	var failed error
-	pgstream.RunMaintenance(ctx, pool, maintenance, func(err error) { failed = fmt.Errorf("maintenance: %w", err) })
+	pgstream.RunMaintenance(ctx, own, maintenance, func(err error) { failed = fmt.Errorf("maintenance: %w", err) })
 	return failed
 }
 
