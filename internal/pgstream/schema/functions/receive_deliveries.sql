@@ -5,15 +5,25 @@ create or replace function millrace_engine.receive_deliveries(p_group integer, p
     p_nonce bigint)
 returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
     expires_at timestamptz)
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_sort = off
+as $$
 #variable_conflict use_column
 begin
     perform millrace_engine.end_expired(p_group, p_now);
-    perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
-        from (select x.id from millrace_engine.delivery x join millrace_engine.consumer_group g on g.id = x.group_id
-              where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and g.max_attempts > 0 and x.attempt >= g.max_attempts
-              for update of x skip locked) w
-        having count(*) > 0;
+    -- Only among those that are about to be handed out: looking through all would cost as much as there are. What is worn out makes room for the next.
+    loop
+        perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
+            from (select x.id, x.attempt from millrace_engine.delivery x
+                  where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null
+                  order by x.visible_at, x."position" limit p_max for update skip locked) w
+            where w.attempt >= (select nullif(g.max_attempts, 0) from millrace_engine.consumer_group g where g.id = p_group)
+            having count(*) > 0;
+        exit when not found;
+    end loop;
     return query
         with due as (
             select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
@@ -35,7 +45,11 @@ comment on function millrace_engine.receive_deliveries(integer, text, integer, t
 -- Ends the expired claims of messages from the delivery table; each message gets an entry in its error history. A claim is ended as a whole,
 -- or not at all while somebody settles it.
 create or replace function millrace_engine.end_expired(p_group integer, p_now timestamptz) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_bitmapscan = off
+as $$
 declare
     expired bigint;
 begin
