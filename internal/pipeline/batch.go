@@ -176,7 +176,8 @@ func (r Result) Acknowledge() bool {
 type Outcome struct {
 	Result Result
 	Reason string
-	// Mismatch says of a Duplicate that the row with its key has other content, when the sink was asked to look.
+	// Mismatch says of a Duplicate that the row with its key has other content, when the sink was asked to look. A fan-out says
+	// so of what is a duplicate for one of its branches, whatever it is for the others.
 	Mismatch bool
 }
 

@@ -69,6 +69,12 @@ type fanned struct {
 	id      string   // the item's identity; empty when it has not been asked for
 }
 
+// committed is what one transaction did with one item.
+type committed struct {
+	wrote    branches // for which it was new
+	mismatch bool     // a branch has it with other content
+}
+
 // deliveryCounter is a source whose items do not all know how often they were delivered.
 type deliveryCounter interface {
 	// CountDeliveries fills in Deliveries where it is 0.
@@ -361,15 +367,15 @@ func (f *FanOut) commit(ctx context.Context, b *Batch, os []Outcome) ([]Outcome,
 		return nil, err
 	}
 	defer conn.Release()
-	var wrote []branches // for each item of the batch
+	var did []committed // for each item of the batch
 	counts := make([][numResults]int, len(f.branches))
 	done, err := settledWrite(ctx, conn.Conn(), f.source, b, func(tx pgx.Tx) ([]Outcome, error) {
-		wrote = make([]branches, len(b.Items))
+		did = make([]committed, len(b.Items))
 		for i, br := range f.branches {
 			if br.tx == nil {
 				continue
 			}
-			if err := f.write(ctx, tx, i, b, os, wrote, &counts[i]); err != nil {
+			if err := f.write(ctx, tx, i, b, os, did, &counts[i]); err != nil {
 				return nil, err
 			}
 		}
@@ -378,7 +384,7 @@ func (f *FanOut) commit(ctx context.Context, b *Batch, os []Outcome) ([]Outcome,
 				return nil, err
 			}
 		}
-		return f.results(b, os, wrote), nil
+		return f.results(b, os, did), nil
 	})
 	if err != nil {
 		return nil, f.forget(ctx, conn.Conn(), err)
@@ -398,7 +404,7 @@ func (f *FanOut) commit(ctx context.Context, b *Batch, os []Outcome) ([]Outcome,
 }
 
 // write lets one branch write its part of the batch inside the transaction.
-func (f *FanOut) write(ctx context.Context, tx pgx.Tx, i int, b *Batch, os []Outcome, wrote []branches, counts *[numResults]int) error {
+func (f *FanOut) write(ctx context.Context, tx pgx.Tx, i int, b *Batch, os []Outcome, did []committed, counts *[numResults]int) error {
 	part, from := f.part(i, b, os)
 	if len(part.Items) == 0 {
 		return nil
@@ -418,7 +424,9 @@ func (f *FanOut) write(ctx context.Context, tx pgx.Tx, i int, b *Batch, os []Out
 				failed = &branchError{f.branches[i].name, errors.New(o.Reason)}
 			}
 		case Written:
-			wrote[from[n]].add(i)
+			did[from[n]].wrote.add(i)
+		case Duplicate:
+			did[from[n]].mismatch = did[from[n]].mismatch || o.Mismatch
 		}
 		counts[o.Result]++
 	}
@@ -426,16 +434,17 @@ func (f *FanOut) write(ctx context.Context, tx pgx.Tx, i int, b *Batch, os []Out
 }
 
 // results are the outcomes of a batch that everybody has taken.
-func (f *FanOut) results(b *Batch, os []Outcome, wrote []branches) []Outcome {
+func (f *FanOut) results(b *Batch, os []Outcome, did []committed) []Outcome {
 	all := slices.Clone(os)
 	for n, it := range b.Items {
 		if os[n].Result != Written {
 			continue
 		}
-		fresh := it.fanned.wrote
-		if wrote != nil {
-			fresh |= wrote[n]
+		var here committed
+		if did != nil {
+			here = did[n]
 		}
+		fresh := it.fanned.wrote | here.wrote
 		switch {
 		case it.fanned.refused != nil:
 			all[n] = Outcome{Result: DeadLettered, Reason: f.refusal(it)}
@@ -444,6 +453,7 @@ func (f *FanOut) results(b *Batch, os []Outcome, wrote []branches) []Outcome {
 		case fresh == 0:
 			all[n] = Outcome{Result: Duplicate}
 		}
+		all[n].Mismatch = here.mismatch
 	}
 	return all
 }

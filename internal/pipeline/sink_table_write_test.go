@@ -319,28 +319,45 @@ func TestUpdateIfNewerDoesNotDependOnOrder(t *testing.T) {
 func TestDuplicatesWithOtherContentAreDetected(t *testing.T) {
 	t.Parallel()
 	s, _ := meteredTable(t, postgres.NewDatabase(t), "create: IfMissing", "create: IfMissing, conflict: {detectMismatch: true}")
-	mismatches := func(rows ...string) string {
-		t.Helper()
-		os, err := s.Write(t.Context(), batch(rows...))
-		if err != nil {
-			t.Fatal(err)
-		}
-		found := ""
-		for i, o := range os {
-			if o.Mismatch {
-				found += rows[i] + " "
-			}
-		}
-		return strings.TrimSpace(found)
-	}
 	// In the batch itself, and against rows that are there; null against a value too.
-	if got := mismatches("a/1=x", "a/1=x", "a/1=y", "b/1", "c/1=x"); got != "a/1=y" {
+	if got := mismatches(t, s, "a/1=x", "a/1=x", "a/1=y", "b/1", "c/1=x"); got != "a/1=y" {
 		t.Errorf("in a batch: %q", got)
 	}
-	if got := mismatches("a/1=x", "a/1=z", "b/1", "b/1=v", "c/1", "d/1=new"); got != "a/1=z b/1=v c/1" {
+	if got := mismatches(t, s, "a/1=x", "a/1=z", "b/1", "b/1=v", "c/1", "d/1=new"); got != "a/1=z b/1=v c/1" {
 		t.Errorf("against rows: %q", got)
 	}
 	want(t, s, "a/1=x b/1=null c/1=x d/1=new")
+}
+
+// mismatches writes rows and returns those that were reported as duplicates with other content.
+func mismatches(t *testing.T, s testedSink, rows ...string) string {
+	t.Helper()
+	os, err := s.Write(t.Context(), batch(rows...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := ""
+	for i, o := range os {
+		if o.Mismatch {
+			found += rows[i] + " "
+		}
+	}
+	return strings.TrimSpace(found)
+}
+
+// A row that one branch of a fan-out has with other content is reported, also when it is new for another branch.
+func TestFanOutReportsDuplicatesWithOtherContent(t *testing.T) {
+	t.Parallel()
+	s := openTable(t, "", "type: text}\nsink", "type: text, required: true}\nsink", "{table: {name: suite, key: [k, n], create: IfMissing}}", `{fanOut: [
+		{name: one, table: {name: suite, key: [k, n], create: IfMissing, conflict: {detectMismatch: true}}},
+		{name: all, table: {name: everything, key: [k, n, v], create: IfMissing}}]}`)
+	if got := mismatches(t, s, "a/1=x", "b/1=x"); got != "" {
+		t.Errorf("of new rows: %q", got)
+	}
+	if got := mismatches(t, s, "a/1=x", "a/1=y", "b/1=z", "c/1=x"); got != "a/1=y b/1=z" {
+		t.Errorf("of rows that are there: %q", got)
+	}
+	want(t, s, "a/1=x b/1=x c/1=x")
 }
 
 // With the ledger an entry is written once, whatever the row: without a key, and after its row has gone. I3.
