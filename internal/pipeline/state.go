@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,7 +26,14 @@ type State struct {
 	newest  *record // most recently used; the list runs from here through older
 	oldest  *record
 	evicted int64
+	// recent holds the records of the last rows that were taken in, each at its number.
+	recent [recentRows]*record
+	rows   uint64 // taken in so far
 }
+
+// recentRows is how many rows are kept as they were decoded, together with the other rows and the entry that they came with.
+// Most are replaced soon; only those that are not are copied, so that a key that has become silent keeps its own row and no more.
+const recentRows = 4096
 
 // Record is what State knows of one key.
 type Record struct {
@@ -43,6 +51,7 @@ type Record struct {
 type record struct {
 	Record
 	lastMicros   int64
+	number       uint64 // of Last among the rows that were taken in
 	stream       string // of the item that was seen last
 	place        place  // the furthest in that stream
 	newer, older *record
@@ -146,6 +155,7 @@ func (s *State) update(key string, at int64, row []Value) *record {
 	r.Count++
 	if r.Last == nil || at >= r.lastMicros {
 		r.Last, r.lastMicros = row, at
+		s.remember(r)
 		r.LastSeen = time.UnixMicro(at).UTC()
 	}
 	if len(s.records) > s.maxKeys {
@@ -154,6 +164,25 @@ func (s *State) update(key string, at int64, row []Value) *record {
 		s.evicted++
 	}
 	return r
+}
+
+// remember numbers a record's new row, and copies the row that is no longer a recent one, unless it has been replaced.
+func (s *State) remember(r *record) {
+	place := &s.recent[s.rows%recentRows]
+	if old := *place; old != nil && old.number+recentRows == s.rows {
+		old.Last = copyRow(old.Last)
+	}
+	*place, r.number = r, s.rows
+	s.rows++
+}
+
+// copyRow returns a row that shares no memory with the one that was decoded.
+func copyRow(row []Value) []Value {
+	own := slices.Clone(row)
+	for i := range own {
+		own[i].S = strings.Clone(own[i].S)
+	}
+	return own
 }
 
 func (s *State) link(r *record) {

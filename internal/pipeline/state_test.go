@@ -2,8 +2,12 @@ package pipeline
 
 import (
 	"fmt"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
+	"unsafe"
+	"weak"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
@@ -58,5 +62,32 @@ func TestStateEvictsInOrderOfUse(t *testing.T) {
 	}
 	if n != 100 {
 		t.Errorf("the list holds %d", n)
+	}
+}
+
+// Of a key that has become silent nothing is in memory but its own row: neither the rows that were decoded with it nor its
+// document.
+func TestStateOfASilentKeyKeepsNoBatchInMemory(t *testing.T) {
+	s := stateOf(t, 10)
+	update := func(device string) (rows weak.Pointer[Value], document weak.Pointer[byte]) {
+		text := strings.Repeat(device, 1000)
+		slab := make([]Value, 3000)
+		copy(slab, []Value{textValue(text[4:6]), textValue(text[:len(device)]), intValue(1e6)})
+		s.Update([]*Item{{Row: slab[:3:3]}})
+		return weak.Make(&slab[0]), weak.Make(unsafe.StringData(text))
+	}
+	rows, document := update("device-a")
+	for n := range recentRows {
+		if before, _ := s.Get("device-a"); &before.Last[0] != rows.Value() {
+			t.Fatalf("copied after %d other rows", n)
+		}
+		s.Update([]*Item{seen("busy", int64(n))})
+	}
+	runtime.GC()
+	if rows.Value() != nil || document.Value() != nil {
+		t.Errorf("rows are in memory: %v; the document is: %v", rows.Value() != nil, document.Value() != nil)
+	}
+	if r, ok := s.Get("device-a"); !ok || r.Last[0].S != "ce" || r.Last[1].S != "device-a" || r.Last[2].N != 1e6 {
+		t.Errorf("%+v", r)
 	}
 }
