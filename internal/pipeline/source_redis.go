@@ -323,19 +323,29 @@ func (s *RedisSource) Run(ctx context.Context) error {
 	return nil
 }
 
+// upkeepFailures in a row are no longer a passing trouble of the network: a right is missing, for example, while reading goes on.
+const upkeepFailures = 3
+
 // repeat does a job at every interval until ctx ends.
 func (s *RedisSource) repeat(ctx context.Context, interval time.Duration, what string, job func(context.Context) error) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
-	for {
+	for failures := 0; ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
 		}
-		if err := job(ctx); err != nil && ctx.Err() == nil {
-			s.log.Debug("upkeep of the Redis source failed; trying again", "job", what, "error", err)
+		err := job(ctx)
+		if err == nil || ctx.Err() != nil {
+			failures = 0
+			continue
 		}
+		level := slog.LevelDebug
+		if failures++; failures == upkeepFailures {
+			level = slog.LevelWarn // once, and then again after it has worked
+		}
+		s.log.Log(ctx, level, "upkeep of the Redis source failed; trying again", "job", what, "failures", failures, "error", err)
 	}
 }
 

@@ -82,6 +82,9 @@ func NewStreamSource(ctx context.Context, pool *pgxpool.Pool, listen *pgx.ConnCo
 	s.consumer, err = pgstream.NewConsumer(ctx, pool, pgstream.ConsumerConfig{
 		Stream: g.Stream, Group: g.Group, Member: member, MaxMessages: s.max, Listener: s.listener,
 	})
+	if errors.Is(err, pgstream.ErrNotFound) {
+		return nil, fmt.Errorf("%w; create it with a ConsumerGroup resource or with millrace.create_group, or correct source.consumerGroup", err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -321,7 +321,7 @@ func TestConsumerGroupMissing(t *testing.T) {
 	w := newWorld(t)
 	w.newOrders(pgstream.ModeShared)
 	p := w.start("one", strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "orders_sink", "nobody"), config.EnvSourceDatabaseURL+"="+w.dsn)
-	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), `consumer group \"nobody\" of stream \"orders\": not found`) {
+	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), `consumer group \"nobody\" of stream \"orders\": not found; create it with`) {
 		t.Errorf("exit code %d: %s", code, p.tail(2000))
 	}
 }
