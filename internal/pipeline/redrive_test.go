@@ -61,8 +61,9 @@ func TestRedrive(t *testing.T) {
 	configuration := w.configText("maxDeliveries: 3", "maxDeliveries: 1")
 	p := w.start("one", configuration)
 	p.ready()
-	w.add(`{"device_id":"a","timestamp":"2026-01-01T00:00:00Z","odometer":-9007199254740993,"attributes":{"text":"\u00fc \u2028","n":1.10}}`,
-		`{"device_id":"b","timestamp":"2026-01-01T00:00:00Z","odometer":-2}`, `not json`, "\xff\x00", position(1, 1))
+	w.add(`{"device_id":"a","timestamp":"2026-01-01T00:00:00Z","odometer":-9007199254740993,"attributes":{"text":"\u00fc \u2028","n":1.10}}`)
+	becomes(t, 20*time.Second, "dead letters", 1, w.deadLetters) // before another writer has one: the oldest is tried first
+	w.add(`{"device_id":"b","timestamp":"2026-01-01T00:00:00Z","odometer":-2}`, `not json`, "\xff\x00", position(1, 1))
 	becomes(t, 20*time.Second, "dead letters", 4, w.deadLetters)
 
 	if said, ok := w.redrive(configuration); said != "0 dead letters redriven, 4 refused again" || ok {
