@@ -27,8 +27,13 @@ func redrive(args []string) int {
 	ctx, stop := untilSignal(log, backstop(c))
 	defer stop()
 	p := newProcess(o, c, log)
-	redriven, failed, err := p.redrive(ctx, filter)
-	fmt.Printf("%d dead letters redriven, %d refused again\n", redriven, failed)
+	redriven, failed, returned, err := p.redrive(ctx, filter)
+	if redriven+failed > 0 || returned == 0 {
+		fmt.Printf("%d dead letters redriven, %d refused again\n", redriven, failed)
+	}
+	if returned > 0 {
+		fmt.Printf("%d dead letters given back to group %s, whose processors write them\n", returned, p.config.Source.ConsumerGroup.Group)
+	}
 	if err != nil {
 		log.Error("not everything was redriven", "error", err)
 	}
@@ -69,30 +74,30 @@ func parseRedrive(args []string) (o options, filter pipeline.DeadLetterFilter, e
 
 // redrive runs the pipeline from the dead letters until each is written or refused again. Those that the engine keeps for a
 // consumer group go back to the group, whose processors read them.
-func (p *process) redrive(ctx context.Context, filter pipeline.DeadLetterFilter) (redriven, failed int, err error) {
+func (p *process) redrive(ctx context.Context, filter pipeline.DeadLetterFilter) (redriven, failed, returned int, err error) {
 	defer p.close()
 	if err := p.connectPostgres(ctx); err != nil {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	if pipeline.NeedsSinkDatabase(p.config) && (p.config.Source.Redis != nil || len(p.config.Sink.FanOut) > 0) {
 		if redriven, failed, err = p.redrivePipeline(ctx, filter); err != nil {
-			return redriven, failed, err
+			return redriven, failed, 0, err
 		}
 	}
 	if g := p.config.Source.ConsumerGroup; g != nil && filter.Branch == "" && (filter.Stream == "" || filter.Stream == g.Stream) {
 		left := int64(0)
 		if filter.Max > 0 {
 			if left = int64(filter.Max - redriven - failed); left <= 0 {
-				return redriven, failed, nil
+				return redriven, failed, 0, nil
 			}
 		}
 		n, err := pgstream.Redrive(ctx, p.sourcePool, g.Stream, g.Group, pgstream.RedriveOptions{
 			Filter: pgstream.DeadLetterFilter{Reason: filter.Reason}, Max: left,
 		})
 		p.log.Info("dead letters given back to their group", "group", g.Group, "n", n)
-		return redriven + int(n), failed, err
+		return redriven, failed, int(n), err
 	}
-	return redriven, failed, nil
+	return redriven, failed, 0, nil
 }
 
 func (p *process) redrivePipeline(ctx context.Context, filter pipeline.DeadLetterFilter) (redriven, failed int, err error) {

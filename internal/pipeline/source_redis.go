@@ -384,6 +384,7 @@ func (s *RedisSource) observe(m *redisstream.Member, ctx context.Context) error 
 	s.metrics.stolen.WithLabelValues(stream).Set(float64(c.Stolen))
 	p, err := m.Progress(ctx)
 	if err != nil {
+		s.metrics.lag.WithLabelValues(stream).Set(-1) // not known, and not what it was
 		return err
 	}
 	s.metrics.lag.WithLabelValues(stream).Set(float64(p.Lag))

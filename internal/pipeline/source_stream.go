@@ -283,6 +283,7 @@ func (s *StreamSource) observe(ctx context.Context) error {
 	defer cancel()
 	all, err := pgstream.Stats(call, s.pool)
 	if err != nil {
+		s.metrics.lag.WithLabelValues(s.stream).Set(-1) // not known, and not what it was
 		return err
 	}
 	for _, g := range all {
