@@ -35,7 +35,7 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 		return nil, err
 	}
 	ms := b.messages(0, b.n)
-	ticks, err := b.ticks()
+	cpuBefore, err := b.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,7 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 	if err := conn.QueryRow(ctx, "select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), $1::text::pg_lsn)::float8", from).Scan(&wal); err != nil {
 		return nil, err
 	}
-	used, err := b.ticks()
+	cpuAfter, err := b.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 		"dead-tuples-per-message" + suffix: float64(after-before) / float64(b.n),
 	}
 	if b.postmaster != 0 {
-		got["cpu-per-message"+suffix] = float64(used-ticks) / ticksPerSecond * 1e6 / float64(b.n)
+		got["cpu-per-message"+suffix] = (cpuAfter - cpuBefore).Seconds() * 1e6 / float64(b.n)
 	}
 	return got, nil
 }

@@ -40,7 +40,7 @@ func (b *bed) usage(ctx context.Context, long time.Duration) (map[string]float64
 		return nil, err
 	}
 	start := time.Now()
-	serverBefore, err := b.ticks()
+	serverBefore, err := b.cpu()
 	if err != nil {
 		return nil, err
 	}
@@ -55,14 +55,14 @@ func (b *bed) usage(ctx context.Context, long time.Duration) (map[string]float64
 	if err != nil {
 		return nil, err
 	}
-	server, err := b.ticks()
+	server, err := b.cpu()
 	if err != nil {
 		return nil, err
 	}
 	took := time.Since(start).Seconds()
 	used := map[string]float64{"idle-client": (client - clientBefore).Seconds() / took}
 	if b.postmaster != 0 {
-		used["idle-server"] = float64(server-serverBefore) / ticksPerSecond / took
+		used["idle-server"] = (server - serverBefore).Seconds() / took
 	}
 	return used, nil
 }

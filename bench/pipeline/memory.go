@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/millrace-dev/millrace/bench/proc"
 )
 
 // downRate is how many entries per second come while the sink is down.
@@ -48,7 +50,7 @@ func (r *runner) sinkDown(ctx context.Context, down time.Duration, group string,
 		if err := members.running(); err != nil {
 			return nil, err
 		}
-		now, err := residentMiB(members.processes[0].Pid())
+		now, err := proc.ResidentMiB(members.processes[0].Pid())
 		if err != nil {
 			return nil, err
 		}
@@ -66,7 +68,7 @@ func (r *runner) sinkDown(ctx context.Context, down time.Duration, group string,
 	if err := r.drained(ctx, group, measureLimit, members.running); err != nil {
 		return nil, fmt.Errorf("after the sink came back: %w", err)
 	}
-	now, err := residentMiB(members.processes[0].Pid())
+	now, err := proc.ResidentMiB(members.processes[0].Pid())
 	if err != nil {
 		return nil, err
 	}

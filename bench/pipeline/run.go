@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-dev/millrace/bench/proc"
 	"github.com/millrace-dev/millrace/bench/report"
 )
 
@@ -238,7 +239,7 @@ func (r *runner) drain(ctx context.Context, w Work, n int, b *Backlog, group str
 // serverCPU is the processor time of PostgreSQL and of Redis until now.
 func (s *Servers) serverCPU() (used [2]time.Duration, err error) {
 	for i, pid := range []int{s.ids.postmaster, s.ids.redis} {
-		if used[i], err = cpu(pid); err != nil {
+		if used[i], err = proc.CPU(pid); err != nil {
 			return used, err
 		}
 	}

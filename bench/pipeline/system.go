@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/millrace-dev/millrace/bench/proc"
 	"github.com/millrace-dev/millrace/test/env/process"
 )
 
@@ -71,7 +72,7 @@ func (m *members) running() error {
 func (m *members) cpu() (time.Duration, error) {
 	var sum time.Duration
 	for _, p := range m.processes {
-		d, err := cpu(p.Pid())
+		d, err := proc.CPU(p.Pid())
 		if err != nil {
 			return 0, err
 		}
