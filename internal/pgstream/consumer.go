@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -50,7 +51,7 @@ type facts struct {
 	mode       Mode
 	ackWait    time.Duration
 	receiveSQL string
-	claimSQL   string // empty where receive alone knows how: Ordered, priorities, auto-ack (fetch.go)
+	claimSQL   string // empty where receive alone knows how: priorities, auto-ack (fetch.go)
 	fetchSQL   string
 	readAt     time.Time
 }
@@ -90,10 +91,12 @@ func (c *Consumer) learn(ctx context.Context) error {
 	var payloadType PayloadType
 	var ackWait int64
 	var priorities int
-	// Through JSON, because the previous release has no such column.
-	err := c.pool.QueryRow(ctx, `select s.id, s.payload_type, coalesce((to_jsonb(s) ->> 'priorities')::integer, 1), g.mode, g.ack_wait_ms
+	var hot bool
+	// Through JSON, because the previous release has no such column; nor has it functions for each mode.
+	err := c.pool.QueryRow(ctx, `select s.id, s.payload_type, coalesce((to_jsonb(s) ->> 'priorities')::integer, 1), g.mode, g.ack_wait_ms,
+			to_regproc('millrace_engine.receive_shared_' || s.id) is not null and to_regproc('millrace_engine.receive_ordered_' || s.id) is not null
 		from millrace_engine.stream s join millrace_engine.consumer_group g on g.stream_id = s.id where s.name = $1 and g.name = $2`,
-		c.cfg.Stream, c.cfg.Group).Scan(&f.stream, &payloadType, &priorities, &f.mode, &ackWait)
+		c.cfg.Stream, c.cfg.Group).Scan(&f.stream, &payloadType, &priorities, &f.mode, &ackWait, &hot)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("consumer group %q of stream %q: %w", c.cfg.Group, c.cfg.Stream, ErrNotFound)
 	}
@@ -110,15 +113,19 @@ func (c *Consumer) learn(ctx context.Context) error {
 		autoAck = ", true" // the functions of the previous release do not have it
 	}
 	receive := fmt.Sprintf("receive_%d(", f.stream)
-	if priorities > 1 {
+	hot = hot && priorities == 1 && !c.cfg.AutoAck
+	switch {
+	case priorities > 1:
 		receive = fmt.Sprintf("receive_priorities(%d, ", f.stream)
+	case hot:
+		receive = fmt.Sprintf("receive_%s_%d(", strings.ToLower(string(f.mode)), f.stream)
 	}
 	// The setting is local to the statement's own transaction, and is made before the function runs because the function's argument needs it.
 	f.receiveSQL = fmt.Sprintf(`select r.claim, r."position", r.key, r.headers, r.%s, r.created_at, r.attempt, r.expires_at
 		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5%s) r`,
 		payload, receive, autoAck)
-	if f.mode == ModeShared && priorities == 1 && !c.cfg.AutoAck {
-		f.claimSQL, f.fetchSQL = fetchStatements(f.stream, c.cfg.Stream)
+	if hot {
+		f.claimSQL, f.fetchSQL = fetchStatements(f.stream, c.cfg.Stream, f.mode)
 	}
 	c.facts.Store(f)
 	return nil

@@ -147,34 +147,51 @@ func TestFetchedClaimWithHolesIsSettledBySingleAcks(t *testing.T) {
 	}
 }
 
-// A client of this release works with the functions of the previous one, which have no claim_<stream>.
+// A client of this release works with the functions of the previous one, which have no hot path, and with a statement that has become stale.
 func TestFetchingFallsBackToReceive(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t)
-	e.stream("orders")
-	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared})
-	want := e.publish("orders", 500)
-	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 100})
-	var got []int64
-	token := ""
-	for i := 0; ; i++ {
-		claim, err := c.AckAndTryReceive(e.ctx, token)
-		must(t, err)
-		if claim == nil {
-			break
-		}
-		for _, m := range claim.Messages {
-			got = append(got, m.Position)
-		}
-		token = claim.Token
-		switch i {
-		case 1: // it has fetched once; the statement that it has prepared is stale now
-			id := one[int](e, "select id from millrace_engine.stream where name = 'orders'")
-			e.mutate(fmt.Sprintf("millrace_engine.receive_%d", id), fmt.Sprintf("millrace_engine.claim_%d(", id), "millrace_engine.claimed(")
-			e.run(fmt.Sprintf("alter function millrace_engine.claim_%d(text, text, integer, bigint, text, bigint) rename to claimed", id))
+	for _, c := range []struct {
+		mode   pgstream.Mode
+		hot    string
+		claims string
+		args   string
+	}{
+		{pgstream.ModeShared, "receive_shared", "claim", "text, text, integer, bigint, text, bigint"},
+		{pgstream.ModeOrdered, "receive_ordered", "claim_ordered", "text, text, integer, bigint, text, bigint, bigint, boolean"},
+	} {
+		for _, when := range []string{"before", "meanwhile"} {
+			t.Run(string(c.mode)+"/"+when, func(t *testing.T) {
+				t.Parallel()
+				e := newEngine(t)
+				e.stream("orders")
+				e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: c.mode})
+				id := one[int](e, "select id from millrace_engine.stream where name = 'orders'")
+				if when == "before" {
+					e.run(fmt.Sprintf("drop function millrace_engine.receive_shared_%d, millrace_engine.receive_ordered_%[1]d, millrace_engine.%[2]s_%[1]d", id, c.claims))
+				}
+				want := e.publish("orders", 500)
+				consumer := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 100})
+				var got []int64
+				token := ""
+				for i := 0; ; i++ {
+					claim, err := consumer.AckAndTryReceive(e.ctx, token)
+					must(t, err)
+					if claim == nil {
+						break
+					}
+					for _, m := range claim.Messages {
+						got = append(got, m.Position)
+					}
+					token = claim.Token
+					if when == "meanwhile" && i == 1 { // it has fetched once; the statement that it has prepared is stale now
+						e.mutate(fmt.Sprintf("millrace_engine.%s_%d", c.hot, id), fmt.Sprintf("millrace_engine.%s_%d(", c.claims, id), "millrace_engine.claimed(")
+						e.run(fmt.Sprintf("alter function millrace_engine.%s_%d(%s) rename to claimed", c.claims, id, c.args))
+					}
+				}
+				same(t, "received", got, want)
+			})
 		}
 	}
-	same(t, "received", got, want)
 }
 
 // The server dies after the claim was made and before it was read: the messages come again, once the claim has expired.

@@ -23,7 +23,8 @@ declare
     ring_    integer;
     c        record;
 begin
-    if (current_setting('transaction_isolation') = 'read committed' and p_max between 1 and 10000 and p_member <> '' and (p_lease_ms is null or p_lease_ms > 0)) is not true then
+    if (current_setting('transaction_isolation') = 'read committed' and p_max between 1 and 10000 and p_member <> '' and (p_lease_ms is null or p_lease_ms > 0)
+            and pg_current_xact_id_if_assigned() is null) is not true then
         return;
     end if;
     if p_ack ~ '^\d+\.\d+\.\d+\.\d+$' and p_ack !~ '\d{19}' then

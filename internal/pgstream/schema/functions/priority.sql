@@ -100,9 +100,15 @@ declare
     lane record;
     ack text := p_ack;
 begin
-    for lane in select x.id from millrace_engine.stream x where x.id = p_stream or x.parent_id = p_stream order by x.priority desc loop
-        return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', lane.id)
-            using p_group, p_member, p_max, p_lease_ms, ack, p_auto_ack;
+    for lane in select x.id, g.mode from millrace_engine.stream x left join millrace_engine.consumer_group g on g.stream_id = x.id and g.name = p_group
+                where x.id = p_stream or x.parent_id = p_stream order by x.priority desc loop
+        if p_auto_ack or lane.mode is null then
+            return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', lane.id)
+                using p_group, p_member, p_max, p_lease_ms, ack, p_auto_ack;
+        else
+            return query execute format('select * from millrace_engine.receive_%s_%s($1, $2, $3, $4, $5)', lower(lane.mode), lane.id)
+                using p_group, p_member, p_max, p_lease_ms, ack;
+        end if;
         if found then
             return;
         end if;

@@ -12,16 +12,19 @@ returns table (claim text, "position" bigint, key text, headers jsonb, payload j
     expires_at timestamptz)
 language plpgsql volatile as $$
 declare
-    stream integer;
-    lanes smallint;
+    s record;
 begin
-    select s.id, s.priorities into stream, lanes from millrace_engine.stream s where s.name = p_stream;
-    if lanes > 1 then
-        return query select * from millrace_engine.receive_priorities(stream, p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack);
-        return;
+    select x.id, x.priorities, g.mode into s
+        from millrace_engine.stream x left join millrace_engine.consumer_group g on g.stream_id = x.id and g.name = p_group where x.name = p_stream;
+    if s.priorities > 1 then
+        return query select * from millrace_engine.receive_priorities(s.id, p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack);
+    elsif p_auto_ack or s.mode is null then
+        return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', coalesce(s.id, millrace_engine.stream_id(p_stream)))
+            using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack;
+    else
+        return query execute format('select * from millrace_engine.receive_%s_%s($1, $2, $3, $4, $5)', lower(s.mode), s.id)
+            using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack;
     end if;
-    return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', coalesce(stream, millrace_engine.stream_id(p_stream)))
-        using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack;
 end $$;
 comment on function millrace.receive(text, text, text, integer, double precision, text, boolean) is
     'Claims messages for a member of a consumer group, after settling its previous claim.';

@@ -1,5 +1,6 @@
 -- millrace_engine.receive_template(group, member, max, lease in ms, ack, auto-ack) returns the messages of one claim
--- Copied once per stream with the names filled in (install_functions.sql); millrace.receive and the Go client call the copy.
+-- Copied once per stream with the names filled in (install_functions.sql). receive_shared_template and receive_ordered_template (receive_hot.sql) call the copy
+-- when there is anything unusual to do.
 --
 -- In this order, under the group's receive lock: hands out due messages of the delivery table (Shared); takes over one expired claim; or
 -- claims the next range up to the horizon. The claim `ack` is settled first; where it can be, by the new claim's own row, so that finishing one claim and
@@ -28,7 +29,6 @@ declare
     c_stream constant integer := /* stream id */ 0;
     now_     timestamptz;
     ends     timestamptz;
-    taken_   record;
     g        record;
     acked    bigint[];       -- the parts of p_ack while it waits to be settled with the next claim
     acks     bigint;         -- the claim that the new claim's row settles
@@ -83,35 +83,6 @@ begin
             raise exception 'cannot claim for % milliseconds', p_lease_ms using errcode = 'MR004', hint = 'Pass a positive time, or null for the group''s ack wait.';
         end if;
     end if;
-    -- The hot path (claim_template.sql). What does not fit goes on below.
-    if not p_auto_ack then
-        taken_ := millrace_engine.claim_template(p_group, p_member, p_max, p_lease_ms, p_ack, (random() * 999999999999999)::bigint + 1);
-        if taken_.claim is not null then
-            -- Of the one segment that had the messages before; of the others only if that does not have them all.
-            return query select taken_.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken_.expires_at
-                from millrace.stream_template m
-                where m.segment = taken_.segment and m."position" > taken_.low and m."position" <= taken_.high
-                order by m."position";
-            get diagnostics n = row_count;
-            if n < taken_.high - taken_.low then
-                return query select taken_.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken_.expires_at
-                    from millrace.stream_template m
-                    where m.segment is distinct from taken_.segment and m."position" > taken_.low and m."position" <= taken_.high
-                    order by m."position";
-                get diagnostics behind = row_count;
-                n := n + behind;
-                perform millrace_engine.note_claimed_template(taken_.claim, taken_.low, taken_.high, n);
-                if behind > 0 then
-                    perform millrace_engine.note_segment_template(taken_.claim, taken_.high);
-                end if;
-            end if;
-            if n > 0 then
-                return;
-            end if;
-            p_ack := null;   -- settled with an empty claim: rollbacks left nothing there, go on behind it
-        end if;
-    end if;
-
     now_ := millrace_engine.clock();
     select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason, x.lane_id, x.recheck_at,
             x.first_position, x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
