@@ -29,6 +29,7 @@ has_postgres || need postgresql
 has redis-server || has valkey-server || need redis-server
 has pgbouncer || need pgbouncer
 has_psycopg || need python3-psycopg
+{ has prometheus && has promtool; } || need prometheus
 # A node of our own needs root anyway; others use CLUSTER=current.
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] && [ "${CLUSTER:-}" != current ]; then
   has runc || need runc

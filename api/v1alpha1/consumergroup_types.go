@@ -309,10 +309,39 @@ type ConsumerGroupStatus struct {
 	// +optional
 	OldestMessageTime *metav1.Time `json:"oldestMessageTime,omitempty"`
 
+	// deliveries is how often the unsettled message that was handed out most often has been: far above 1, members fail at it again and again.
+	// Absent when no message is held or waits for another delivery.
+	//
+	// +optional
+	Deliveries *int32 `json:"deliveries,omitempty"`
+
+	// publishedPerMinute is how many messages came into the stream, at the rate of the last minute, rounded to two digits. A change of
+	// less than a fifth is not shown.
+	//
+	// +optional
+	PublishedPerMinute *int64 `json:"publishedPerMinute,omitempty"`
+
+	// settledPerMinute is how many messages the group was done with, in the same way: settled, set aside, or removed by retention.
+	//
+	// +optional
+	SettledPerMinute *int64 `json:"settledPerMinute,omitempty"`
+
 	// members is the number of processes in an Ordered group. A Shared group keeps no list of its members.
 	//
 	// +optional
 	Members *int32 `json:"members,omitempty"`
+
+	// holders are the members that hold something, those with the most messages first: at most ten.
+	//
+	// +kubebuilder:validation:MaxItems=10
+	// +listType=atomic
+	// +optional
+	Holders []Holder `json:"holders,omitempty"`
+
+	// lastError is the newest error of a message that waits for another delivery or was set aside; absent when there is none.
+	//
+	// +optional
+	LastError *MessageError `json:"lastError,omitempty"`
 
 	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, LagKnown.
 	//
@@ -320,6 +349,29 @@ type ConsumerGroupStatus struct {
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// Holder is a member of a group, and what it holds.
+type Holder struct {
+	// member is the name that the process gave.
+	Member string `json:"member"`
+
+	// partitions that are the member's alone, in an Ordered group, such as 0-3,7.
+	//
+	// +optional
+	Partitions string `json:"partitions,omitempty"`
+
+	// messages that it was given and has not settled.
+	Messages int64 `json:"messages"`
+}
+
+// MessageError is what a consumer said of a message.
+type MessageError struct {
+	// time when it was said.
+	Time metav1.Time `json:"time"`
+
+	// message in the consumer's words, cut after 300 bytes. It may quote a part of the message.
+	Message string `json:"message"`
 }
 
 // ConsumerGroup is a named set of readers of a Stream with its own progress.
@@ -335,6 +387,9 @@ type ConsumerGroupStatus struct {
 // +kubebuilder:printcolumn:name="In-Flight",type=integer,JSONPath=`.status.inFlight`
 // +kubebuilder:printcolumn:name="Dead",type=integer,JSONPath=`.status.deadLetters`
 // +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestMessageTime`
+// +kubebuilder:printcolumn:name="Retrying",type=integer,priority=1,JSONPath=`.status.retrying`
+// +kubebuilder:printcolumn:name="In/Min",type=integer,priority=1,JSONPath=`.status.publishedPerMinute`
+// +kubebuilder:printcolumn:name="Out/Min",type=integer,priority=1,JSONPath=`.status.settledPerMinute`
 // +kubebuilder:printcolumn:name="Members",type=integer,priority=1,JSONPath=`.status.members`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`

@@ -1,14 +1,18 @@
 package controller_test
 
 import (
+	"fmt"
 	"testing"
+	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
 // A group becomes Ready, and its first figures come a moment later, when the cache still has the status from before. Writing
@@ -40,4 +44,70 @@ func TestFiguresAreNotWrittenOverNewerStatus(t *testing.T) {
 	if g.Status.Lag == nil || *g.Status.Lag != 7 {
 		t.Errorf("lag is %v, want 7", g.Status.Lag)
 	}
+}
+
+// What a person on call asks of a group: how much waits, since when, who holds what, how often it failed, what it said, and whether it moves.
+func TestAGroupAnswersAPersonOnCall(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s, g := newStream("orders", partitions(4)), newGroup("billing", "orders")
+	ordered := newGroup("audit", "orders", func(g *v1alpha1.ConsumerGroupSpec) { g.Mode, g.FailurePolicy = v1alpha1.ModeOrdered, "Park" })
+	for _, o := range []object{s, g, ordered} {
+		w.create(o)
+		w.wantReady(o)
+	}
+	db := w.sql(dsn)
+	w.exec(db, `select millrace.publish('orders', to_jsonb(i), 'k' || i) from generate_series(1, 30) i`)
+	claim := scalar[string](w, db, `select max(claim) from millrace.receive('orders', 'billing', 'worker-1', 10)`)
+	w.exec(db, `select millrace.dead_letter($1, array[1], 'no such customer')`, claim)
+	w.exec(db, `select millrace.nack($1, array[2, 3], 3600, 'the bank is closed')`, claim)
+	w.exec(db, `select count(*) from millrace.receive('orders', 'audit', 'auditor-1', 5)`)
+
+	w.eventually("the figures of billing", func() error {
+		if err := suite.client.Get(t.Context(), key(g), g); err != nil {
+			return err
+		}
+		st := g.Status
+		want := v1alpha1.ConsumerGroupStatus{Lag: ptr.To[int64](20), InFlight: ptr.To[int64](7), Retrying: ptr.To[int64](2), DeadLetters: ptr.To[int64](1),
+			Deliveries: ptr.To[int32](1), Holders: []v1alpha1.Holder{{Member: "worker-1", Messages: 7}}}
+		has := v1alpha1.ConsumerGroupStatus{Lag: st.Lag, InFlight: st.InFlight, Retrying: st.Retrying, DeadLetters: st.DeadLetters, Deliveries: st.Deliveries,
+			Holders: st.Holders}
+		if !equality.Semantic.DeepEqual(has, want) || st.OldestMessageTime == nil || st.LastError == nil || st.LastError.Message != "the bank is closed" {
+			return fmt.Errorf("%+v", st)
+		}
+		// The messages came after the first reading, so this is their rate.
+		if st.PublishedPerMinute == nil || *st.PublishedPerMinute == 0 || st.SettledPerMinute == nil || *st.SettledPerMinute == 0 {
+			return fmt.Errorf("rates: %v in, %v out", st.PublishedPerMinute, st.SettledPerMinute)
+		}
+		return nil
+	})
+	if age := time.Since(g.Status.LastError.Time.Time); age < -time.Second || age > deadline {
+		t.Errorf("the error is %s old", age)
+	}
+	w.eventually("the figures of audit", func() error {
+		if err := suite.client.Get(t.Context(), key(ordered), ordered); err != nil {
+			return err
+		}
+		if h := ordered.Status.Holders; len(h) != 1 || h[0] != (v1alpha1.Holder{Member: "auditor-1", Partitions: "0-3", Messages: 5}) {
+			return fmt.Errorf("holders %+v", h)
+		}
+		return nil
+	})
+	t.Logf("$ kubectl get millrace\n%s", w.kubectl("get", "millrace"))
+	t.Logf("$ kubectl get millrace -o wide\n%s", w.kubectl("get", "millrace", "-o", "wide"))
+	t.Logf("$ kubectl describe cg billing\n%s", w.kubectl("describe", "cg", "billing"))
+
+	// Settled: nobody holds anything, and the rates end with the traffic.
+	w.exec(db, `select millrace.ack($1)`, claim)
+	w.eventually("the end of the traffic", func() error {
+		if err := suite.client.Get(t.Context(), key(g), g); err != nil {
+			return err
+		}
+		st := g.Status
+		if len(st.Holders) != 0 || *st.InFlight != 0 || *st.PublishedPerMinute != 0 || *st.SettledPerMinute != 0 {
+			return fmt.Errorf("%+v", st)
+		}
+		return nil
+	})
 }

@@ -92,6 +92,58 @@ func AllStreamStats(ctx context.Context, db DB) ([]StreamStats, error) {
 	return all, nil
 }
 
+// Holder is a member with messages that it has not settled.
+type Holder struct {
+	Name     string `json:"name"`
+	Messages int64  `json:"messages"`
+}
+
+// GroupReport is GroupStats with what a person on call asks next. Of a group at rest it costs no more than GroupStats.
+type GroupReport struct {
+	GroupStats
+	// LastPosition is the sum of the last positions of the stream and its priorities: its growth is what was published. Positions that rolled
+	// back count.
+	LastPosition int64
+	// Holders are the members that hold the most messages, at most ten, the greediest first.
+	Holders []Holder
+	// Deliveries is how often the message that was handed out most often has been, of those that are held or wait for another delivery; 0
+	// when there is none.
+	Deliveries int
+	// Error is the newest error of a message that waits for another delivery or was set aside, ErrorAt when it came. Empty and zero when there is none.
+	Error   string
+	ErrorAt time.Time
+}
+
+// Settled is the number of positions that the group has done with: its growth is what was settled, set aside or removed.
+func (r GroupReport) Settled() int64 { return r.LastPosition - r.Lag - r.InFlight - r.Retrying }
+
+// GroupReports returns a report of every group in the database, in one call.
+func GroupReports(ctx context.Context, db DB) ([]GroupReport, error) {
+	rows, err := db.Query(ctx, `select stream, "group", mode, lag, in_flight, retrying, dead_letters,
+		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members, paused, coalesce(lapsed, ''),
+		last_position, holders, coalesce(deliveries, 0), coalesce(error, ''), error_at
+		from millrace_engine.group_report()`)
+	if err != nil {
+		return nil, fmt.Errorf("read the reports of groups: %w", translate(err))
+	}
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (GroupReport, error) {
+		var r GroupReport
+		var age float64
+		var at *time.Time
+		err := row.Scan(&r.Stream, &r.Group, &r.Mode, &r.Lag, &r.InFlight, &r.Retrying, &r.DeadLetters, &age, &r.AckFloor, &r.Members, &r.Paused, &r.Lapsed,
+			&r.LastPosition, &r.Holders, &r.Deliveries, &r.Error, &at)
+		r.OldestAge = time.Duration(age * float64(time.Second))
+		if at != nil {
+			r.ErrorAt = *at
+		}
+		return r, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the reports of groups: %w", translate(err))
+	}
+	return all, nil
+}
+
 // PositionAt returns the first position whose CreatedAt is at or after t; when there is none, the next one to be read. CreatedAt is when the
 // publishing statement began: see position_at.sql for what that means while long statements run. ErrNotFound when there is no such stream.
 func PositionAt(ctx context.Context, db DB, stream string, t time.Time) (int64, error) {

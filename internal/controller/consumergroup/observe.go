@@ -1,6 +1,8 @@
 package consumergroup
 
 import (
+	"time"
+
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
@@ -27,6 +29,22 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	status.Members = nil
 	if g.Spec.Mode == v1alpha1.ModeOrdered {
 		status.Members = ptr.To(f.Members)
+	}
+	status.Deliveries = nil
+	if f.Deliveries > 0 {
+		status.Deliveries = ptr.To(f.Deliveries)
+	}
+	if f.Rates != nil {
+		status.PublishedPerMinute = ptr.To(lag.PerMinute(f.Rates.Published, status.PublishedPerMinute))
+		status.SettledPerMinute = ptr.To(lag.PerMinute(f.Rates.Settled, status.SettledPerMinute))
+	}
+	status.Holders = nil
+	for _, h := range f.Holders {
+		status.Holders = append(status.Holders, v1alpha1.Holder{Member: h.Name, Partitions: h.Partitions, Messages: h.Messages})
+	}
+	status.LastError = nil
+	if f.LastError != "" {
+		status.LastError = &v1alpha1.MessageError{Time: metav1.NewTime(f.LastErrorAt.Truncate(time.Second)), Message: f.LastError}
 	}
 	status.OldestMessageTime = nil
 	if !f.Oldest.IsZero() {

@@ -19,6 +19,12 @@ var (
 		"Messages of a ConsumerGroup that were set aside.", groupLabels, nil)
 	descOldest = prometheus.NewDesc("millrace_group_oldest_age_seconds",
 		"Age of the oldest message of a ConsumerGroup that is not settled; 0 when there is none.", groupLabels, nil)
+	descDeliveries = prometheus.NewDesc("millrace_group_deliveries",
+		"Deliveries of the unsettled message of a ConsumerGroup that was handed out most often; 0 when none is held or waits for another.", groupLabels, nil)
+	descPublished = prometheus.NewDesc("millrace_group_published_messages_per_second",
+		"Messages that came into the stream of a ConsumerGroup, over the last minute.", groupLabels, nil)
+	descSettled = prometheus.NewDesc("millrace_group_settled_messages_per_second",
+		"Messages that a ConsumerGroup was done with, over the last minute: settled, set aside, or removed by retention.", groupLabels, nil)
 	descMembers = prometheus.NewDesc("millrace_group_members",
 		"Processes in a ConsumerGroup.", groupLabels, nil)
 	descPaused = prometheus.NewDesc("millrace_group_paused",
@@ -39,7 +45,8 @@ var (
 
 // Describe is prometheus.Collector's.
 func (p *Poller) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descMembers, descPaused, descLapsed, descKnown,
+	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descDeliveries, descPublished, descSettled, descMembers, descPaused,
+		descLapsed, descKnown,
 		descStreamMessages, descStreamBytes, descStreamDelayed, descStreamHeld} {
 		ch <- d
 	}
@@ -73,6 +80,11 @@ func (p *Poller) Collect(ch chan<- prometheus.Metric) {
 		gauge(descRetrying, float64(v.Retrying))
 		gauge(descDead, float64(v.DeadLetters))
 		gauge(descOldest, age)
+		gauge(descDeliveries, float64(v.Deliveries))
+		if v.Rates != nil {
+			gauge(descPublished, v.Rates.Published)
+			gauge(descSettled, v.Rates.Settled)
+		}
 		gauge(descMembers, float64(v.Members))
 		gauge(descPaused, oneIf(v.Paused))
 		gauge(descLapsed, oneIf(v.Lapsed != ""))

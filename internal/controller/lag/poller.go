@@ -152,14 +152,14 @@ func (p *Poller) idle() []*database.Database {
 // poll reads one database and wakes whom it concerns.
 func (p *Poller) poll(ctx context.Context, db *database.Database) {
 	db.Touch()
-	var stats []pgstream.GroupStats
+	var reports []pgstream.GroupReport
 	err := db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
-		stats, err = pgstream.Stats(ctx, conn)
+		reports, err = pgstream.GroupReports(ctx, conn)
 		return err
 	})
 	at := time.Now()
-	woken := p.record(db.ID(), stats, at, err)
+	woken := p.record(db.ID(), reports, at, err)
 	if err != nil && !phase.IsAgain(err) && !errors.Is(err, context.Canceled) {
 		logf.FromContext(ctx).V(1).Info("reading lag failed", "database", db.String(), "reason", phase.Reason(err, "Failed"))
 	}
@@ -230,11 +230,11 @@ type wakeUp struct {
 }
 
 // record keeps a reading and returns whom to wake.
-func (p *Poller) record(id database.ID, stats []pgstream.GroupStats, at time.Time, err error) []wakeUp {
+func (p *Poller) record(id database.ID, reports []pgstream.GroupReport, at time.Time, err error) []wakeUp {
 	type name struct{ stream, group string }
-	byName := make(map[name]pgstream.GroupStats, len(stats))
-	for _, s := range stats {
-		byName[name{s.Stream, s.Group}] = s
+	byName := make(map[name]pgstream.GroupReport, len(reports))
+	for _, r := range reports {
+		byName[name{r.Stream, r.Group}] = r
 	}
 
 	p.mu.Lock()
@@ -260,11 +260,16 @@ func (p *Poller) record(id database.ID, stats []pgstream.GroupStats, at time.Tim
 			before := p.figures[f]
 			now := before
 			now.Known, now.Err = false, err
-			if s, ok := byName[name{t.stream, t.group}]; ok && err == nil {
-				now = figuresOf(s, at, before)
+			if r, ok := byName[name{t.stream, t.group}]; ok && err == nil {
+				now = figuresOf(r, at, before, streamsEvery*p.interval)
+			}
+			changed = changed || !now.equal(before) || ratesMoved(before.ratesTold, now.Rates)
+			if changed {
+				now.ratesTold = now.Rates
+			} else {
+				now.ratesTold = before.ratesTold
 			}
 			p.figures[f] = now
-			changed = changed || !now.equal(before)
 			// Whether a group has lapsed is read from the database itself, with the rest of what it is.
 			verify = verify || (now.Lapsed == "") != (before.Lapsed == "")
 		}

@@ -38,9 +38,10 @@ func TestRecordWakesWhomItConcerns(t *testing.T) {
 	follow("ConsumerGroup", "elsewhere", other, "a")
 
 	at := time.Unix(1_000_000, 0)
-	stats := func(lagA, lagB int64, age time.Duration) []pgstream.GroupStats {
-		return []pgstream.GroupStats{
-			{Stream: "orders", Group: "a", Lag: lagA, OldestAge: age}, {Stream: "orders", Group: "b", Lag: lagB},
+	stats := func(lagA, lagB int64, age time.Duration) []pgstream.GroupReport {
+		return []pgstream.GroupReport{
+			{GroupStats: pgstream.GroupStats{Stream: "orders", Group: "a", Lag: lagA, OldestAge: age}, LastPosition: lagA},
+			{GroupStats: pgstream.GroupStats{Stream: "orders", Group: "b", Lag: lagB}},
 		}
 	}
 	lapsed := stats(5, 0, time.Minute+25*time.Second)
@@ -48,7 +49,7 @@ func TestRecordWakesWhomItConcerns(t *testing.T) {
 	down := phase.Wait("DatabaseUnreachable", 0, errors.New("down"))
 	for _, step := range []struct {
 		name  string
-		stats []pgstream.GroupStats
+		stats []pgstream.GroupReport
 		err   error
 		later time.Duration
 		want  map[string]bool // name → verify
