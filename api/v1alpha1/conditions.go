@@ -18,6 +18,8 @@ const (
 	// ConditionLapsed is true while a group receives nothing because it was given up: spec.lapse, or its place in the stream, was left
 	// behind. millrace.reset_group ends it.
 	ConditionLapsed = "Lapsed"
+	// ConditionConsuming is false while messages wait in a group and nothing becomes of them: nobody receives, or a message fails again and again.
+	ConditionConsuming = "Consuming"
 	// ConditionHorizonHeld is true while one open transaction that published to a stream keeps everything that was published after it from
 	// being read.
 	ConditionHorizonHeld = "HorizonHeld"
@@ -109,9 +111,13 @@ const (
 	ReasonActive = "Active"
 	// ReasonDeliveryPaused: the group exists and hands out nothing, because spec.paused is true.
 	ReasonDeliveryPaused = "DeliveryPaused"
+	// ReasonNobodyReceives: Consuming is false: messages wait, and for a minute nobody has received or settled one.
+	ReasonNobodyReceives = "NobodyReceives"
+	// ReasonMessageFails: Consuming is false: a message has been handed out again and again, and is not settled.
+	ReasonMessageFails = "MessageFails"
 	// ReasonOpenTransaction: HorizonHeld is true; the message names the transaction.
 	ReasonOpenTransaction = "OpenTransaction"
-	// ReasonMoving: HorizonHeld is false: what is committed can be read.
+	// ReasonMoving: HorizonHeld is false: what is committed can be read. Consuming is true: nothing waits, or what waits is worked on.
 	ReasonMoving = "Moving"
 	// ReasonMeasured: LagKnown is true.
 	ReasonMeasured = "Measured"
@@ -131,6 +137,8 @@ const (
 	EventRetained = "Retained"
 	// EventAbandoned: the resource was let go by annotation and its object stays in the database, whatever its policy.
 	EventAbandoned = "Abandoned"
+	// EventDeadLetters: a group that had no dead letters has some.
+	EventDeadLetters = "DeadLetters"
 	// EventDriftRepaired: something was changed or dropped behind Millrace's back and is as spec says again.
 	EventDriftRepaired = "DriftRepaired"
 )

@@ -343,7 +343,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	LastError *MessageError `json:"lastError,omitempty"`
 
-	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, LagKnown.
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, Consuming, LagKnown.
 	//
 	// +listType=map
 	// +listMapKey=type

@@ -62,7 +62,7 @@ func TestAGroupAnswersAPersonOnCall(t *testing.T) {
 	claim := scalar[string](w, db, `select max(claim) from millrace.receive('orders', 'billing', 'worker-1', 10)`)
 	w.exec(db, `select millrace.dead_letter($1, array[1], 'no such customer')`, claim)
 	w.exec(db, `select millrace.nack($1, array[2, 3], 3600, 'the bank is closed')`, claim)
-	w.exec(db, `select count(*) from millrace.receive('orders', 'audit', 'auditor-1', 5)`)
+	held := scalar[string](w, db, `select max(claim) from millrace.receive('orders', 'audit', 'auditor-1', 5)`)
 
 	w.eventually("the figures of billing", func() error {
 		if err := suite.client.Get(t.Context(), key(g), g); err != nil {
@@ -94,12 +94,23 @@ func TestAGroupAnswersAPersonOnCall(t *testing.T) {
 		}
 		return nil
 	})
+	w.wantEvent(g, v1alpha1.EventDeadLetters, "select * from millrace.dead_letters('orders', 'billing')")
+	// audit's messages are held, and nobody acks them: they come again.
+	w.want(ordered, v1alpha1.ConditionConsuming, metav1.ConditionTrue, v1alpha1.ReasonMoving)
+	w.exec(db, `select millrace.ack($1)`, held)
+	for range 5 {
+		w.exec(db, `select millrace.nack(claim, array[position], 0, 'not balanced') from millrace.receive('orders', 'audit', 'auditor-1', 1)`)
+	}
+	w.want(ordered, v1alpha1.ConditionConsuming, metav1.ConditionFalse, v1alpha1.ReasonMessageFails, "handed out again and again", "not balanced")
+	w.wantEvent(ordered, v1alpha1.ReasonMessageFails, "not balanced")
 	t.Logf("$ kubectl get millrace\n%s", w.kubectl("get", "millrace"))
 	t.Logf("$ kubectl get millrace -o wide\n%s", w.kubectl("get", "millrace", "-o", "wide"))
 	t.Logf("$ kubectl describe cg billing\n%s", w.kubectl("describe", "cg", "billing"))
 
 	// Settled: nobody holds anything, and the rates end with the traffic.
 	w.exec(db, `select millrace.ack($1)`, claim)
+	w.want(g, v1alpha1.ConditionConsuming, metav1.ConditionFalse, v1alpha1.ReasonNobodyReceives, "See that the group's consumers run")
+	w.wantEvent(g, v1alpha1.ReasonNobodyReceives, "kubectl get processors")
 	w.eventually("the end of the traffic", func() error {
 		if err := suite.client.Get(t.Context(), key(g), g); err != nil {
 			return err

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -19,7 +21,26 @@ func (r *Reconciler) events(sc *scope) {
 	if sc.drift && sc.applied {
 		phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, v1alpha1.EventDriftRepaired, "repaired: "+strings.Join(summaries(sc), "; "))
 	}
+	r.figureEvents(sc)
 	phase.Announce(r.Recorder, sc.before, sc.group)
+}
+
+// figureEvents speaks of what figures tell once: that a group which consumed does so no longer, and that one without dead letters has some.
+func (r *Reconciler) figureEvents(sc *scope) {
+	if c := meta.FindStatusCondition(sc.group.Status.Conditions, v1alpha1.ConditionConsuming); c != nil && c.Status == metav1.ConditionFalse {
+		if was := meta.FindStatusCondition(sc.before.Status.Conditions, v1alpha1.ConditionConsuming); was == nil || was.Reason != c.Reason {
+			phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, c.Reason, c.Message)
+		}
+	}
+	before, now := sc.before.Status.DeadLetters, sc.group.Status
+	if now.DeadLetters != nil && *now.DeadLetters > 0 && (before == nil || *before == 0) {
+		note := fmt.Sprintf("messages were set aside. To see them, run in the database: select * from millrace.dead_letters('%s', '%s'); once the cause is gone, "+
+			"millrace.redrive('%[1]s', '%[2]s') delivers them again", now.Stream, now.Name)
+		if now.LastError != nil {
+			note += ". The newest error: " + now.LastError.Message
+		}
+		phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, v1alpha1.EventDeadLetters, note)
+	}
 }
 
 // summaries are the steps of the plan for a person.

@@ -50,5 +50,26 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	if !f.Oldest.IsZero() {
 		status.OldestMessageTime = ptr.To(metav1.NewTime(f.Oldest))
 	}
+	consuming, reason, message := metav1.ConditionTrue, v1alpha1.ReasonMoving, ""
+	if f.Trouble != "" {
+		consuming, reason, message = metav1.ConditionFalse, string(f.Trouble), troubleMessage(g, f)
+	}
+	phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionConsuming, consuming, reason, message)
 	phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionLagKnown, metav1.ConditionTrue, v1alpha1.ReasonMeasured, "")
+}
+
+// troubleMessage says what to look at. It has no number in it: those are in status, and move.
+func troubleMessage(g *v1alpha1.ConsumerGroup, f lag.Figures) string {
+	if f.Trouble == lag.NobodyReceives {
+		return "messages wait, and for a minute nobody has received or settled one. See that the group's consumers run: the Processors that name it " +
+			"(kubectl get processors), or your own that call millrace.receive"
+	}
+	text := "a message has been handed out again and again, and no member settles it (status.deliveries)"
+	if g.Spec.Mode == v1alpha1.ModeOrdered && (g.Spec.FailurePolicy == "" || g.Spec.FailurePolicy == v1alpha1.FailureBlock) {
+		text += ". failurePolicy is Block: nothing behind it in its partition is delivered; Park lets the other keys go on"
+	}
+	if f.LastError != "" {
+		return text + ". The newest error: " + f.LastError
+	}
+	return text + ". The log of the members that hold it tells why"
 }

@@ -33,9 +33,13 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 		show(g, r.Poller.Figures(r.follower(g)))
 	}
 	if sc.figuresOnly {
+		phase.Sort(g.Status.Conditions)
 		err := phase.WriteFigures(ctx, r.Client, sc.before, g)
 		if apierrors.IsConflict(err) {
 			return ctrl.Result{RequeueAfter: staleRetry}, nil
+		}
+		if err == nil {
+			r.figureEvents(sc)
 		}
 		return ctrl.Result{RequeueAfter: r.Schedule.Until(g.UID)}, err
 	}

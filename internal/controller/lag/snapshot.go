@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
@@ -33,12 +34,26 @@ type Figures struct {
 	// LastError of a message that waits for another delivery or was set aside, and when it came; empty when there is none.
 	LastError   string
 	LastErrorAt time.Time
+	// Trouble says why nothing becomes of what waits; empty while all is well.
+	Trouble Trouble
 	// Rates is nil until there are two readings to tell them from.
 	Rates *Rates
 
 	readings  []reading // the oldest first
 	ratesTold *Rates    // when somebody was woken last
 }
+
+// Trouble is why nothing becomes of the messages of a group. Its values are reasons of the condition Consuming.
+type Trouble string
+
+// Troubles.
+const (
+	NobodyReceives Trouble = v1alpha1.ReasonNobodyReceives
+	MessageFails   Trouble = v1alpha1.ReasonMessageFails
+)
+
+// failsAfter is how many deliveries of one message are too many: what fails in passing has had its time by then.
+const failsAfter = 5
 
 // Holder is one member of a group.
 type Holder struct {
@@ -91,6 +106,13 @@ func figuresOf(r pgstream.GroupReport, at time.Time, before Figures, window time
 			Published: max(float64(r.LastPosition-first.published)/seconds, 0),
 			Settled:   max(float64(r.Settled()-first.settled)/seconds, 0),
 		}
+	}
+	switch {
+	case f.Deliveries >= failsAfter:
+		f.Trouble = MessageFails
+	case !f.Paused && f.Lapsed == "" && f.Lag > 0 && f.InFlight == 0 && f.Rates != nil && f.Rates.Settled == 0 &&
+		at.Sub(f.readings[0].at) >= window && at.Sub(f.Oldest) >= window:
+		f.Trouble = NobodyReceives
 	}
 	return f
 }
@@ -163,7 +185,7 @@ func PerMinute(perSecond float64, shown *int64) int64 {
 func (f Figures) equal(o Figures) bool {
 	return f.Known == o.Known && phase.Reason(f.Err, "") == phase.Reason(o.Err, "") && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
 		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Paused == o.Paused && f.Lapsed == o.Lapsed && f.Oldest.Equal(o.Oldest) &&
-		slices.Equal(f.Holders, o.Holders) && f.Deliveries == o.Deliveries && f.LastError == o.LastError
+		slices.Equal(f.Holders, o.Holders) && f.Deliveries == o.Deliveries && f.LastError == o.LastError && f.Trouble == o.Trouble
 }
 
 // ratesMoved says whether a person would be shown other rates than at the last time somebody was woken: shown is what they were then.

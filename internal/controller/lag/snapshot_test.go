@@ -66,6 +66,51 @@ func TestRatesAreThoseOfTheLastWindow(t *testing.T) {
 	}
 }
 
+// A group is in trouble when its messages wait for the whole window and nothing becomes of them, or when one of them fails again and again.
+func TestTroubleIsWhatLasts(t *testing.T) {
+	const window = time.Minute
+	start := time.Unix(1_000_000, 0)
+	for _, c := range []struct {
+		name   string
+		change func(minute int, r *pgstream.GroupReport)
+		want   []Trouble // minute by minute
+	}{
+		{"nothing waits", func(int, *pgstream.GroupReport) {}, []Trouble{"", "", ""}},
+		{"nobody receives", func(m int, r *pgstream.GroupReport) {
+			r.Lag, r.LastPosition, r.OldestAge = 5, 5, time.Duration(m)*window
+		}, []Trouble{"", NobodyReceives, NobodyReceives}},
+		{"a slow consumer", func(m int, r *pgstream.GroupReport) {
+			r.Lag, r.LastPosition, r.OldestAge = int64(9-m), 9, time.Hour
+		}, []Trouble{"", "", ""}},
+		{"one that holds a message for long", func(_ int, r *pgstream.GroupReport) {
+			r.Lag, r.InFlight, r.LastPosition, r.OldestAge, r.Deliveries = 5, 1, 6, time.Hour, 1
+		}, []Trouble{"", "", ""}},
+		{"messages that just came", func(m int, r *pgstream.GroupReport) {
+			r.Lag, r.LastPosition, r.OldestAge = 5, 5, time.Second
+		}, []Trouble{"", "", ""}},
+		{"a pause", func(_ int, r *pgstream.GroupReport) {
+			r.Lag, r.LastPosition, r.OldestAge, r.Paused = 5, 5, time.Hour, true
+		}, []Trouble{"", "", ""}},
+		{"a retry that waits for its time", func(_ int, r *pgstream.GroupReport) {
+			r.Retrying, r.LastPosition, r.OldestAge, r.Deliveries = 1, 1, time.Hour, 2
+		}, []Trouble{"", "", ""}},
+		{"a message that fails", func(m int, r *pgstream.GroupReport) {
+			r.InFlight, r.LastPosition, r.OldestAge, r.Deliveries = 1, 1, time.Hour, 3+m
+		}, []Trouble{"", "", MessageFails}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var f Figures
+			for m, want := range c.want {
+				r := pgstream.GroupReport{GroupStats: pgstream.GroupStats{Stream: "orders", Group: "g"}}
+				c.change(m, &r)
+				if f = figuresOf(r, start.Add(time.Duration(m)*window), f, window); f.Trouble != want {
+					t.Errorf("after %d minutes: %q, want %q", m, f.Trouble, want)
+				}
+			}
+		})
+	}
+}
+
 func TestPerMinuteIsReadByAPerson(t *testing.T) {
 	for _, c := range []struct {
 		perSecond float64
