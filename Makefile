@@ -45,10 +45,14 @@ GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test -timeout 20m $(if $(
 # Packages without tests, or without one that RUN names, have nothing to say.
 QUIET = | sed -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
 
+# As the tools are built, so that the parts of Argo CD are compiled once.
+GITOPS = CGO_ENABLED=0 GOFLAGS=-trimpath go
+
 .PHONY: test
 test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
 	@$(GOTEST) $(UNIT) $(QUIET)
 	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd bench && go test ./... $(QUIET))
+	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd test/gitops && $(GITOPS) test ./... $(QUIET))
 
 .PHONY: test-race
 test-race: deps assets ## The same with the race detector.
@@ -89,9 +93,11 @@ bench-pipeline: deps ## Redis streams to a table, beside Redpanda Connect, Bento
 ##@ Develop
 
 .PHONY: generate
-generate: ## Write deep copies, CRDs and RBAC from the Go types and markers.
+generate: ## Write deep copies, CRDs and RBAC from the Go types and markers, and Argo CD's ConfigMap from the Lua files.
 	@$(TOOL) controller-gen object:headerFile=hack/boilerplate.go.txt paths=./api/...
 	@$(TOOL) controller-gen crd rbac:roleName=manager paths=./api/... paths=./internal/controller/... output:crd:dir=config/crd/bases output:rbac:dir=config/rbac
+	@go run ./hack/argocd-cm config/argocd/resource_customizations >config/argocd/argocd-cm.yaml.new
+	@mv config/argocd/argocd-cm.yaml.new config/argocd/argocd-cm.yaml
 
 .PHONY: manifests
 manifests: generate ## The same as generate.

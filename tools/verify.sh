@@ -8,7 +8,7 @@ step() { echo "== $*" >&2; }
 # Generating into a copy would need the whole tree; instead generate in place and compare with what was there, so that
 # files which are not committed yet do not count as drift.
 step "generated files"
-generated() { find api config/crd config/rbac -type f -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum; }
+generated() { find api config/crd config/rbac config/argocd -type f -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum; }
 before=$(generated)
 make --no-print-directory generate
 after=$(generated)
@@ -31,6 +31,7 @@ go mod tidy -diff >/dev/null || { echo "go.mod or go.sum is not tidy; run: go mo
 step "vet"
 go vet ./...
 (cd bench && go vet ./...)
+(cd test/gitops && CGO_ENABLED=0 go vet -trimpath ./...)
 
 step "lint and format"
 make --no-print-directory lint

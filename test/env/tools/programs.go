@@ -26,6 +26,15 @@ var programs = map[string]program{
 		module: "helm", pkg: "helm.sh/helm/v4/cmd/helm", version: "helm.sh/helm/v4",
 		stamp: func(v string) []string { return []string{"helm.sh/helm/v4/internal/version.version=" + v} },
 	},
+	// One program for all of Argo CD: ARGOCD_BINARY_NAME says which part of it a process is.
+	"argocd": {
+		module: "argocd", pkg: "github.com/argoproj/argo-cd/v3/cmd", version: "github.com/argoproj/argo-cd/v3",
+		stamp: func(v string) []string {
+			const base = "github.com/argoproj/argo-cd/v3/common."
+			return []string{base + "version=" + strings.TrimPrefix(v, "v"), base + "gitTag=" + v, base + "gitTreeState=clean"}
+		},
+	},
+	"kustomize-controller": {module: "flux", pkg: "github.com/fluxcd/kustomize-controller"},
 }
 
 // Without its version the API server says v0.0.0-master, and clients that compare versions misbehave.
