@@ -56,9 +56,15 @@ func (r *Reconciler) apply(ctx context.Context, sc *scope) error {
 		return err
 	}
 	deployment := &appsv1.Deployment{}
-	return applyOne(ctx, r, p, "Deployment", deployment, o.deployment, func() (*appsac.DeploymentApplyConfiguration, error) {
+	if err := applyOne(ctx, r, p, "Deployment", deployment, o.deployment, func() (*appsac.DeploymentApplyConfiguration, error) {
 		return appsac.ExtractDeployment(deployment, owner)
-	})
+	}); err != nil {
+		return err
+	}
+	if o.deployment.Generation != nil { // the API server's answer, when something was written
+		sc.written = *o.deployment.Generation
+	}
+	return nil
 }
 
 // applyOne writes one object when what we own in the live one differs from what we want (C2). extract reads that from live,

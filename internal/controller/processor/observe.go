@@ -38,16 +38,25 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 	if g := sc.inputs.group; g != nil && meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionLapsed) {
 		return phase.Stallf(v1alpha1.ReasonLapsed, "ConsumerGroup %q has lapsed and hands out nothing; its status says what to do", g.Name)
 	}
-	if done(&d, p.Replicas()) {
+	// The cache may be older than what apply has just written, and the status of a Deployment older than its spec. Neither says anything about
+	// the newest configuration, and who waits for this generation, such as helm --wait, must not be told of the one before.
+	current, updated := d.Generation >= sc.written && d.Status.ObservedGeneration >= d.Generation, d.Status.UpdatedReplicas
+	if !current {
+		updated = 0
+	}
+	if current && done(&d, p.Replicas()) {
 		return nil
 	}
-	message := fmt.Sprintf("%d of %d pods are ready, %d have the newest configuration", d.Status.ReadyReplicas, p.Replicas(), d.Status.UpdatedReplicas)
+	message := fmt.Sprintf("%d of %d pods are ready, %d have the newest configuration", d.Status.ReadyReplicas, p.Replicas(), updated)
 	var pods corev1.PodList
 	if err := r.Live.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabels(selectorLabels(p)), client.Limit(podsMax)); err != nil {
 		return fmt.Errorf("read the pods: %w", err)
 	}
 	if trouble := diagnose(pods.Items, r.Clock.Now()); trouble != "" {
 		return phase.Waitf(v1alpha1.ReasonPodsFailing, rolloutLook, "%s. %s", message, trouble)
+	}
+	if !current {
+		return phase.Waitf(v1alpha1.ReasonRollingOut, rolloutLook, "%s", message)
 	}
 	if refused := condition(&d, appsv1.DeploymentReplicaFailure); refused != nil && refused.Status == corev1.ConditionTrue {
 		return phase.Stallf(v1alpha1.ReasonPodsFailing, "%s. Pods cannot be created: %s", message, refused.Message)
@@ -61,7 +70,7 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 // done says whether exactly the wanted pods run with the newest template, and are ready.
 func done(d *appsv1.Deployment, replicas int32) bool {
 	s := d.Status
-	return s.ObservedGeneration >= d.Generation && d.Spec.Replicas != nil && *d.Spec.Replicas == replicas &&
+	return d.Spec.Replicas != nil && *d.Spec.Replicas == replicas &&
 		s.UpdatedReplicas == replicas && s.Replicas == replicas && s.AvailableReplicas == replicas
 }
 

@@ -13,6 +13,7 @@ type scope struct {
 
 	inputs  inputs   // resolve
 	objects *objects // render
+	written int64    // apply: the generation of the Deployment, when apply changed it
 
 	deployment *appsv1.Deployment // observe
 }
