@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -23,6 +24,12 @@ var incarnationTableQuery string
 //go:embed queries/incarnation_lock.sql
 var incarnationLockQuery string
 
+//go:embed queries/incarnation_mark.sql
+var incarnationMarkQuery string
+
+//go:embed queries/incarnation_remember.sql
+var incarnationRememberQuery string
+
 //go:embed queries/incarnation_put.sql
 var incarnationPutQuery string
 
@@ -32,11 +39,15 @@ func needsIncarnations(c *config.Config) bool {
 	if c.Source.Redis == nil {
 		return false
 	}
+	return keyedByID(c) || slices.ContainsFunc(c.Branches(), func(b config.Branch) bool {
+		return b.Table != nil && b.Table.Idempotency == config.IdempotencyLedger
+	})
+}
+
+// keyedByID says whether the id of an item tells the rows of a table apart.
+func keyedByID(c *config.Config) bool {
 	return slices.ContainsFunc(c.Branches(), func(b config.Branch) bool {
-		if b.Table == nil {
-			return false
-		}
-		return b.Table.Idempotency == config.IdempotencyLedger || slices.ContainsFunc(b.Mapping.Columns, func(col config.Column) bool {
+		return b.Table != nil && slices.ContainsFunc(b.Mapping.Columns, func(col config.Column) bool {
 			// An expression may use the id.
 			return slices.Contains(b.Table.Key, col.Name) && (col.Path == config.PropertyID || col.Expression != "")
 		})
@@ -47,60 +58,93 @@ func incarnationName(c *config.Config) pgx.Identifier {
 	return pgx.Identifier{deadLetterName(c).Schema, incarnationTable}
 }
 
-// createIncarnations creates the table when it is missing.
+// createIncarnations creates the table when it is missing, and brings one of an earlier release up to date.
 func createIncarnations(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
 	t := config.TableSink{Schema: deadLetterName(c).Schema, Name: incarnationTable}
-	if columns, err := tableColumns(ctx, pool, &t); err != nil || columns != nil {
+	columns, err := tableColumns(ctx, pool, &t)
+	if err != nil {
 		return err
 	}
+	query := incarnationTableQuery
+	switch {
+	case slices.ContainsFunc(columns, func(c tableColumn) bool { return c.Name == "mark_id" }):
+		return nil
+	case columns != nil:
+		query = incarnationMarkQuery
+	}
 	name := incarnationName(c).Sanitize()
-	if err := createOnce(ctx, pool, t.Schema+"."+t.Name, strings.ReplaceAll(incarnationTableQuery, "TABLE", name)); err != nil {
-		return fmt.Errorf("create table %s, which remembers Redis streams because rows are told apart by @id: %w", name, err)
+	if err := createOnce(ctx, pool, t.Schema+"."+t.Name, strings.ReplaceAll(query, "TABLE", name)); err != nil {
+		return fmt.Errorf("create table %s, or add its columns mark_incarnation, mark_id and mark_digest; it remembers Redis streams because rows are told apart by @id: %w", name, err)
 	}
 	return nil
 }
 
 // incarnations remember Redis streams in the sink's database.
 type incarnations struct {
-	pool      *pgxpool.Pool
-	processor string
-	lock, put string
+	pool                *pgxpool.Pool
+	processor           string
+	lock, put, remember string
 }
 
 func newIncarnations(pool *pgxpool.Pool, c *config.Config) *incarnations {
-	name := incarnationName(c).Sanitize()
+	on := func(query string) string { return strings.ReplaceAll(query, "TABLE", incarnationName(c).Sanitize()) }
 	return &incarnations{pool: pool, processor: c.Name,
-		lock: strings.ReplaceAll(incarnationLockQuery, "TABLE", name), put: strings.ReplaceAll(incarnationPutQuery, "TABLE", name)}
+		lock: on(incarnationLockQuery), put: on(incarnationPutQuery), remember: on(incarnationRememberQuery)}
 }
 
 // Observe implements redisstream.Incarnations. The row's lock makes Redis' answer newer than what is remembered.
-func (i *incarnations) Observe(ctx context.Context, stream string, known int, saw redisstream.Extent, extent func(context.Context) (redisstream.Extent, error)) (int, error) {
+func (i *incarnations) Observe(
+	ctx context.Context, stream string, known int, saw redisstream.Extent, look func(context.Context, ...string) (redisstream.Sight, error),
+) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
 	defer cancel()
 	var incarnation int
 	err := pgx.BeginFunc(ctx, i.pool, func(tx pgx.Tx) error {
 		var past redisstream.Extent
-		err := tx.QueryRow(ctx, i.lock, i.processor, stream, known).Scan(&incarnation, &past.Top, &past.Added)
+		err := tx.QueryRow(ctx, i.lock, i.processor, stream, known).Scan(&incarnation, &past.Top, &past.Added, &past.Mark.ID, &past.Mark.Digest)
 		if err != nil {
 			return err
 		}
-		now, err := extent(ctx)
+		if incarnation != known {
+			saw = redisstream.Extent{Added: -1} // of another one
+		}
+		now, err := look(ctx, past.Mark.ID, saw.Mark.ID)
 		if err != nil {
 			return err
 		}
-		if incarnation == known {
-			past = past.Join(saw) // of the same stream; otherwise the caller has seen an earlier one
-		}
-		if now.Before(past) {
+		if now.Continues(past) && now.Continues(saw) {
+			past = past.Join(saw).Join(now.Extent)
+		} else {
 			incarnation++
-			past = now
+			past = now.Extent
 		}
-		past = past.Join(now)
-		_, err = tx.Exec(ctx, i.put, i.processor, stream, incarnation, past.Top, past.Added)
+		_, err = tx.Exec(ctx, i.put, i.processor, stream, incarnation, past.Top, past.Added, past.Mark.ID, past.Mark.Digest)
 		return err
 	})
 	if err != nil {
 		return 0, fmt.Errorf("find out whether Redis stream %q has begun anew: %w", stream, err)
 	}
 	return incarnation, nil
+}
+
+// Remember implements redisstream.Incarnations.
+func (i *incarnations) Remember(ctx context.Context, reached []redisstream.Reached) ([]int, error) {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	now := make([]int, len(reached))
+	batch := &pgx.Batch{}
+	for n, r := range reached {
+		batch.Queue(i.remember, i.processor, r.Stream, r.Incarnation, r.Mark.ID, r.Added, r.Mark.Digest).
+			QueryRow(func(row pgx.Row) error {
+				err := row.Scan(&now[n])
+				if errors.Is(err, pgx.ErrNoRows) {
+					now[n], err = -1, nil
+				}
+				return err
+			})
+	}
+	if err := i.pool.SendBatch(ctx, batch).Close(); err != nil {
+		return nil, fmt.Errorf("remember how far Redis streams were read: %w", err)
+	}
+	return now, nil
 }

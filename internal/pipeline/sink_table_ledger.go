@@ -5,7 +5,6 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"hash/fnv"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
+	"github.com/millrace-dev/millrace/internal/pipeline/redisstream"
 )
 
 //go:embed queries/ledger_table.sql
@@ -65,7 +65,7 @@ func (l *ledger) write(ctx context.Context, tx pgx.Tx, items []*Item, write func
 	order := make([]int, len(items))
 	digests := make([]int64, len(items))
 	for i, it := range items {
-		order[i], digests[i] = i, digest(it)
+		order[i], digests[i] = i, redisstream.Digest(it.Fields)
 	}
 	slices.SortFunc(order, func(a, b int) int {
 		x, y := items[a], items[b]
@@ -105,19 +105,6 @@ func (l *ledger) write(ctx context.Context, tx pgx.Tx, items []*Item, write func
 		os[i] = written[n]
 	}
 	return os, nil
-}
-
-// digest tells an entry from another one that had the same id, before Redis lost its data.
-func digest(it *Item) int64 {
-	h := fnv.New64a()
-	for _, f := range it.Fields {
-		for _, text := range [2]string{f.Field, f.Value} {
-			// The hash never fails. A length before each text keeps "ab","c" from being "a","bc".
-			fmt.Fprintf(h, "%d:", len(text))
-			_, _ = h.Write([]byte(text))
-		}
-	}
-	return int64(h.Sum64())
 }
 
 // SettledSource is a source that knows how far it is settled.

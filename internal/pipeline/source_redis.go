@@ -24,13 +24,17 @@ const (
 	staleInterval    = time.Minute
 	trimInterval     = time.Second
 	tendInterval     = time.Second // at most, between two renewals of a lease
-	itemOverhead     = 300         // bytes of an item beside its fields, roughly
+	rememberInterval = time.Second // between two looks whether streams were read further than is remembered
+	rememberTimeout  = 2 * time.Second
+	itemOverhead     = 300 // bytes of an item beside its fields, roughly
 )
 
 // RedisSource reads Redis streams as one consumer of a Redis consumer group.
 type RedisSource struct {
 	client  rueidis.Client
 	members []*redisstream.Member
+	memory  *incarnations // nil when nothing depends on the ids of entries
+	keyed   bool          // rows are told apart by @id
 	source  config.RedisSource
 	errors  config.Errors
 	letters *DeadLetters // nil with the policy Pending
@@ -58,11 +62,12 @@ func NewRedisSource(o RedisOptions) *RedisSource {
 	c := o.Config.Source.Redis
 	s := &RedisSource{
 		client: o.Client, source: *c, errors: o.Config.Errors, letters: NewDeadLetters(o.Pool, o.Config),
-		metrics: o.Metrics, log: o.Logger, trimmed: map[string]int64{},
+		metrics: o.Metrics, log: o.Logger, trimmed: map[string]int64{}, keyed: keyedByID(o.Config),
 	}
 	var memory redisstream.Incarnations // a nil *incarnations would not be nil
 	if needsIncarnations(o.Config) {
-		memory = newIncarnations(o.Pool, o.Config)
+		s.memory = newIncarnations(o.Pool, o.Config)
+		memory = s.memory
 	}
 	for _, stream := range c.Streams {
 		s.members = append(s.members, redisstream.NewMember(o.Client, redisstream.Config{
@@ -223,6 +228,9 @@ func (s *RedisSource) settle(ctx context.Context, from redisOrigin, b *Batch, os
 		if *it.origin.(*redisOrigin) != from {
 			continue
 		}
+		if s.keyed && os[i].Result == Duplicate && it.Deliveries == 1 {
+			from.member.Doubt() // either its group was set back, or its id is one of the stream that was there before
+		}
 		switch os[i].Result {
 		case Written, Duplicate, Filtered, DeadLettered:
 			if acked == nil {
@@ -312,6 +320,9 @@ func (s *RedisSource) Run(ctx context.Context) error {
 	}
 	every(third, "refresh", func(ctx context.Context) error { return s.each(ctx, (*redisstream.Member).Refresh) })
 	every(staleInterval, "stale consumers", func(ctx context.Context) error { return s.each(ctx, (*redisstream.Member).RemoveStale) })
+	if s.memory != nil {
+		every(rememberInterval, "remember", s.remember)
+	}
 	every(progressInterval, "progress", func(ctx context.Context) error { return s.each(ctx, s.observe) })
 	if s.source.Ownership == config.OwnershipExclusive {
 		every(min(third, tendInterval), "leases", s.tend)
@@ -347,6 +358,29 @@ func (s *RedisSource) repeat(ctx context.Context, interval time.Duration, what s
 		}
 		s.log.Log(ctx, level, "upkeep of the Redis source failed; trying again", "job", what, "failures", failures, "error", err)
 	}
+}
+
+// remember notes how far each stream was read, so that one that begins anew is known although it grows as far before somebody
+// looks.
+func (s *RedisSource) remember(ctx context.Context) error {
+	var members []*redisstream.Member
+	var reached []redisstream.Reached
+	for _, m := range s.members {
+		if r, further := m.Reached(); further {
+			members, reached = append(members, m), append(reached, r)
+		}
+	}
+	if len(reached) == 0 {
+		return nil
+	}
+	now, err := s.memory.Remember(ctx, reached)
+	if err != nil {
+		return err
+	}
+	for i, m := range members {
+		m.Remembered(reached[i], now[i])
+	}
+	return nil
 }
 
 func (s *RedisSource) trim(m *redisstream.Member, ctx context.Context) error {
@@ -404,6 +438,13 @@ func (s *RedisSource) reported(stream string, trimmed int64) int64 {
 
 // Release implements Source.
 func (s *RedisSource) Release(ctx context.Context) error {
+	if s.memory != nil {
+		remember, cancel := context.WithTimeout(ctx, rememberTimeout)
+		if err := s.remember(remember); err != nil {
+			s.log.Warn("how far the Redis streams were read could not be remembered; what is remembered is a second older", "error", reason(err))
+		}
+		cancel()
+	}
 	var total atomic.Int64
 	err := s.each(ctx, func(m *redisstream.Member, ctx context.Context) error {
 		n, err := m.Release(ctx)

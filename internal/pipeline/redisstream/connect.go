@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/rueidis"
@@ -41,18 +42,19 @@ func (e Endpoint) Connect(ctx context.Context, name string) (rueidis.Client, Ver
 	if e.TLSDir != "" && !a.tls {
 		return nil, Version{}, badURL("there are certificates for TLS, and its scheme does not ask for TLS; write rediss instead of redis")
 	}
-	opt := e.options(a, name)
+	opened := new(atomic.Uint64)
+	opt := e.options(a, name, opened)
 	// The client's constructor takes no context, so it is waited for beside.
-	type opened struct {
+	type result struct {
 		client rueidis.Client
 		err    error
 	}
-	opening := make(chan opened, 1)
+	opening := make(chan result, 1)
 	go func() {
 		client, err := rueidis.NewClient(opt)
-		opening <- opened{client, err}
+		opening <- result{client, err}
 	}()
-	var o opened
+	var o result
 	select {
 	case o = <-opening:
 	case <-ctx.Done():
@@ -71,7 +73,22 @@ func (e Endpoint) Connect(ctx context.Context, name string) (rueidis.Client, Ver
 		o.client.Close()
 		return nil, Version{}, a.failed(err)
 	}
-	return o.client, version, nil
+	return countingClient{o.client, opened}, version, nil
+}
+
+// countingClient knows how many connections to servers it has opened.
+type countingClient struct {
+	rueidis.Client
+	opened *atomic.Uint64
+}
+
+// connectionsOf returns how many connections a client has opened, if it counts them. It opens them by itself, so that a
+// server can restart, without its data, and no command fails.
+func connectionsOf(client rueidis.Client) uint64 {
+	if c, ok := client.(countingClient); ok {
+		return c.opened.Load()
+	}
+	return 0
 }
 
 // address reads the URL as it is now.
@@ -83,7 +100,8 @@ func (e Endpoint) address() (address, error) {
 	return parseAddress(text)
 }
 
-func (e Endpoint) options(a address, name string) rueidis.ClientOption {
+// options are the client's. opened counts its connections to servers.
+func (e Endpoint) options(a address, name string, opened *atomic.Uint64) rueidis.ClientOption {
 	opt := rueidis.ClientOption{
 		InitAddress:  slices.Clone(a.hosts),
 		SelectDB:     a.database,
@@ -100,8 +118,12 @@ func (e Endpoint) options(a address, name string) rueidis.ClientOption {
 	opt.Dialer.Timeout = callTimeout
 	opt.DialCtxFn = func(ctx context.Context, to string, dialer *net.Dialer, _ *tls.Config) (net.Conn, error) {
 		conn, err := e.dial(ctx, a, to, dialer)
-		if err == nil && dialer.FallbackDelay == sentinelMark {
+		switch {
+		case err != nil:
+		case dialer.FallbackDelay == sentinelMark:
 			conn = toSentinel{conn}
+		default:
+			opened.Add(1)
 		}
 		return conn, err
 	}

@@ -14,6 +14,7 @@ type Version struct{ Major, Minor, Patch int }
 
 var (
 	minVersion = Version{Major: 6, Minor: 2} // has XAUTOCLAIM
+	hasCounts  = Version{Major: 7}           // counts the entries ever added, and remembers what was deleted
 	hasClaim   = Version{Major: 8, Minor: 4} // has XREADGROUP … CLAIM
 	hasNack    = Version{Major: 8, Minor: 8} // has XNACK
 )

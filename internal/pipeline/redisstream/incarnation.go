@@ -1,41 +1,27 @@
 package redisstream
 
-import (
-	"context"
-	"fmt"
-
-	"github.com/redis/rueidis"
-)
-
-// Extent is how far a stream ever reached. Both parts only grow, as long as it is the same stream.
-type Extent struct {
-	// Top is the greatest id the stream ever had; 0-0 when there is no stream.
-	Top string
-	// Added is how many entries were ever added; -1 when Redis does not count them, as before Redis 7.
-	Added int64
-}
-
-// Before says whether a stream that reaches as far as e cannot be one that reached as far as o.
-func (e Extent) Before(o Extent) bool {
-	return CompareIDs(e.Top, o.Top) < 0 || e.Added >= 0 && e.Added < o.Added
-}
-
-// Join returns the greater of both.
-func (e Extent) Join(o Extent) Extent {
-	if CompareIDs(e.Top, o.Top) < 0 {
-		e.Top = o.Top
-	}
-	e.Added = max(e.Added, o.Added)
-	return e
-}
+import "context"
 
 // Incarnations remember streams where Redis cannot lose them.
 type Incarnations interface {
 	// Observe returns which incarnation of the stream it is, counted from 0: the one it remembers, or the next one when the
-	// stream does not reach as far as it once did. known is the incarnation that the caller took it for, saw how far that
-	// one reached for it. extent asks Redis. One call at a time is in progress for a stream, in all processes, because an
-	// answer of Redis that is older than what is remembered would look like a loss.
-	Observe(ctx context.Context, stream string, known int, saw Extent, extent func(context.Context) (Extent, error)) (int, error)
+	// stream cannot be the one that is remembered. known is the incarnation that the caller took it for, saw how far that
+	// one reached for it. look asks Redis how far the stream reaches, and for entries of these ids. One call at a time is in
+	// progress for a stream, in all processes, because an answer of Redis that is older than what is remembered would look
+	// like a loss.
+	Observe(ctx context.Context, stream string, known int, saw Extent, look func(ctx context.Context, ids ...string) (Sight, error)) (int, error)
+	// Remember notes how far streams were read, without asking Redis. What was read in another incarnation than the one that
+	// is remembered is not noted. It returns for each which incarnation is remembered, -1 when none is. Streams are named in
+	// the order of their names, so that two callers do not wait for each other.
+	Remember(ctx context.Context, reached []Reached) ([]int, error)
+}
+
+// Reached is how far an incarnation of a stream was read.
+type Reached struct {
+	Stream      string
+	Incarnation int
+	Mark        Mark  // the greatest entry that was read
+	Added       int64 // how many entries were added at least; -1 when Redis does not count them
 }
 
 // verify finds out whether the stream is still the one that this member has read. A Redis that has lost its data, or a
@@ -43,15 +29,15 @@ type Incarnations interface {
 // no longer exists (R7).
 func (m *Member) verify(ctx context.Context) error {
 	m.mu.Lock()
-	known, saw := m.incarnation, m.seen
-	m.suspect = false
+	known, saw := m.incarnation, m.reach()
+	m.suspect, m.opened = false, connectionsOf(m.client)
 	m.mu.Unlock()
-	var now Extent
-	fetch := func(ctx context.Context) (_ Extent, err error) {
-		now, err = m.extent(ctx)
+	var now Sight
+	look := func(ctx context.Context, ids ...string) (_ Sight, err error) {
+		now, err = m.look(ctx, ids...)
 		return now, err
 	}
-	next, err := m.observe(ctx, known, saw, fetch)
+	next, err := m.observe(ctx, known, saw, look)
 	if err != nil {
 		m.doubt()
 		return err
@@ -62,21 +48,23 @@ func (m *Member) verify(ctx context.Context) error {
 		return nil // found out meanwhile
 	}
 	if next == known {
-		m.seen = m.seen.Join(now)
+		m.remembered = saw.Join(now.Extent)
+		m.seen = m.seen.Join(now.Extent)
 		return nil
 	}
-	m.incarnation, m.seen, m.lastRead, m.readNewCount = next, now, "", 0
+	m.incarnation, m.seen, m.remembered, m.lastRead, m.readNewCount = next, now.Extent, now.Extent, "", 0
+	m.newest = Entry{}
 	m.ownAgain = true
 	clear(m.held)
 	return nil
 }
 
-func (m *Member) observe(ctx context.Context, known int, saw Extent, extent func(context.Context) (Extent, error)) (int, error) {
+func (m *Member) observe(ctx context.Context, known int, saw Extent, look func(context.Context, ...string) (Sight, error)) (int, error) {
 	if m.cfg.Incarnations != nil {
-		return m.cfg.Incarnations.Observe(ctx, m.cfg.Stream, known, saw, extent)
+		return m.cfg.Incarnations.Observe(ctx, m.cfg.Stream, known, saw, look)
 	}
-	now, err := extent(ctx)
-	if err == nil && now.Before(saw) {
+	now, err := look(ctx, saw.Mark.ID)
+	if err == nil && !now.Continues(saw) {
 		known++
 	}
 	return known, err
@@ -84,13 +72,18 @@ func (m *Member) observe(ctx context.Context, known int, saw Extent, extent func
 
 // verified verifies, if something has happened that makes a new incarnation possible.
 func (m *Member) verified(ctx context.Context) error {
-	m.mu.Lock()
-	suspect := m.suspect
-	m.mu.Unlock()
-	if !suspect {
+	if !m.suspicious() {
 		return nil
 	}
 	return m.verify(ctx)
+}
+
+// suspicious says whether the stream may have begun anew: something failed, or there is a new connection, which may lead to a
+// server that has lost its data while nothing was under way that could have failed.
+func (m *Member) suspicious() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.suspect || m.opened != connectionsOf(m.client)
 }
 
 func (m *Member) doubt() {
@@ -99,6 +92,10 @@ func (m *Member) doubt() {
 	m.mu.Unlock()
 }
 
+// Doubt makes the member find out, before it acknowledges or reads anything more, whether the stream is still the one that it
+// has read. Call it when an entry that was never delivered before turns out to be known.
+func (m *Member) Doubt() { m.doubt() }
+
 // Incarnation is how often the stream has begun anew, as far as anybody remembers.
 func (m *Member) Incarnation() int {
 	m.mu.Lock()
@@ -106,24 +103,88 @@ func (m *Member) Incarnation() int {
 	return m.incarnation
 }
 
-// extent asks how far the stream reaches.
-func (m *Member) extent(ctx context.Context) (Extent, error) {
-	ctx, cancel := call(ctx)
-	defer cancel()
-	info, err := m.client.Do(ctx, m.client.B().XinfoStream().Key(m.cfg.Stream).Build()).AsMap()
-	if re, ok := rueidis.IsRedisErr(err); ok && hasPrefix(re.Error(), "no such key") {
-		return Extent{Top: "0-0"}, nil
+// reach is how far the stream reached, as far as this member knows.
+func (m *Member) reach() Extent {
+	if CompareIDs(m.newest.ID, m.seen.Mark.ID) > 0 {
+		m.seen.Mark = Mark{ID: m.newest.ID, Digest: Digest(m.newest.Fields)}
+	}
+	return m.seen
+}
+
+// saw notes that an entry was read. The digest is left to when somebody asks.
+func (m *Member) saw(e Entry) {
+	if CompareIDs(e.ID, m.newest.ID) > 0 {
+		m.newest = e
+	}
+	if CompareIDs(e.ID, m.seen.Top) > 0 {
+		m.seen.Top = e.ID
+	}
+}
+
+// Reached returns how far the stream was read, if that is further than what is remembered. While it is open which stream that
+// was, nothing is to be remembered of it.
+func (m *Member) Reached() (Reached, bool) {
+	if m.suspicious() {
+		return Reached{}, false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if CompareIDs(m.newest.ID, m.remembered.Top) <= 0 {
+		return Reached{}, false
+	}
+	e := m.reach()
+	return Reached{Stream: m.cfg.Stream, Incarnation: m.incarnation, Mark: e.Mark, Added: e.Added}, true
+}
+
+// Remembered takes in the answer of Incarnations.Remember.
+func (m *Member) Remembered(r Reached, incarnation int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.incarnation != r.Incarnation: // found out meanwhile
+	case incarnation != r.Incarnation:
+		m.suspect = true
+	default:
+		m.remembered = m.remembered.Join(Extent{Top: r.Mark.ID, Added: r.Added, Mark: r.Mark})
+	}
+}
+
+// note remembers the first entries of an incarnation, before anything comes of them. Later ones are remembered by who calls
+// Reached.
+func (m *Member) note(ctx context.Context) error {
+	m.mu.Lock()
+	noted := m.remembered.Mark.ID != "" || m.cfg.Incarnations == nil
+	m.mu.Unlock()
+	if noted {
+		return nil
+	}
+	r, further := m.Reached()
+	if !further {
+		return nil
+	}
+	now, err := m.cfg.Incarnations.Remember(ctx, []Reached{r})
+	if err != nil {
+		return err
+	}
+	m.Remembered(r, now[0])
+	return nil
+}
+
+// handOut is the last look at entries that were read: is it known which incarnation they are of? When it turns out that the
+// stream has begun anew, they keep their old term, whichever stream they are of: what is written under it is never
+// acknowledged, and what is of the new one is pending for this member, and comes again.
+func (m *Member) handOut(ctx context.Context, entries []Entry) error {
+	err := m.verified(ctx)
+	if err == nil {
+		err = m.note(ctx)
+	}
+	if err == nil {
+		err = m.verified(ctx) // somebody else knew it
 	}
 	if err != nil {
-		return Extent{}, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
-	}
-	e := Extent{Added: -1}
-	if count, ok := info["entries-added"]; ok {
-		if e.Added, err = count.ToInt64(); err != nil {
-			return Extent{}, fmt.Errorf("read the extent of stream %q: %w", m.cfg.Stream, err)
+		for _, e := range entries {
+			m.Forget(e.Term, []string{e.ID})
 		}
 	}
-	last := info["last-generated-id"]
-	e.Top, err = last.ToString()
-	return e, err
+	return err
 }

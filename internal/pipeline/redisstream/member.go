@@ -49,7 +49,7 @@ const (
 	earliest       = "0"                    // XREADGROUP: this consumer's own pending entries from the start
 	latest         = "$"                    // XGROUP CREATE: only what comes after
 	undelivered    = ">"                    // XREADGROUP: entries never delivered to any consumer
-	firstID        = "0-0"                  // XAUTOCLAIM: the list is through
+	firstID        = "0-0"                  // before every id; XAUTOCLAIM: the list is through
 )
 
 // Field is one field of an entry. Order and repetition of fields are kept.
@@ -93,10 +93,13 @@ type Member struct {
 	lastRead string               // greatest id read with >; empty when nothing was read since the stream began anew
 	// readNewCount is how many entries were read with >. A stream to which fewer were added is another stream.
 	readNewCount int64
-	seen         Extent // how far the stream reached, as far as this member knows
+	seen         Extent // how far the stream reached, as far as this member knows; see reach
+	newest       Entry  // with the greatest id of those that were read; the next mark
+	remembered   Extent // what of it Incarnations remember
 	incarnation  int
-	suspect      bool // the stream may have begun anew; verify finds out
-	ownAgain     bool // Read shall begin with what is pending for this member
+	suspect      bool   // the stream may have begun anew; verify finds out
+	opened       uint64 // connections of the client when it was verified last
+	ownAgain     bool   // Read shall begin with what is pending for this member
 	lease        lease
 	counters     Counters
 }
@@ -107,7 +110,7 @@ func NewMember(client rueidis.Client, cfg Config) *Member {
 		client: client, cfg: cfg,
 		ownCursor: earliest, claimCursor: earliest,
 		held: map[string]time.Time{},
-		seen: Extent{Top: "0-0"},
+		seen: Extent{Top: firstID, Added: -1}, remembered: Extent{Top: firstID, Added: -1},
 	}
 }
 
@@ -145,6 +148,9 @@ func (m *Member) hold(entries []Entry) []Entry {
 	now := time.Now()
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if len(entries) > 0 {
+		m.saw(entries[len(entries)-1]) // they are in the order of the stream
+	}
 	kept := entries[:0]
 	for _, e := range entries {
 		if _, ok := m.held[e.ID]; ok {

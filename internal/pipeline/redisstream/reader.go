@@ -15,6 +15,9 @@ import (
 // answer that got lost on the way is not lost to the group.
 func (m *Member) Read(ctx context.Context, count int, block time.Duration) ([]Entry, bool, error) {
 	entries, more, err := m.read(ctx, count, block)
+	if err == nil && len(entries) > 0 {
+		err = m.handOut(ctx, entries)
+	}
 	if err == nil {
 		return entries, more, nil
 	}
@@ -108,7 +111,9 @@ func (m *Member) holdNew(ctx context.Context, raw []rueidis.XRangeSlice) ([]Entr
 	m.mu.Lock()
 	m.lastRead = raw[len(raw)-1].ID
 	m.readNewCount += int64(len(raw))
-	m.seen = m.seen.Join(Extent{Top: m.lastRead, Added: m.readNewCount})
+	if m.cfg.Version.AtLeast(hasCounts) {
+		m.seen.Added = max(m.seen.Added, m.readNewCount)
+	}
 	m.mu.Unlock()
 	return m.hold(entries), nil
 }

@@ -12,6 +12,7 @@ var scripts embed.FS
 var (
 	ackDeleteScript   = script("ack_delete")
 	countScript       = script("count")
+	extentScript      = script("extent")
 	leaseScript       = script("lease")
 	ownedScript       = script("owned")
 	refreshScript     = script("refresh")
