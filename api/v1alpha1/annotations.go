@@ -9,6 +9,10 @@ const (
 	// carries it may take over what a resource of that cluster owned: for a cluster that no longer exists.
 	AnnotationAdoptFrom = "millrace.dev/adopt-from"
 
+	// AnnotationApprovePlan on a Stream or ConsumerGroup with changePolicy: Plan holds the hash of the plan in its status that may be
+	// carried out. It approves that plan once and no other.
+	AnnotationApprovePlan = "millrace.dev/approve-plan"
+
 	// AnnotationConfigHash on the pods of a Processor changes with its configuration, so that a new one rolls them.
 	AnnotationConfigHash = "millrace.dev/config-hash"
 

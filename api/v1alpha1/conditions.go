@@ -70,6 +70,10 @@ const (
 	ReasonPartitionsLowered = "PartitionsLowered"
 	// ReasonChangeRefused: the database object cannot be changed to spec.
 	ReasonChangeRefused = "ChangeRefused"
+	// ReasonApprovalPending: changePolicy is Plan, and the plan in status waits for its approval.
+	ReasonApprovalPending = "ApprovalPending"
+	// ReasonApprovalOutdated: the same, and the annotation approves another plan than the one in status.
+	ReasonApprovalOutdated = "ApprovalOutdated"
 	// ReasonStreamMissing: the Stream that spec names does not exist.
 	ReasonStreamMissing = "StreamMissing"
 	// ReasonStreamNotReady: the Stream exists and is not in its database yet.
@@ -139,6 +143,8 @@ const (
 	EventAbandoned = "Abandoned"
 	// EventDeadLetters: a group that had no dead letters has some.
 	EventDeadLetters = "DeadLetters"
+	// EventPlanApplied: a plan that was approved has been carried out.
+	EventPlanApplied = "PlanApplied"
 	// EventDriftRepaired: something was changed or dropped behind Millrace's back and is as spec says again.
 	EventDriftRepaired = "DriftRepaired"
 )

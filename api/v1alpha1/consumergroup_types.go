@@ -126,6 +126,14 @@ type ConsumerGroupSpec struct {
 	// +optional
 	Paused bool `json:"paused,omitempty"`
 
+	// changePolicy: Apply, the default, changes the database as soon as spec differs from it. Plan writes into status.plan what
+	// would be done and destroyed there, creation and repairs included, and does nothing until the annotation
+	// millrace.dev/approve-plan holds status.plan.hash. Deleting this resource needs no approval: deletionPolicy says what it does.
+	//
+	// +kubebuilder:default=Apply
+	// +optional
+	ChangePolicy ChangePolicy `json:"changePolicy,omitempty"`
+
 	// deletionPolicy says what deleting this resource does to the group. Retain, the default, leaves it and its place, and
 	// adds no finalizer. Delete drops it with its place and dead letters. DeleteIfEmpty drops it when nothing is waiting for
 	// it, in flight or dead, and otherwise leaves it.
@@ -343,6 +351,16 @@ type ConsumerGroupStatus struct {
 	// +optional
 	LastError *MessageError `json:"lastError,omitempty"`
 
+	// plan is what waits for approval, with changePolicy: Plan; absent when nothing does.
+	//
+	// +optional
+	Plan *PlannedChange `json:"plan,omitempty"`
+
+	// approvedPlan is the hash of the last plan that was approved and carried out. An approval holds once.
+	//
+	// +optional
+	ApprovedPlan string `json:"approvedPlan,omitempty"`
+
 	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, Consuming, LagKnown.
 	//
 	// +listType=map
@@ -391,6 +409,7 @@ type MessageError struct {
 // +kubebuilder:printcolumn:name="In/Min",type=integer,priority=1,JSONPath=`.status.publishedPerMinute`
 // +kubebuilder:printcolumn:name="Out/Min",type=integer,priority=1,JSONPath=`.status.settledPerMinute`
 // +kubebuilder:printcolumn:name="Members",type=integer,priority=1,JSONPath=`.status.members`
+// +kubebuilder:printcolumn:name="Plan",type=string,priority=1,JSONPath=`.status.plan.hash`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:validation:XValidation:rule="has(self.spec.name) || self.metadata.name.matches('^[a-z][a-z0-9-]{0,47}$')",message="this metadata.name cannot be a group's name; set spec.name to lower-case letters, digits and _, at most 48, starting with a letter"
@@ -414,6 +433,9 @@ func (g *ConsumerGroup) DatabaseName() string {
 	}
 	return databaseName(g.Name)
 }
+
+// InDatabase says whether the group can be worked with: it is as spec says, or it exists and a change of it waits for approval.
+func (g *ConsumerGroup) InDatabase() bool { return inDatabase(g.Status.Conditions, g.Status.Name) }
 
 // ConsumerGroupList is a list of ConsumerGroups.
 //

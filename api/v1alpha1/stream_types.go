@@ -132,6 +132,14 @@ type StreamSpec struct {
 	// +optional
 	Priorities int32 `json:"priorities,omitempty"`
 
+	// changePolicy: Apply, the default, changes the database as soon as spec differs from it. Plan writes into status.plan what
+	// would be done and destroyed there, creation and repairs included, and does nothing until the annotation
+	// millrace.dev/approve-plan holds status.plan.hash. Deleting this resource needs no approval: deletionPolicy says what it does.
+	//
+	// +kubebuilder:default=Apply
+	// +optional
+	ChangePolicy ChangePolicy `json:"changePolicy,omitempty"`
+
 	// deletionPolicy says what deleting this resource does to the stream. Retain, the default, leaves it with its messages and
 	// adds no finalizer. Delete drops it with its groups and messages. DeleteIfEmpty drops it when it holds no message and
 	// otherwise leaves it.
@@ -233,6 +241,16 @@ type StreamStatus struct {
 	// +optional
 	Bytes *int64 `json:"bytes,omitempty"`
 
+	// plan is what waits for approval, with changePolicy: Plan; absent when nothing does.
+	//
+	// +optional
+	Plan *PlannedChange `json:"plan,omitempty"`
+
+	// approvedPlan is the hash of the last plan that was approved and carried out. An approval holds once.
+	//
+	// +optional
+	ApprovedPlan string `json:"approvedPlan,omitempty"`
+
 	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, HorizonHeld.
 	//
 	// +listType=map
@@ -253,6 +271,7 @@ type StreamStatus struct {
 // +kubebuilder:printcolumn:name="Priorities",type=integer,priority=1,JSONPath=`.status.priorities`
 // +kubebuilder:printcolumn:name="Messages",type=integer,priority=1,JSONPath=`.status.messages`
 // +kubebuilder:printcolumn:name="Bytes",type=integer,priority=1,JSONPath=`.status.bytes`
+// +kubebuilder:printcolumn:name="Plan",type=string,priority=1,JSONPath=`.status.plan.hash`
 // +kubebuilder:printcolumn:name="Table",type=string,priority=1,JSONPath=`.status.name`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -277,6 +296,9 @@ func (s *Stream) DatabaseName() string {
 	}
 	return databaseName(s.Name)
 }
+
+// InDatabase says whether the stream can be worked with: it is as spec says, or it exists and a change of it waits for approval.
+func (s *Stream) InDatabase() bool { return inDatabase(s.Status.Conditions, s.Status.Name) }
 
 // StreamList is a list of Streams.
 //

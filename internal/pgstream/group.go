@@ -193,6 +193,9 @@ func DescribeGroup(ctx context.Context, db DB, stream, name string) (GroupInfo, 
 //go:embed queries/describe_group.sql
 var describeGroupSQL string
 
+// CallApplyGroup is the SQL by which ApplyGroup brings a group to spec, for a person.
+func CallApplyGroup(spec GroupSpec) string { return call("apply_group", spec.spec()) }
+
 // PlanGroup compares spec with the database and writes nothing. ErrRefused when mode or start would change, ErrOwned when
 // another owner holds the group, ErrNotFound when the stream does not exist.
 func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
@@ -203,9 +206,10 @@ func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
 	if !g.streamExists {
 		return nil, fmt.Errorf("stream %q: %w", spec.Stream, ErrNotFound)
 	}
+	sql := CallApplyGroup(spec)
 	if !g.exists {
 		return []Step{{Summary: fmt.Sprintf("create %s consumer group %q of stream %q", orDefault(spec.Mode, ModeShared), spec.Name, spec.Stream),
-			SQL: "select millrace_engine.apply_group(…)"}}, nil
+			SQL: sql}}, nil
 	}
 	if err := ownedBy(g.owner, spec.Owner, "consumer group "+strconv.Quote(spec.Name)); err != nil {
 		return nil, err
@@ -226,12 +230,12 @@ func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
 	}
 	var steps []Step
 	if spec.Owner != (Owner{}) && g.owner == (Owner{}) {
-		steps = append(steps, Step{Summary: "become the owner", SQL: "select millrace_engine.apply_group(…)"})
+		steps = append(steps, Step{Summary: "become the owner", SQL: sql})
 	}
 	for _, name := range slices.Sorted(maps.Keys(has)) {
 		if !reflect.DeepEqual(has[name], want[name]) {
 			steps = append(steps, Step{Summary: fmt.Sprintf("change %s from %v to %v", strings.ReplaceAll(name, "_", " "), has[name], want[name]),
-				SQL: "select millrace_engine.apply_group(…)"})
+				SQL: sql})
 		}
 	}
 	return steps, nil

@@ -3,6 +3,7 @@ package pgstream
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -82,10 +83,19 @@ type StreamInfo struct {
 	Bytes         int64 // of every priority, with indexes
 }
 
-// Step is one change that a plan would make.
+// Step is one change that a plan would make. Steps with the same SQL are made by one call.
 type Step struct {
-	Summary string // "raise partitions from 4 to 8"
+	Summary string // "change partitions from 4 to 8"
 	SQL     string
+}
+
+// call is the SQL that calls a function of the engine with a spec, as a person would write it.
+func call(function string, spec map[string]any) string {
+	b, err := json.Marshal(spec) // with sorted keys, so that equal specs have equal calls
+	if err != nil {
+		return "select millrace_engine." + function + "(…)" // a filter of the caller's that is no JSON; applying it says so
+	}
+	return "select millrace_engine." + function + "('" + strings.ReplaceAll(string(b), "'", "''") + "')"
 }
 
 // Plan is the difference between a spec and the database, as data. An empty plan means nothing to do.
@@ -137,9 +147,7 @@ func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	plan := Plan{Spec: spec}
 	info, err := DescribeStream(ctx, db, spec.Name)
 	if errors.Is(err, ErrNotFound) {
-		plan.Steps = []Step{{Summary: fmt.Sprintf("create stream %q with %d partitions and %d segments", spec.Name,
-			orDefault(spec.Partitions, 8), orDefault(spec.Segments, 4)), SQL: "select millrace_engine.apply_stream(…)"}}
-		return plan, nil
+		return NewStreamPlan(spec), nil
 	}
 	if err != nil {
 		return plan, err
@@ -169,6 +177,17 @@ func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	return plan, nil
 }
 
+// NewStreamPlan is the plan for a stream that does not exist.
+func NewStreamPlan(spec StreamSpec) Plan {
+	return Plan{Spec: spec, Steps: []Step{{
+		Summary: fmt.Sprintf("create stream %q with %d partitions and %d segments", spec.Name, orDefault(spec.Partitions, 8), orDefault(spec.Segments, 4)),
+		SQL:     CallApplyStream(spec),
+	}}}
+}
+
+// CallApplyStream is the SQL by which ApplyStream brings a stream to spec, for a person.
+func CallApplyStream(spec StreamSpec) string { return call("apply_stream", spec.spec()) }
+
 // refuse names what can never be done to an existing stream.
 func refuse(has, want StreamSpec) error {
 	switch {
@@ -191,18 +210,19 @@ func refuse(has, want StreamSpec) error {
 // changes lists the settings that differ.
 func changes(has, want StreamSpec) []Step {
 	old, wanted := has.spec(), want.spec()
+	sql := CallApplyStream(want)
 	var steps []Step
 	for _, name := range slices.Sorted(maps.Keys(wanted)) {
 		if name == "owner" {
 			if has.Owner != want.Owner {
-				steps = append(steps, Step{Summary: "become the owner", SQL: "select millrace_engine.apply_stream(…)"})
+				steps = append(steps, Step{Summary: "become the owner", SQL: sql})
 			}
 			continue
 		}
 		if old[name] != wanted[name] {
 			steps = append(steps, Step{
 				Summary: fmt.Sprintf("change %s from %v to %v", strings.ReplaceAll(name, "_", " "), old[name], wanted[name]),
-				SQL:     "select millrace_engine.apply_stream(…)",
+				SQL:     sql,
 			})
 		}
 	}

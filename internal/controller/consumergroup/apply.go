@@ -2,8 +2,11 @@ package consumergroup
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"time"
 
+	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
@@ -13,15 +16,68 @@ const streamRetry = 10 * time.Second
 // apply brings the group to its spec when the plan found a difference.
 func (r *Reconciler) apply(ctx context.Context, sc *scope) error {
 	if len(sc.steps) > 0 {
-		spec := specOf(sc.group, sc.stream, r.owner(sc.group))
+		if err := phase.SetFinalizer(ctx, r.Client, sc.group, wantsFinalizer(sc.group)); err != nil {
+			return err
+		}
 		if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-			return pgstream.ApplyGroup(ctx, db, spec)
+			if sc.approved == "" {
+				return r.change(ctx, db, sc)
+			}
+			return pgstream.Exclusively(ctx, db, sc.stream.DatabaseName(), func(tx pgstream.DB) error {
+				if err := r.unchanged(ctx, tx, sc); err != nil {
+					return err
+				}
+				return r.change(ctx, tx, sc)
+			})
 		}); err != nil {
 			return refusal(err)
 		}
 	}
 	sc.applied = true
+	if sc.approved != "" {
+		sc.group.Status.ApprovedPlan = sc.approved
+	}
 	sc.group.Status.Name = sc.group.DatabaseName()
 	sc.group.Status.Stream = sc.stream.DatabaseName()
+	return nil
+}
+
+// change makes the plan true.
+func (r *Reconciler) change(ctx context.Context, db pgstream.DB, sc *scope) error {
+	if sc.predecessor != (pgstream.Owner{}) {
+		if err := pgstream.ReleaseGroup(ctx, db, sc.stream.DatabaseName(), sc.group.DatabaseName(), sc.predecessor); err != nil {
+			return err
+		}
+	}
+	return pgstream.ApplyGroup(ctx, db, specOf(sc.group, sc.stream, r.owner(sc.group)))
+}
+
+// unchanged makes sure that the plan is still the one that was approved. tx keeps others from changing what it depends on.
+func (r *Reconciler) unchanged(ctx context.Context, tx pgstream.DB, sc *scope) error {
+	var now *pgstream.GroupInfo
+	info, err := pgstream.DescribeGroup(ctx, tx, sc.stream.DatabaseName(), sc.group.DatabaseName())
+	switch {
+	case err == nil:
+		now = &info
+	case !errors.Is(err, pgstream.ErrNotFound):
+		return err
+	}
+	steps, err := r.compare(ctx, tx, sc)
+	if err != nil {
+		return err
+	}
+	again := r.proposal(sc, now, steps)
+	if now != nil {
+		if again.Losses, err = pgstream.GroupLosses(ctx, tx, specOf(sc.group, sc.stream, r.owner(sc.group))); err != nil {
+			return err
+		}
+	}
+	hash, err := again.Hash()
+	if err != nil {
+		return err
+	}
+	if hash != sc.approved {
+		return phase.Again(time.Second, fmt.Errorf("plan %s became %s while it was carried out; nothing was changed", sc.approved, hash))
+	}
 	return nil
 }

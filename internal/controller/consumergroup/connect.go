@@ -24,7 +24,7 @@ func (r *Reconciler) connect(ctx context.Context, sc *scope) error {
 	if err != nil {
 		return fmt.Errorf("read Stream %q: %w", g.Spec.StreamRef.Name, err)
 	}
-	if !meta.IsStatusConditionTrue(stream.Status.Conditions, v1alpha1.ConditionSchemaApplied) {
+	if !stream.InDatabase() {
 		return phase.Waitf(v1alpha1.ReasonStreamNotReady, 0, "%s", notReady(&stream))
 	}
 	db, err := r.Databases.Resolve(ctx, stream.Namespace, stream.Spec.DatabaseSecretRef)

@@ -54,7 +54,7 @@ type Reconciler struct {
 // only writer of status, events and the next wake-up.
 func (r *Reconciler) Reconcile(ctx context.Context, g *v1alpha1.ConsumerGroup) (ctrl.Result, error) {
 	sc := &scope{group: g, before: g.DeepCopy()}
-	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.apply, r.lapse}
+	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.approve, r.apply, r.lapse}
 	switch {
 	case !g.DeletionTimestamp.IsZero():
 		phases = []phase.Func[*scope]{r.remove}

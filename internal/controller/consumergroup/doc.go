@@ -7,4 +7,5 @@
 //	    changes and for the interval.
 //	G3  Figures that could not be refreshed stay in status and are marked by LagKnown; they never turn into zero.
 //	G4  The spec is never written. The finalizer goes on after the database has answered and before anything is made there.
+//	G5  With changePolicy: Plan nothing is made, changed or repaired in the database that a person has not approved (package approval).
 package consumergroup

@@ -13,13 +13,16 @@ import (
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 )
 
-// events speaks of what happened once: adoption, repair, and a change of Ready.
+// events speaks of what happened once: adoption, repair, an approved plan, and a change of Ready.
 func (r *Reconciler) events(sc *scope) {
 	if sc.adopted != "" && sc.applied {
 		phase.Event(r.Recorder, sc.group, corev1.EventTypeNormal, v1alpha1.EventAdopted, sc.adopted)
 	}
 	if sc.drift && sc.applied {
 		phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, v1alpha1.EventDriftRepaired, "repaired: "+strings.Join(summaries(sc), "; "))
+	}
+	if sc.approved != "" && sc.applied {
+		phase.Event(r.Recorder, sc.group, corev1.EventTypeNormal, v1alpha1.EventPlanApplied, "carried out plan "+sc.approved+": "+strings.Join(summaries(sc), "; "))
 	}
 	r.figureEvents(sc)
 	phase.Announce(r.Recorder, sc.before, sc.group)

@@ -30,7 +30,7 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 		return err
 	}
 	var present pgstream.Owner
-	verdict := owner.Mine
+	verdict := owner.Adopt
 	if sc.info != nil {
 		present = sc.info.Spec.Owner
 		claim := owner.Claim{
@@ -47,18 +47,21 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 			return err
 		}
 	}
-	want := g.Spec.DeletionPolicy == v1alpha1.DeletionDelete || g.Spec.DeletionPolicy == v1alpha1.DeletionDeleteIfEmpty
-	if err := phase.SetFinalizer(ctx, r.Client, g, want); err != nil {
-		return err
-	}
-	switch verdict {
-	case owner.Succeed:
+	switch {
+	case verdict == owner.Succeed:
+		sc.predecessor = present
 		sc.adopted = fmt.Sprintf("took over %s from %s/%s, which is gone", what, present.Namespace, present.Name)
-		return sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-			return pgstream.ReleaseGroup(ctx, db, stream, name, present)
-		})
-	case owner.Adopt:
+	case verdict == owner.Adopt && sc.info != nil:
 		sc.adopted = fmt.Sprintf("took over %s, which nobody owned", what)
 	}
+	if verdict == owner.Mine || !wantsFinalizer(g) {
+		return phase.SetFinalizer(ctx, r.Client, g, wantsFinalizer(g))
+	}
 	return nil
+}
+
+// wantsFinalizer says whether the deletion policy needs one (G4). What is owned has it from then on; what is not owned yet, when it is made or
+// taken over.
+func wantsFinalizer(g *v1alpha1.ConsumerGroup) bool {
+	return g.Spec.DeletionPolicy == v1alpha1.DeletionDelete || g.Spec.DeletionPolicy == v1alpha1.DeletionDeleteIfEmpty
 }

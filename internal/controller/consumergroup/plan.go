@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -13,16 +14,33 @@ import (
 // plan compares spec with the database and writes nothing.
 func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 	sc.planned = true
-	spec := specOf(sc.group, sc.stream, r.owner(sc.group))
 	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
 		var err error
-		sc.steps, err = pgstream.PlanGroup(ctx, db, spec)
+		sc.steps, err = r.compare(ctx, db, sc)
 		return err
 	}); err != nil {
 		return refusal(err)
 	}
 	sc.drift = len(sc.steps) > 0 && sc.adopted == "" && phase.AppliedBefore(sc.before.Status.Conditions, sc.group.Generation)
 	return nil
+}
+
+// compare is the plan against the database as it is at this moment.
+func (r *Reconciler) compare(ctx context.Context, db pgstream.DB, sc *scope) ([]pgstream.Step, error) {
+	spec := specOf(sc.group, sc.stream, r.owner(sc.group))
+	if sc.predecessor == (pgstream.Owner{}) {
+		return pgstream.PlanGroup(ctx, db, spec)
+	}
+	// What differs apart from the owner, and then the change of the owner.
+	become := pgstream.Step{
+		Summary: fmt.Sprintf("become the owner after %s/%s", sc.predecessor.Namespace, sc.predecessor.Name), SQL: pgstream.CallApplyGroup(spec),
+	}
+	spec.Owner = sc.predecessor
+	steps, err := pgstream.PlanGroup(ctx, db, spec)
+	if err != nil {
+		return nil, err
+	}
+	return append([]pgstream.Step{become}, steps...), nil
 }
 
 // refusal turns the engine's refusals into stalls, because repeating the call changes nothing, and a missing stream into

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
@@ -59,7 +60,7 @@ func (r *Reconciler) drop(ctx context.Context, g *v1alpha1.ConsumerGroup) (reaso
 	}
 	from, name, self := stream.DatabaseName(), g.DatabaseName(), r.owner(g)
 	what := fmt.Sprintf("consumer group %q of stream %q in %s", name, from, db)
-	err = db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
+	err = db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		keep := g.Spec.DeletionPolicy == v1alpha1.DeletionRetain
 		reason, note = v1alpha1.EventRetained, what+" stays, and nobody owns it"
 		if g.Spec.DeletionPolicy == v1alpha1.DeletionDeleteIfEmpty {
@@ -82,6 +83,9 @@ func (r *Reconciler) drop(ctx context.Context, g *v1alpha1.ConsumerGroup) (reaso
 		reason, note = v1alpha1.EventDropped, "dropped "+what
 		return err
 	})
+	if errors.Is(err, database.ErrNoSchema) {
+		return v1alpha1.EventDropped, what + " never was there, or is gone", nil
+	}
 	return reason, note, err
 }
 

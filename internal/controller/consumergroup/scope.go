@@ -14,13 +14,15 @@ type scope struct {
 	stream *v1alpha1.Stream   // connect
 	db     *database.Database // connect
 
-	info    *pgstream.GroupInfo // own: as the database has it, nil when it has none
-	adopted string              // own: what happened to ownership, for an event; empty when nothing did
+	info        *pgstream.GroupInfo // own: as the database has it, nil when it has none
+	predecessor pgstream.Owner      // own: the owner to follow, which is gone; zero when there is none
+	adopted     string              // own: what happens to ownership, for an event; empty when nothing does
 
-	planned bool            // plan: the comparison was made
-	steps   []pgstream.Step // plan
-	drift   bool            // plan: the steps repair what was changed or dropped behind our back
-	applied bool            // apply: the database is as spec says
+	planned  bool            // plan: the comparison was made
+	steps    []pgstream.Step // plan
+	drift    bool            // plan: the steps repair what was changed or dropped behind our back
+	approved string          // approve: the hash of the plan that a person approved; empty where nobody has to
+	applied  bool            // apply: the database is as spec says
 
 	figuresOnly bool // Reconcile: nothing but the figures is looked at
 	gone        bool // remove: nothing holds the resource any more

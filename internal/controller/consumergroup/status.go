@@ -45,6 +45,9 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	}
 
 	g.Status.ObservedGeneration = g.Generation
+	if sc.planned && (sc.approved != "" || len(sc.steps) == 0 || g.Spec.ChangePolicy != v1alpha1.ChangePlan) {
+		g.Status.Plan = nil // it was carried out, or does not hold any more
+	}
 	conditions := &g.Status.Conditions
 	suspended := g.Spec.Suspend && g.DeletionTimestamp.IsZero()
 	if suspended {

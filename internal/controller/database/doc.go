@@ -9,5 +9,6 @@
 //	D4  Connection strings and passwords are in no error, log line, metric or event. Host, port, database and user are: they are
 //	    what a person needs to find the mistake.
 //	D5  Secrets are read when needed and never cached; only what identifies a pool, a hash of the connection string, is kept.
-//	D6  The engine's schema is brought to this binary's version once per process and database, before its first use.
+//	D6  The engine's schema is brought to this binary's version once per process and database, before its first use. Only Do
+//	    installs it where there is none: what nobody has approved yet, and what runs in the background, calls Look.
 package database

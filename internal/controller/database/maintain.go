@@ -58,7 +58,7 @@ func (m *Maintainer) once(ctx context.Context, d *Database) {
 		return // whoever needs it probes it; upkeep can wait
 	}
 	log := logf.FromContext(ctx).WithName("maintenance")
-	err := d.do(ctx, maintainLimit, func(ctx context.Context, db pgstream.DB) error {
+	err := d.do(ctx, maintainLimit, false, func(ctx context.Context, db pgstream.DB) error {
 		did, err := pgstream.Maintain(ctx, db)
 		for _, action := range did {
 			log.Info("maintained", "database", d.String(), "action", action)

@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"k8s.io/utils/clock"
 
+	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
@@ -213,16 +214,26 @@ func (d *Database) Touch() {
 	d.used = d.registry.opts.Clock.Now()
 }
 
+// ErrNoSchema means that the engine was never installed in a database.
+var ErrNoSchema = errors.New("the database has no Millrace schema")
+
+// Look is Do for whoever must not be the first to make something in the database: one without the engine's schema stays without it, f is
+// not called, and the error is ErrNoSchema, which asks to come again. A schema of an earlier version is brought up as Do does it, because
+// f could not read it.
+func (d *Database) Look(ctx context.Context, f func(ctx context.Context, db pgstream.DB) error) error {
+	return d.do(ctx, d.registry.opts.CallTimeout, false, f)
+}
+
 // Do calls f with a connection to the migrated database. Its errors carry their handling (package phase): unreachable and
 // read-only databases wait, refused users and missing privileges stall, and a database whose connections are all busy asks
 // to come again. What f returns is passed on, classified in the same way.
 func (d *Database) Do(ctx context.Context, f func(ctx context.Context, db pgstream.DB) error) error {
-	return d.do(ctx, d.registry.opts.CallTimeout, f)
+	return d.do(ctx, d.registry.opts.CallTimeout, true, f)
 }
 
-// do is Do with a time limit. Only a call within CallTimeout says by its lateness that the database is lost: upkeep may be
+// do is Do with a time limit, and Look unless it may install the schema. Only a call within CallTimeout says by its lateness that the database is lost: upkeep may be
 // long because there is much of it.
-func (d *Database) do(ctx context.Context, limit time.Duration, f func(ctx context.Context, db pgstream.DB) error) error {
+func (d *Database) do(ctx context.Context, limit time.Duration, install bool, f func(ctx context.Context, db pgstream.DB) error) error {
 	ok, after, cause := d.breaker.admit()
 	if !ok {
 		return d.refused(after, cause)
@@ -244,7 +255,7 @@ func (d *Database) do(ctx context.Context, limit time.Duration, f func(ctx conte
 	}
 	defer func() { <-d.turns }()
 
-	err := d.call(ctx, limit, f)
+	err := d.call(ctx, limit, install, f)
 	if ctx.Err() != nil || limit > d.registry.opts.CallTimeout && errors.Is(err, context.DeadlineExceeded) {
 		d.breaker.abandon()
 		return err
@@ -257,13 +268,13 @@ func (d *Database) do(ctx context.Context, limit time.Duration, f func(ctx conte
 	return d.classify(err)
 }
 
-func (d *Database) call(ctx context.Context, limit time.Duration, f func(ctx context.Context, db pgstream.DB) error) error {
+func (d *Database) call(ctx context.Context, limit time.Duration, install bool, f func(ctx context.Context, db pgstream.DB) error) error {
 	pool, migrated, err := d.open(ctx)
 	if err != nil {
 		return err
 	}
 	if !migrated {
-		if err := d.migrate(ctx, pool); err != nil {
+		if err := d.migrate(ctx, pool, install); err != nil {
 			return err
 		}
 	}
@@ -290,16 +301,26 @@ func (d *Database) open(ctx context.Context) (*pgxpool.Pool, bool, error) {
 }
 
 // migrate brings the engine's schema to this binary's version. Callers at the same time are harmless: Migrate takes an
-// advisory lock, and until a first call was answered there is only one.
-func (d *Database) migrate(ctx context.Context, pool *pgxpool.Pool) error {
+// advisory lock, and until a first call was answered there is only one. Unless install is set it leaves a database alone that has none.
+func (d *Database) migrate(ctx context.Context, pool *pgxpool.Pool, install bool) error {
 	ctx, cancel := context.WithTimeout(ctx, d.registry.opts.MigrateTimeout)
 	defer cancel()
 	var versions []int
 	err := pool.AcquireFunc(ctx, func(conn *pgxpool.Conn) error {
+		if !install {
+			if installed, err := schema.Installed(ctx, conn); err != nil {
+				return err
+			} else if !installed {
+				return phase.Again(breakerFirst, fmt.Errorf("%s: %w", d, ErrNoSchema))
+			}
+		}
 		var err error
 		versions, err = schema.Migrate(ctx, conn.Conn(), schema.Options{})
 		return err
 	})
+	if phase.IsAgain(err) {
+		return err
+	}
 	if err != nil {
 		return &migrationError{err}
 	}

@@ -102,10 +102,10 @@ func TestLongUpkeepOpensNoBreaker(t *testing.T) {
 	t.Parallel()
 	r := NewRegistry(Options{CallTimeout: 50 * time.Millisecond, StatementTimeout: time.Minute})
 	d := get(t, r, postgres.NewDatabase(t))
-	if err := d.do(t.Context(), time.Minute, ping); err != nil {
+	if err := d.do(t.Context(), time.Minute, true, ping); err != nil {
 		t.Fatal(err)
 	}
-	err := d.do(t.Context(), 200*time.Millisecond, func(ctx context.Context, db pgstream.DB) error {
+	err := d.do(t.Context(), 200*time.Millisecond, true, func(ctx context.Context, db pgstream.DB) error {
 		_, err := db.Exec(ctx, "select pg_sleep(30)")
 		return err
 	})

@@ -68,7 +68,7 @@ func (s *Scouts) scout(ctx context.Context, d *Database) {
 	defer func() {
 		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
-		_ = d.do(leaving, time.Second, func(ctx context.Context, db pgstream.DB) error {
+		_ = d.do(leaving, time.Second, false, func(ctx context.Context, db pgstream.DB) error {
 			scout.Leave(ctx, db)
 			return nil
 		})
@@ -77,13 +77,15 @@ func (s *Scouts) scout(ctx context.Context, d *Database) {
 	for {
 		pause := s.Config.FollowInterval
 		if d.Reachable() { // else whoever needs it probes it
-			err := d.Do(ctx, func(ctx context.Context, db pgstream.DB) (err error) {
+			err := d.Look(ctx, func(ctx context.Context, db pgstream.DB) (err error) {
 				pause, err = scout.Round(ctx, db)
 				return err
 			})
 			switch {
 			case err == nil:
 				last = ""
+			case errors.Is(err, ErrNoSchema):
+				pause = s.Config.IdleInterval // it is about to be installed, or waits for approval
 			case ctx.Err() == nil && !phase.IsAgain(err) && err.Error() != last:
 				last = err.Error()
 				log.Info("scouting failed; it is tried again", "cause", last)

@@ -153,7 +153,7 @@ func (p *Poller) idle() []*database.Database {
 func (p *Poller) poll(ctx context.Context, db *database.Database) {
 	db.Touch()
 	var reports []pgstream.GroupReport
-	err := db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
+	err := db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
 		reports, err = pgstream.GroupReports(ctx, conn)
 		return err
@@ -185,7 +185,7 @@ func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
 // pollStreams reads the streams of a database, and returns whom to wake. A failure concerns nobody: groups are read more often and say it.
 func (p *Poller) pollStreams(ctx context.Context, db *database.Database) []wakeUp {
 	var stats []pgstream.StreamStats
-	err := db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
+	err := db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
 		stats, err = pgstream.AllStreamStats(ctx, conn)
 		return err

@@ -95,8 +95,12 @@ func Announce(recorder events.EventRecorder, before, after Object) {
 		return
 	}
 	kind := corev1.EventTypeNormal
-	if is.Status == metav1.ConditionFalse && is.Reason != v1alpha1.ReasonProgressing && is.Reason != v1alpha1.ReasonRollingOut {
-		kind = corev1.EventTypeWarning
+	if is.Status == metav1.ConditionFalse {
+		switch is.Reason {
+		case v1alpha1.ReasonProgressing, v1alpha1.ReasonRollingOut, v1alpha1.ReasonApprovalPending:
+		default:
+			kind = corev1.EventTypeWarning
+		}
 	}
 	Event(recorder, after, kind, is.Reason, is.Message)
 }

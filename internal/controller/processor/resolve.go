@@ -116,7 +116,7 @@ func (r *Reconciler) resolveGroup(ctx context.Context, sc *scope, source *v1alph
 	if err != nil {
 		return nil, fmt.Errorf("read ConsumerGroup %q: %w", source.Name, err)
 	}
-	if !meta.IsStatusConditionTrue(group.Status.Conditions, v1alpha1.ConditionSchemaApplied) {
+	if !group.InDatabase() {
 		text := fmt.Sprintf("ConsumerGroup %q is not in its database yet", group.Name)
 		if c := meta.FindStatusCondition(group.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Message != "" {
 			text += fmt.Sprintf(" (%s: %s)", c.Reason, c.Message)

@@ -2,7 +2,11 @@ package stream
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"time"
 
+	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
@@ -12,11 +16,65 @@ func (r *Reconciler) apply(ctx context.Context, sc *scope) error {
 		sc.applied = true
 		return nil
 	}
+	if err := phase.SetFinalizer(ctx, r.Client, sc.stream, wantsFinalizer(sc.stream)); err != nil {
+		return err
+	}
 	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-		return pgstream.ApplyStream(ctx, db, sc.plan)
+		if sc.approved == "" {
+			return r.change(ctx, db, sc)
+		}
+		return pgstream.Exclusively(ctx, db, sc.plan.Spec.Name, func(tx pgstream.DB) error {
+			if err := r.unchanged(ctx, tx, sc); err != nil {
+				return err
+			}
+			return r.change(ctx, tx, sc)
+		})
 	}); err != nil {
 		return refusal(err)
 	}
 	sc.applied = true
+	if sc.approved != "" {
+		sc.stream.Status.ApprovedPlan = sc.approved
+	}
+	return nil
+}
+
+// change makes the plan true.
+func (r *Reconciler) change(ctx context.Context, db pgstream.DB, sc *scope) error {
+	if sc.predecessor != (pgstream.Owner{}) {
+		if err := pgstream.ReleaseStream(ctx, db, sc.plan.Spec.Name, sc.predecessor); err != nil {
+			return err
+		}
+	}
+	return pgstream.ApplyStream(ctx, db, sc.plan)
+}
+
+// unchanged makes sure that the plan is still the one that was approved. tx keeps others from changing what it depends on.
+func (r *Reconciler) unchanged(ctx context.Context, tx pgstream.DB, sc *scope) error {
+	var now *pgstream.StreamInfo
+	info, err := pgstream.DescribeStream(ctx, tx, sc.plan.Spec.Name)
+	switch {
+	case err == nil:
+		now = &info
+	case !errors.Is(err, pgstream.ErrNotFound):
+		return err
+	}
+	plan, err := r.compare(ctx, tx, sc)
+	if err != nil {
+		return err
+	}
+	again := r.proposal(sc, now, plan)
+	if now != nil {
+		if again.Losses, err = pgstream.StreamLosses(ctx, tx, plan); err != nil {
+			return err
+		}
+	}
+	hash, err := again.Hash()
+	if err != nil {
+		return err
+	}
+	if hash != sc.approved {
+		return phase.Again(time.Second, fmt.Errorf("plan %s became %s while it was carried out; nothing was changed", sc.approved, hash))
+	}
 	return nil
 }

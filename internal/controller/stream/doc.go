@@ -8,4 +8,5 @@
 //	S3  The finalizer goes on after the database has answered and before anything is made there: a Stream that never
 //	    reached its database can always be deleted, and one that did is never forgotten silently.
 //	S4  What a repeat would do twice is not done: every phase reads the database first.
+//	S5  With changePolicy: Plan nothing is made, changed or repaired in the database that a person has not approved (package approval).
 package stream

@@ -13,7 +13,7 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
-// observe reads back what the database has now, and puts it into status with the poller's last figures.
+// observe reads back what the database has now.
 func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 	if len(sc.plan.Steps) > 0 || sc.info == nil {
 		if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
@@ -24,13 +24,18 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 			return err
 		}
 	}
+	r.present(sc)
+	return nil
+}
+
+// present puts what the database has into status, with the poller's last figures.
+func (r *Reconciler) present(sc *scope) {
 	status := &sc.stream.Status
 	status.Name = sc.info.Spec.Name
 	status.Partitions = ptr.To(int32(sc.info.Spec.Partitions))
 	status.Segments = ptr.To(int32(sc.info.Spec.Segments))
 	status.Priorities = ptr.To(int32(sc.info.Spec.Priorities))
 	show(sc.stream, r.Poller.StreamFigures(r.follower(sc.stream)))
-	return nil
 }
 
 // show puts the poller's last figures into status, unless there are none yet.

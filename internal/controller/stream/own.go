@@ -8,6 +8,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/owner"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -17,16 +18,24 @@ import (
 func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 	s := sc.stream
 	name := s.DatabaseName()
-	err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+	call := sc.db.Do
+	if s.Spec.ChangePolicy == v1alpha1.ChangePlan {
+		call = sc.db.Look // nobody has approved that anything is made
+	}
+	err := call(ctx, func(ctx context.Context, db pgstream.DB) error {
 		info, err := pgstream.DescribeStream(ctx, db, name)
 		if errors.Is(err, pgstream.ErrNotFound) {
 			return nil
 		}
-		sc.info = &info
+		if err == nil {
+			sc.info = &info
+		}
 		return err
 	})
+	if errors.Is(err, database.ErrNoSchema) {
+		sc.noSchema, err = true, nil
+	}
 	if err != nil {
-		sc.info = nil
 		return err
 	}
 
@@ -42,20 +51,15 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 			return err
 		}
 	}
-	if err := r.finalizer(ctx, s); err != nil {
-		return err
-	}
-	if verdict == owner.Succeed {
-		previous := sc.info.Spec.Owner
-		if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-			return pgstream.ReleaseStream(ctx, db, name, previous)
-		}); err != nil {
-			return err
-		}
-		sc.info.Spec.Owner = pgstream.Owner{}
-		sc.adopted = fmt.Sprintf("took over %s from %s/%s, which is gone", what, previous.Namespace, previous.Name)
-	} else if verdict == owner.Adopt && sc.info != nil {
+	switch {
+	case verdict == owner.Succeed:
+		sc.predecessor = sc.info.Spec.Owner
+		sc.adopted = fmt.Sprintf("took over %s from %s/%s, which is gone", what, sc.predecessor.Namespace, sc.predecessor.Name)
+	case verdict == owner.Adopt && sc.info != nil:
 		sc.adopted = fmt.Sprintf("took over %s, which nobody owned", what)
+	}
+	if verdict == owner.Mine || !wantsFinalizer(s) {
+		return phase.SetFinalizer(ctx, r.Client, s, wantsFinalizer(s))
 	}
 	return nil
 }
@@ -96,8 +100,8 @@ func (r *Reconciler) elders(ctx context.Context, sc *scope, what string) error {
 	return nil
 }
 
-// finalizer makes the finalizer agree with the deletion policy (S3).
-func (r *Reconciler) finalizer(ctx context.Context, s *v1alpha1.Stream) error {
-	want := s.Spec.DeletionPolicy == v1alpha1.DeletionDelete || s.Spec.DeletionPolicy == v1alpha1.DeletionDeleteIfEmpty
-	return phase.SetFinalizer(ctx, r.Client, s, want)
+// wantsFinalizer says whether the deletion policy needs one (S3). What is owned has it from then on; what is not owned yet, when it is made or
+// taken over.
+func wantsFinalizer(s *v1alpha1.Stream) bool {
+	return s.Spec.DeletionPolicy == v1alpha1.DeletionDelete || s.Spec.DeletionPolicy == v1alpha1.DeletionDeleteIfEmpty
 }

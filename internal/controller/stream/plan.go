@@ -3,10 +3,12 @@ package stream
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // plan compares spec with the database and writes nothing.
@@ -20,9 +22,13 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 				"would be lost. Set spec.partitions to %d or more; for fewer, create another Stream and move its consumers",
 			spec.Name, has, sc.db, spec.Partitions, has)
 	}
+	if sc.noSchema {
+		sc.plan = withSchema(sc, pgstream.NewStreamPlan(spec))
+		return nil
+	}
 	err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
 		var err error
-		sc.plan, err = pgstream.PlanStream(ctx, db, spec)
+		sc.plan, err = r.compare(ctx, db, sc)
 		return err
 	})
 	if err != nil {
@@ -30,6 +36,38 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 	}
 	sc.drift = sc.plan.Drift || len(sc.plan.Steps) > 0 && sc.adopted == "" && appliedBefore(sc.before)
 	return nil
+}
+
+// compare is the plan against the database as it is at this moment.
+func (r *Reconciler) compare(ctx context.Context, db pgstream.DB, sc *scope) (pgstream.Plan, error) {
+	self := r.owner(sc.stream)
+	spec := specOf(sc.stream, self)
+	if sc.predecessor == (pgstream.Owner{}) {
+		plan, err := pgstream.PlanStream(ctx, db, spec)
+		return withSchema(sc, plan), err
+	}
+	// What differs apart from the owner, and then the change of the owner.
+	spec.Owner = sc.predecessor
+	plan, err := pgstream.PlanStream(ctx, db, spec)
+	if err != nil {
+		return plan, err
+	}
+	plan.Spec.Owner = self
+	plan.Steps = append([]pgstream.Step{{
+		Summary: fmt.Sprintf("become the owner after %s/%s", sc.predecessor.Namespace, sc.predecessor.Name), SQL: pgstream.CallApplyStream(plan.Spec),
+	}}, plan.Steps...)
+	return plan, nil
+}
+
+// withSchema puts the installation of the engine in front, when that comes first.
+func withSchema(sc *scope, plan pgstream.Plan) pgstream.Plan {
+	if sc.noSchema {
+		plan.Steps = append([]pgstream.Step{{
+			Summary: fmt.Sprintf("install the schemas millrace and millrace_engine, version %d", schema.Version()),
+			SQL:     "-- what the command manager schema print writes",
+		}}, plan.Steps...)
+	}
+	return plan
 }
 
 // refusal turns the engine's refusals into stalls: repeating the call changes nothing.

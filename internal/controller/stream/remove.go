@@ -9,6 +9,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/controller/controllerutil"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
@@ -46,7 +47,7 @@ func (r *Reconciler) drop(ctx context.Context, s *v1alpha1.Stream) (reason, note
 	}
 	name, self := s.DatabaseName(), r.owner(s)
 	what := fmt.Sprintf("stream %q in %s", name, db)
-	err = db.Do(ctx, func(ctx context.Context, conn pgstream.DB) error {
+	err = db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		reason, note = v1alpha1.EventDropped, "dropped "+what
 		if s.Spec.DeletionPolicy == v1alpha1.DeletionRetain {
 			reason, note = v1alpha1.EventRetained, what+" stays, and nobody owns it"
@@ -63,5 +64,8 @@ func (r *Reconciler) drop(ctx context.Context, s *v1alpha1.Stream) (reason, note
 		}
 		return err
 	})
+	if errors.Is(err, database.ErrNoSchema) {
+		return v1alpha1.EventDropped, what + " never was there, or is gone", nil
+	}
 	return reason, note, err
 }

@@ -14,13 +14,16 @@ type scope struct {
 	db   *database.Database   // connect
 	info *pgstream.StreamInfo // own: as the database has it, nil when it has none; observe: as it has it now
 
-	// own: what happened to ownership, for an event; empty when nothing did.
+	noSchema    bool           // own: the engine is not installed in the database, and nobody has approved that yet
+	predecessor pgstream.Owner // own: the owner to follow, which is gone; zero when there is none
+	// own: what happens to ownership, for an event; empty when nothing does.
 	adopted string
 
-	planned bool          // plan: the comparison was made
-	plan    pgstream.Plan // plan
-	drift   bool          // plan: the steps repair what was changed or dropped behind our back
-	applied bool          // apply: the database is as the plan says
+	planned  bool          // plan: the comparison was made
+	plan     pgstream.Plan // plan
+	drift    bool          // plan: the steps repair what was changed or dropped behind our back
+	approved string        // approve: the hash of the plan that a person approved; empty where nobody has to
+	applied  bool          // apply: the database is as the plan says
 
 	gone bool // remove: nothing holds the resource any more
 }

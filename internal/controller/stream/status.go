@@ -28,6 +28,9 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	}
 
 	s.Status.ObservedGeneration = s.Generation
+	if sc.planned && (sc.approved != "" || len(sc.plan.Steps) == 0 || s.Spec.ChangePolicy != v1alpha1.ChangePlan) {
+		s.Status.Plan = nil // it was carried out, or does not hold any more
+	}
 	conditions := &s.Status.Conditions
 	if s.Spec.Suspend && s.DeletionTimestamp.IsZero() {
 		phase.Suspended(conditions, s.Generation)

@@ -107,6 +107,15 @@ func Check(ctx context.Context, db queryer) error {
 	return nil
 }
 
+// Installed says whether the database has this schema, in whatever version.
+func Installed(ctx context.Context, db queryer) (bool, error) {
+	current, err := version(ctx, db)
+	if err != nil {
+		return false, fmt.Errorf("read the schema version: %w", err)
+	}
+	return current > 0, nil
+}
+
 // SQL returns everything that Migrate would run on an empty database, for review or for those who apply it by other means.
 func SQL() string {
 	var b strings.Builder
