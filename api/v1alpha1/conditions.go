@@ -25,6 +25,11 @@ const (
 	ConditionHorizonHeld = "HorizonHeld"
 	// ConditionLagKnown is true while the lag in status is a measurement, not a memory.
 	ConditionLagKnown = "LagKnown"
+	// ConditionAutoscalingActive is true while the autoscaler decides how many pods there are; its reason says by what. Absent without
+	// spec.autoscaling.
+	ConditionAutoscalingActive = "AutoscalingActive"
+	// ConditionScalingLimited is true while more pods are asked for than a limit allows. Absent without spec.autoscaling.
+	ConditionScalingLimited = "ScalingLimited"
 )
 
 // Reasons of Ready, and of Reconciling and Stalled, which repeat the reason of Ready. Event reasons are the same words.
@@ -97,7 +102,7 @@ const (
 	ReasonRollingOut = "RollingOut"
 	// ReasonPodsFailing: pods do not become ready; the message says what the last of them said.
 	ReasonPodsFailing = "PodsFailing"
-	// ReasonScaledToZero: spec.replicas is 0.
+	// ReasonScaledToZero: no pod is wanted: spec.replicas is 0, or nothing waits for an autoscaled Processor.
 	ReasonScaledToZero = "ScaledToZero"
 )
 
@@ -131,6 +136,40 @@ const (
 	ReasonRedisSource = "RedisSource"
 )
 
+// Reasons of AutoscalingActive. Suspended is one as well.
+const (
+	// ReasonBacklog: the number of messages that wait or are in flight decides.
+	ReasonBacklog = "Backlog"
+	// ReasonAge: the age of the oldest message decides.
+	ReasonAge = "Age"
+	// ReasonRate: the rate of publishing decides.
+	ReasonRate = "Rate"
+	// ReasonIdle: nothing asks for more than minReplicas, or the one pod that stays until the cooldown ends.
+	ReasonIdle = "Idle"
+	// ReasonStabilizing: fewer pods are enough, and not for the whole stabilizationWindow yet.
+	ReasonStabilizing = "Stabilizing"
+	// ReasonHeldByRollout: nothing is decided before the pods of the last change are there.
+	ReasonHeldByRollout = "HeldByRollout"
+	// ReasonGroupPaused: the group hands out nothing, so more pods would not help and fewer not matter.
+	ReasonGroupPaused = "GroupPaused"
+	// ReasonLagUnknown: AutoscalingActive is false: without figures the number of pods stays.
+	ReasonLagUnknown = "LagUnknown"
+	// ReasonNotReady: AutoscalingActive is false: the Processor cannot be brought to its spec, and Ready says why.
+	ReasonNotReady = "NotReady"
+)
+
+// Reasons of ScalingLimited.
+const (
+	// ReasonNotLimited: there are as many pods as asked for, or will be.
+	ReasonNotLimited = "NotLimited"
+	// ReasonMaxReplicas: maxReplicas is the limit.
+	ReasonMaxReplicas = "MaxReplicas"
+	// ReasonPartitions: each partition of an Ordered group has one pod at a time, so more pods than partitions would have nothing to do.
+	ReasonPartitions = "Partitions"
+	// ReasonConnections: more pods might find no connection to the database.
+	ReasonConnections = "Connections"
+)
+
 // Event reasons that are not reasons of a condition.
 const (
 	// EventAdopted: an object that was in the database already is now owned by this resource.
@@ -147,4 +186,6 @@ const (
 	EventPlanApplied = "PlanApplied"
 	// EventDriftRepaired: something was changed or dropped behind Millrace's back and is as spec says again.
 	EventDriftRepaired = "DriftRepaired"
+	// EventScaled: the autoscaler changed the number of pods; the note says from what to what, and why.
+	EventScaled = "Scaled"
 )

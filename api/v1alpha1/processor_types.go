@@ -13,14 +13,22 @@ import (
 // +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.table) && !has(self.sink.sql)",message="mapping.columns is needed with a table or sql sink; write the columns that it fills"
 // +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.fanOut) || self.sink.fanOut.all(b, has(b.mapping) && has(b.mapping.columns) || !has(b.table) && !has(b.sql))",message="a table or sql branch of a fanOut needs mapping.columns, its own or those of spec; write the columns that it fills"
 // +kubebuilder:validation:XValidation:rule="!has(self.source.consumerGroup) || !has(self.sink.table) || self.sink.table.idempotency != 'Ledger'",message="idempotency: Ledger belongs to a redis source; a consumerGroup keeps a ledger of its own, so leave it out"
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.replicas) || !has(self.autoscaling)",message="write replicas or autoscaling, not both; an HPA or KEDA that scales this Processor writes replicas, so leave autoscaling out for them"
+// +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.autoscaling)",message="autoscaling needs a consumerGroup source, because the manager does not connect to Redis and knows no lag there; let KEDA's redis-streams trigger, or an HPA by the metric millrace_processor_lag_entries, write replicas"
 type ProcessorSpec struct {
-	// replicas is the number of pods. Unset: one. An autoscaler may write it through the scale subresource, so it has no
-	// default that a GitOps tool would see as a difference.
+	// replicas is the number of pods. An HPA or KEDA may write it through the scale subresource, so it has no default that a GitOps
+	// tool would see as a difference. Without replicas and autoscaling there is one pod, until somebody scales the Deployment.
 	//
 	// +kubebuilder:validation:Minimum=0
 	// +kubebuilder:validation:Maximum=1000
 	// +optional
 	Replicas *int32 `json:"replicas,omitempty"`
+
+	// autoscaling lets the number of pods follow the backlog of a consumerGroup source. It writes the Deployment, never this spec.
+	//
+	// +optional
+	Autoscaling *Autoscaling `json:"autoscaling,omitempty"`
 
 	// source is where messages come from.
 	Source Source `json:"source"`
@@ -944,6 +952,16 @@ type ProcessorStatus struct {
 	// +optional
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 
+	// desiredReplicas is the number of pods that are wanted: by spec.replicas, by spec.autoscaling, or by whoever scales the Deployment.
+	//
+	// +optional
+	DesiredReplicas int32 `json:"desiredReplicas"`
+
+	// autoscaling is what the autoscaler did last, with spec.autoscaling.
+	//
+	// +optional
+	Autoscaling *AutoscalingStatus `json:"autoscaling,omitempty"`
+
 	// replicas is the number of pods that exist.
 	//
 	// +optional
@@ -975,7 +993,7 @@ type ProcessorStatus struct {
 	// +optional
 	OldestMessageTime *metav1.Time `json:"oldestMessageTime,omitempty"`
 
-	// conditions: Ready, Reconciling, Stalled, Paused, LagKnown.
+	// conditions: Ready, Reconciling, Stalled, Paused, LagKnown, AutoscalingActive, ScalingLimited.
 	//
 	// +listType=map
 	// +listMapKey=type
@@ -991,10 +1009,13 @@ type ProcessorStatus struct {
 // +kubebuilder:resource:shortName=prc,categories=millrace
 // +kubebuilder:printcolumn:name="Ready",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].status`
 // +kubebuilder:printcolumn:name="Reason",type=string,JSONPath=`.status.conditions[?(@.type=="Ready")].reason`
+// +kubebuilder:printcolumn:name="Desired",type=integer,JSONPath=`.status.desiredReplicas`
 // +kubebuilder:printcolumn:name="Replicas",type=integer,JSONPath=`.status.replicas`
 // +kubebuilder:printcolumn:name="Available",type=integer,JSONPath=`.status.readyReplicas`
 // +kubebuilder:printcolumn:name="Lag",type=integer,JSONPath=`.status.lag`
 // +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestMessageTime`
+// +kubebuilder:printcolumn:name="Scaling",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="AutoscalingActive")].reason`
+// +kubebuilder:printcolumn:name="Limited",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="ScalingLimited")].reason`
 // +kubebuilder:printcolumn:name="Table",type=string,priority=1,JSONPath=`.spec.sink.table.name`
 // +kubebuilder:printcolumn:name="Message",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Ready")].message`
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
@@ -1009,14 +1030,6 @@ type Processor struct {
 	// +default={"observedGeneration": -1}
 	// +optional
 	Status ProcessorStatus `json:"status,omitempty"`
-}
-
-// Replicas is the number of pods that spec asks for.
-func (p *Processor) Replicas() int32 {
-	if p.Spec.Replicas == nil {
-		return 1
-	}
-	return *p.Spec.Replicas
 }
 
 // ProcessorList is a list of Processors.

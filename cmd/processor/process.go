@@ -152,8 +152,7 @@ func (p *process) connectPostgres(ctx context.Context) error {
 
 // pool opens a pool and waits until it reaches its server.
 func (p *process) pool(ctx context.Context, dsn config.Setting) (*pgxpool.Pool, error) {
-	// One connection per writer, and some for reading, settling, and what goes on beside.
-	pool, err := pipeline.OpenPool(ctx, dsn, p.config.Name, p.config.Batch.Writers+4)
+	pool, err := pipeline.OpenPool(ctx, dsn, p.config.Name, p.config.PoolConnections())
 	if err != nil {
 		return nil, err
 	}

@@ -41,8 +41,8 @@ import (
 // +kubebuilder:rbac:groups=policy,resources=poddisruptionbudgets,verbs=get;list;watch;create;patch
 // Connection strings are read one by one; list and watch serve metadata.
 // +kubebuilder:rbac:groups="",resources=secrets,verbs=get;list;watch
-// To tell why pods are not ready.
-// +kubebuilder:rbac:groups="",resources=pods,verbs=list
+// To tell why pods are not ready, and which of them cost more to remove.
+// +kubebuilder:rbac:groups="",resources=pods,verbs=list;patch
 // +kubebuilder:rbac:groups="";events.k8s.io,resources=events,verbs=create;patch
 // The UID of kube-system identifies the cluster to the databases.
 // +kubebuilder:rbac:groups="",resources=namespaces,resourceNames=kube-system,verbs=get
@@ -122,7 +122,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 			Cluster: o.Cluster, Patience: o.DeletionPatience, Clock: real,
 		},
 		&processor.Reconciler{
-			Client: c, Live: live, Recorder: recorder, Schedule: schedule(),
+			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Schedule: schedule(),
 			Image: o.ProcessorImage, ImagePullPolicy: o.ProcessorImagePullPolicy, Clock: real,
 		},
 	}

@@ -49,7 +49,7 @@ func parseDSN(dsn config.Setting, processor string) (*pgxpool.Config, error) {
 	}
 	params := cfg.ConnConfig.RuntimeParams
 	if params["application_name"] == "" {
-		params["application_name"] = "millrace/" + processor
+		params["application_name"] = config.ApplicationName(processor)
 	}
 	// A timestamptz that lands in a timestamp column is cut to the session's zone, which must not depend on the server.
 	params["timezone"] = "UTC"

@@ -439,7 +439,7 @@ type assembled struct {
 
 func (w *world) assemble(c *config.Config, member string, change ...func(*pipeline.Options)) *assembled {
 	w.t.Helper()
-	pool, err := pipeline.OpenPool(w.ctx, config.Fixed("DSN", w.dsn), c.Name, c.Batch.Writers+4)
+	pool, err := pipeline.OpenPool(w.ctx, config.Fixed("DSN", w.dsn), c.Name, c.PoolConnections())
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -27,6 +27,9 @@ type Figures struct {
 	Lapsed string
 	// Oldest is when the oldest unsettled message was published; zero when there is none.
 	Oldest time.Time
+	// At is when the figures were read. Active is the newest reading at which something waited, was held or was due for another delivery, or had
+	// been settled since the reading before it. Readings that failed count as activity: nobody knows.
+	At, Active time.Time
 	// Holders are the members that hold something, at most holdersMax, those with the most messages first.
 	Holders []Holder
 	// Deliveries of the unsettled message that was handed out most often; 0 when none is held or waits for another delivery.
@@ -94,6 +97,10 @@ func figuresOf(r pgstream.GroupReport, at time.Time, before Figures, window time
 		if d := f.Oldest.Sub(before.Oldest); !before.Oldest.IsZero() && d.Abs() <= oldestTolerance {
 			f.Oldest = before.Oldest
 		}
+	}
+	f.At, f.Active = at, before.Active
+	if last := len(before.readings) - 1; !before.Known || last < 0 || r.Settled() != before.readings[last].settled || r.Lag+r.InFlight+r.Retrying > 0 {
+		f.Active = at
 	}
 	f.readings = append(slices.Clone(before.readings), reading{at, r.LastPosition, r.Settled()})
 	// The newest reading that is as old as the window is where the rates begin.

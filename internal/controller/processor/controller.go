@@ -20,6 +20,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/database"
+	"github.com/millrace-dev/millrace/internal/controller/lag"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 )
 
@@ -32,6 +34,10 @@ type Reconciler struct {
 	Client client.Client
 	// Live reads Secrets and pods from the API server: they are never cached.
 	Live client.Reader
+	// Databases finds the database of the source's Stream, to ask for its connections.
+	Databases *database.Resolver
+	// Poller has the figures of the source's group.
+	Poller *lag.Poller
 	// Recorder sends events.
 	Recorder events.EventRecorder
 	// Schedule says when a Processor is looked at although nothing changed.
@@ -42,13 +48,15 @@ type Reconciler struct {
 	ImagePullPolicy string
 	// Clock for tests.
 	Clock clock.PassiveClock
+
+	memory memory
 }
 
-// Reconcile brings one Processor to its spec. It keeps nothing between calls: facts go into the scope, and report is the
-// only writer of status, events and the next wake-up.
+// Reconcile brings one Processor to its spec. Facts go into the scope, and report is the only writer of status,
+// events and the next wake-up. What is kept between calls is what the autoscaler remembers.
 func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.Processor) (ctrl.Result, error) {
 	sc := &scope{processor: p, before: p.DeepCopy()}
-	phases := []phase.Func[*scope]{r.resolve, r.renderObjects, r.apply, r.observe}
+	phases := []phase.Func[*scope]{r.resolve, r.scale, r.renderObjects, r.preferIdle, r.apply, r.announceScale, r.observe}
 	if !p.DeletionTimestamp.IsZero() || p.Spec.Suspend {
 		phases = nil
 	}
@@ -170,5 +178,6 @@ func (r *Reconciler) list(ctx context.Context, namespace string, fields client.M
 func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.TypedRateLimitingInterface[reconcile.Request]) {
 	if p, ok := e.Object.(*v1alpha1.Processor); ok {
 		r.Schedule.Forget(p.UID)
+		r.memory.forget(p.UID)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"k8s.io/apimachinery/pkg/api/meta"
+	"k8s.io/utils/ptr"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -38,16 +39,21 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 	if g := sc.inputs.group; g != nil && meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionLapsed) {
 		return phase.Stallf(v1alpha1.ReasonLapsed, "ConsumerGroup %q has lapsed and hands out nothing; its status says what to do", g.Name)
 	}
+	wanted := ptr.Deref(d.Spec.Replicas, 1)
+	if sc.inputs.replicas != nil {
+		wanted = *sc.inputs.replicas
+	}
+	sc.wanted = wanted
 	// The cache may be older than what apply has just written, and the status of a Deployment older than its spec. Neither says anything about
 	// the newest configuration, and who waits for this generation, such as helm --wait, must not be told of the one before.
 	current, updated := d.Generation >= sc.written && d.Status.ObservedGeneration >= d.Generation, d.Status.UpdatedReplicas
 	if !current {
 		updated = 0
 	}
-	if current && done(&d, p.Replicas()) {
+	if current && done(&d, wanted) {
 		return nil
 	}
-	message := fmt.Sprintf("%d of %d pods are ready, %d have the newest configuration", d.Status.ReadyReplicas, p.Replicas(), updated)
+	message := fmt.Sprintf("%d of %d pods are ready, %d have the newest configuration", d.Status.ReadyReplicas, wanted, updated)
 	var pods corev1.PodList
 	if err := r.Live.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabels(selectorLabels(p)), client.Limit(podsMax)); err != nil {
 		return fmt.Errorf("read the pods: %w", err)

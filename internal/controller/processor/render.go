@@ -90,16 +90,18 @@ func render(p *v1alpha1.Processor, in inputs) (*objects, error) {
 		WithSpec(policyac.PodDisruptionBudgetSpec().WithSelector(selector).WithMaxUnavailable(intstr.FromInt32(1)).
 			// A pod that is not ready protects nothing, and must not keep a node from being drained.
 			WithUnhealthyPodEvictionPolicy(policyv1.AlwaysAllow))
-	o.deployment = appsac.Deployment(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).
-		WithSpec(appsac.DeploymentSpec().
-			WithReplicas(p.Replicas()).
-			WithSelector(selector).
-			WithProgressDeadlineSeconds(progressDeadline).
-			WithRevisionHistoryLimit(3).
-			// One more before one less: claims are fenced, so old and new pods may work side by side.
-			WithStrategy(appsac.DeploymentStrategy().WithType(appsv1.RollingUpdateDeploymentStrategyType).
-				WithRollingUpdate(appsac.RollingUpdateDeployment().WithMaxSurge(intstr.FromInt32(1)).WithMaxUnavailable(intstr.FromInt32(0)))).
-			WithTemplate(podTemplate(p, in, account, file)))
+	spec := appsac.DeploymentSpec().
+		WithSelector(selector).
+		WithProgressDeadlineSeconds(progressDeadline).
+		WithRevisionHistoryLimit(3).
+		// One more before one less: claims are fenced, so old and new pods may work side by side.
+		WithStrategy(appsac.DeploymentStrategy().WithType(appsv1.RollingUpdateDeploymentStrategyType).
+			WithRollingUpdate(appsac.RollingUpdateDeployment().WithMaxSurge(intstr.FromInt32(1)).WithMaxUnavailable(intstr.FromInt32(0)))).
+		WithTemplate(podTemplate(p, in, account, file))
+	if in.replicas != nil {
+		spec.WithReplicas(*in.replicas) // or an HPA on the Deployment owns the field
+	}
+	o.deployment = appsac.Deployment(name, p.Namespace).WithLabels(labels(p)).WithOwnerReferences(reference).WithSpec(spec)
 	return o, nil
 }
 

@@ -127,14 +127,9 @@ func (r *Reconciler) resolveGroup(ctx context.Context, sc *scope, source *v1alph
 	if source.DatabaseSecretRef != nil {
 		return source.DatabaseSecretRef, nil
 	}
-	var stream v1alpha1.Stream
-	err = r.Client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: group.Spec.StreamRef.Name}, &stream)
-	if apierrors.IsNotFound(err) {
-		return nil, phase.Waitf(v1alpha1.ReasonStreamMissing, 0, "Stream %q of ConsumerGroup %q does not exist in namespace %q. Create it",
-			group.Spec.StreamRef.Name, group.Name, namespace)
-	}
+	stream, err := r.streamOf(ctx, &group)
 	if err != nil {
-		return nil, fmt.Errorf("read Stream %q: %w", group.Spec.StreamRef.Name, err)
+		return nil, err
 	}
 	if stream.Spec.DatabaseSecretRef == nil {
 		return nil, phase.Stallf(v1alpha1.ReasonDatabaseSecretRefRequired,
@@ -142,6 +137,20 @@ func (r *Reconciler) resolveGroup(ctx context.Context, sc *scope, source *v1alph
 				"Set spec.source.consumerGroup.databaseSecretRef to a Secret key in namespace %q that leads to the same database", stream.Name, namespace)
 	}
 	return stream.Spec.DatabaseSecretRef, nil
+}
+
+// streamOf finds the Stream of a group.
+func (r *Reconciler) streamOf(ctx context.Context, g *v1alpha1.ConsumerGroup) (*v1alpha1.Stream, error) {
+	var stream v1alpha1.Stream
+	err := r.Client.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: g.Spec.StreamRef.Name}, &stream)
+	if apierrors.IsNotFound(err) {
+		return nil, phase.Waitf(v1alpha1.ReasonStreamMissing, 0, "Stream %q of ConsumerGroup %q does not exist in namespace %q. Create it",
+			g.Spec.StreamRef.Name, g.Name, g.Namespace)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read Stream %q: %w", g.Spec.StreamRef.Name, err)
+	}
+	return &stream, nil
 }
 
 // readSecrets makes sure that what pods will read is there and looks right. Values are checked and forgotten (C3).
@@ -154,6 +163,13 @@ func (r *Reconciler) readSecrets(ctx context.Context, sc *scope) error {
 		}
 		if err := s.check(value); err != nil {
 			return phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", s.ref.Name, s.ref.Key, err)
+		}
+		switch s.variable {
+		case config.EnvSourceDatabaseURL, config.EnvSourceListenURL, config.EnvSinkDatabaseURL:
+			if in.logins == nil {
+				in.logins = map[string]login{}
+			}
+			in.logins[s.variable] = loginOf(value)
 		}
 		if s.address != nil {
 			in.addresses = append(in.addresses, s.variable+"="+s.address(value))

@@ -32,17 +32,19 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	if d := sc.deployment; d != nil {
 		p.Status.Replicas, p.Status.ReadyReplicas, p.Status.UpdatedReplicas = d.Status.Replicas, d.Status.ReadyReplicas, d.Status.UpdatedReplicas
 	}
+	showScaling(sc)
 	conditions := &p.Status.Conditions
 	if p.Spec.Suspend {
 		phase.Suspended(conditions, p.Generation)
 	} else {
 		phase.Set(conditions, p.Generation, v1alpha1.ConditionPaused, metav1.ConditionFalse, v1alpha1.ReasonActive, "")
 		showLag(p, sc.inputs.group)
-		phase.Summarize(conditions, p.Generation, outcome, ready(p))
+		phase.Summarize(conditions, p.Generation, outcome, ready(sc))
 	}
 	phase.Sort(*conditions)
 
 	phase.Announce(r.Recorder, sc.before, p)
+	r.announceScaling(sc.before, p)
 	if err := phase.WriteStatus(ctx, r.Client, sc.before, p); err != nil {
 		return ctrl.Result{}, err
 	}
@@ -53,15 +55,24 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	if transient {
 		return ctrl.Result{}, outcome
 	}
+	if sc.decision != nil {
+		after = sooner(after, sc.decision.after)
+	}
 	if outcome != nil {
 		logf.FromContext(ctx).V(1).Info("not ready", "reason", phase.Reason(outcome, ""), "message", outcome.Error(), "again", after.String())
 	}
 	return ctrl.Result{RequeueAfter: after}, nil
 }
 
-func ready(p *v1alpha1.Processor) phase.Ready {
-	if p.Replicas() == 0 {
+func ready(sc *scope) phase.Ready {
+	p := sc.processor
+	switch {
+	case sc.wanted > 0:
+		return phase.Ready{Message: fmt.Sprintf("%d of %d pods are ready", p.Status.ReadyReplicas, sc.wanted)}
+	case p.Spec.Autoscaling != nil:
+		return phase.Ready{Reason: v1alpha1.ReasonScaledToZero, Message: "nothing waits, and no pod runs; the next message brings one"}
+	case p.Spec.Replicas != nil:
 		return phase.Ready{Reason: v1alpha1.ReasonScaledToZero, Message: "spec.replicas is 0: nothing is processed"}
 	}
-	return phase.Ready{Message: fmt.Sprintf("%d of %d pods are ready", p.Status.ReadyReplicas, p.Replicas())}
+	return phase.Ready{Reason: v1alpha1.ReasonScaledToZero, Message: "the Deployment was scaled to 0: nothing is processed"}
 }
