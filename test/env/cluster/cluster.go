@@ -3,7 +3,6 @@ package cluster
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -32,8 +31,8 @@ type Cluster struct {
 	hostIP     string
 	slot       *slot // nil: somebody else's cluster
 	loadImage  func(ctx context.Context, archive string) error
-	crash      func(ctx context.Context, container string) error // nil: nobody but its kubelet can
-	init       *process.Process                                  // nil when another process started the cluster
+	faults     faults           // nil: somebody else's cluster
+	init       *process.Process // nil when another process started the cluster
 }
 
 // Up brings up a cluster and returns when its node is ready. What it is depends on CLUSTER; see the package comment.
@@ -112,23 +111,6 @@ func (c *Cluster) LoadImage(ctx context.Context, archive string) error {
 		return fmt.Errorf("load image %s: %w", filepath.Base(archive), err)
 	}
 	return nil
-}
-
-// Crash ends the first container of a pod with SIGKILL, as a machine that fails would; kubectl cannot do that, because the
-// kubelet sends SIGTERM first, whatever the grace period. It returns errors.ErrUnsupported in somebody else's cluster.
-func (c *Cluster) Crash(ctx context.Context, namespace, pod string) error {
-	if c.crash == nil {
-		return errors.ErrUnsupported
-	}
-	id, err := c.Kubectl(ctx, "--namespace", namespace, "get", "pod", pod, "--output", "jsonpath={.status.containerStatuses[0].containerID}")
-	if err != nil {
-		return err
-	}
-	id, found := strings.CutPrefix(id, "containerd://")
-	if !found {
-		return fmt.Errorf("crash pod %s: its container does not run yet", pod)
-	}
-	return c.crash(ctx, id)
 }
 
 // Logs returns the ends of the logs of the cluster's own programs, for the report of a failed test.

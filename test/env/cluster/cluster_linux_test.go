@@ -3,6 +3,7 @@ package cluster_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -113,6 +114,51 @@ func TestRealPods(t *testing.T) {
 			t.Fatalf("logs: %q", got)
 		}
 	})
+	t.Run("go on without the API server, kubelet and containerd", func(t *testing.T) {
+		began := started(t, c)
+		api, err := c.StopControlPlane(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		agents, err := c.StopNodeAgents(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Kubectl(ctx, "get", "nodes", "--request-timeout=2s"); err == nil {
+			t.Error("the API server answers, although it was stopped")
+		}
+		fetch(t, pod, "hello from the probe")
+		if err := errors.Join(api(ctx), agents(ctx)); err != nil {
+			t.Fatal(err)
+		}
+		kubectl(t, c, "wait", "--for=condition=Ready", "node", "--all", "--timeout=60s")
+		if again := started(t, c); again != began {
+			t.Errorf("the pod started at %s and again at %s", began, again)
+		}
+	})
+	t.Run("start again when the node was off", func(t *testing.T) {
+		began := started(t, c)
+		on, err := c.PowerOff(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if response, err := (&http.Client{Timeout: time.Second}).Get(pod); err == nil {
+			response.Body.Close()
+			t.Error("the pod answers, although its node is off")
+		}
+		if err := on(ctx); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(time.Minute)
+		for again := ""; again == "" || again == began; again = started(t, c) {
+			if time.Now().After(deadline) {
+				t.Fatal("the pod did not start again")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		kubectl(t, c, "wait", "--for=condition=Ready", "pod/probe", "--timeout=60s")
+		fetch(t, "http://"+net.JoinHostPort(kubectl(t, c, "get", "pod", "probe", "-o", "jsonpath={.status.podIP}"), "8080"), "hello from the probe")
+	})
 	t.Run("end when they are deleted", func(t *testing.T) {
 		kubectl(t, c, "delete", "pod", "probe", "--timeout=60s")
 	})
@@ -199,6 +245,12 @@ func TestAKeptClusterIsFoundAndEnded(t *testing.T) {
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
+}
+
+// started is when the probe's container was started; empty while it does not run.
+func started(t *testing.T, c *cluster.Cluster) string {
+	t.Helper()
+	return kubectl(t, c, "get", "pod", "probe", "-o", "jsonpath={.status.containerStatuses[0].state.running.startedAt}")
 }
 
 // leftovers lists what a cluster with this state directory shows on the machine.

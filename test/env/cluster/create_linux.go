@@ -70,7 +70,7 @@ func create(ctx context.Context, o Options) (_ *Cluster, err error) {
 func (s *slot) cluster(programs string, init *process.Process) *Cluster {
 	return &Cluster{
 		programs: programs, kubeconfig: s.adminKubeconfig(), hostIP: s.hostIP(), slot: s,
-		loadImage: s.loadImage(programs), crash: s.crash(programs), init: init,
+		loadImage: s.loadImage(programs), faults: &slotFaults{slot: s, programs: programs}, init: init,
 	}
 }
 

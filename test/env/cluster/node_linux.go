@@ -138,13 +138,6 @@ func (s *slot) loadImage(programs string) func(context.Context, string) error {
 	}
 }
 
-// crash ends a container with SIGKILL.
-func (s *slot) crash(programs string) func(context.Context, string) error {
-	return func(ctx context.Context, container string) error {
-		return s.ctr(ctx, programs, "tasks", "kill", "--signal", "SIGKILL", container)
-	}
-}
-
 func (s *slot) ctr(ctx context.Context, programs string, args ...string) error {
 	line := append(s.inside(filepath.Join(programs, "ctr"), "--address", "/run/containerd/containerd.sock", "--namespace", "k8s.io"), args...)
 	if out, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput(); err != nil {

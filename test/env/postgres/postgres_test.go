@@ -258,3 +258,40 @@ func exec(t *testing.T, conn *pgx.Conn, sql string) {
 		t.Fatal(err)
 	}
 }
+
+// TestAPromotedStandbyHasEveryCommit: the server is killed right after it has said that a row is committed.
+func TestAPromotedStandbyHasEveryCommit(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	primary := postgres.NewServer(t, postgres.Options{})
+	exec(t, connect(t, primary.DSN("postgres")), "create table kept (id int primary key)")
+	standby, err := primary.Standby(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := standby.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	both := postgres.PrimaryDSN("postgres", primary, standby)
+	conn := connect(t, both)
+	for id := range 100 {
+		exec(t, conn, fmt.Sprintf("insert into kept values (%d)", id))
+	}
+	if err := primary.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := standby.Promote(ctx); err != nil {
+		t.Fatal(err)
+	}
+	conn = connect(t, both)
+	exec(t, conn, "insert into kept values (100)") // also: it waits for no other standby
+	var rows, port int
+	if err := conn.QueryRow(ctx, "select count(*), inet_server_port() from kept").Scan(&rows, &port); err != nil {
+		t.Fatal(err)
+	}
+	if rows != 101 || port != standby.Port() {
+		t.Errorf("%d rows at port %d, want 101 at %d", rows, port, standby.Port())
+	}
+}

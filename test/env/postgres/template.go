@@ -23,9 +23,9 @@ import (
 // initdbArgs is part of the cached directory's name, so changing it makes a new one.
 var initdbArgs = []string{"--username=postgres", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "--no-instructions"}
 
-// remoteAccess lets pods in: they come from the addresses of the test cluster's bridge. Who may connect at all is
+// remoteAccess lets pods in, and standbys: they come from the addresses of the test cluster's bridge. Who may connect at all is
 // decided by the addresses that the server listens on.
-const remoteAccess = "\nhost all all 0.0.0.0/0 scram-sha-256\nhost all all ::/0 scram-sha-256\n"
+const remoteAccess = "\nhost all,replication all 0.0.0.0/0 scram-sha-256\nhost all,replication all ::/0 scram-sha-256\n"
 
 // fill makes dir/data a new server's data directory, unless there is one already, and returns the superuser's password.
 func fill(ctx context.Context, found install, user *process.User, dir string) (password string, err error) {
