@@ -93,9 +93,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	}
 
 	c, live := mgr.GetClient(), mgr.GetAPIReader()
+	poller := lag.NewPoller(o.LagInterval)
+	o.Database.Changed = poller.Now
 	registry := database.NewRegistry(o.Database)
 	databases := &database.Resolver{Reader: live, Registry: registry, Default: o.DefaultDatabase}
-	poller := lag.NewPoller(o.LagInterval)
 	if err := o.Metrics.Register(poller); err != nil {
 		return fmt.Errorf("register the lag metrics: %w", err)
 	}

@@ -8,8 +8,8 @@ import (
 	"k8s.io/utils/clock"
 )
 
-// Bounds of the breaker. The first retry comes soon, because most failures are a restart; the last bound is the longest that
-// a database which is back goes unnoticed.
+// Bounds of the breaker. The first retry comes soon, because most failures are a restart; the last keeps a database that stays away from
+// costing the workers' time. That it is back is noticed sooner, by a scout.
 const (
 	breakerFirst = time.Second
 	breakerMax   = 30 * time.Second
@@ -46,19 +46,34 @@ func (b *breaker) admit() (ok bool, after time.Duration, cause error) {
 	return true, 0, nil
 }
 
-// report tells how an admitted call ended: nil when the server answered, whatever it said.
-func (b *breaker) report(unreachable error) {
+// probe is admit for who has nothing else to do than to find out whether a database that was lost is back: it waits for no time, and
+// is not let through to a database that answers, or that another caller asks just now.
+func (b *breaker) probe() (ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.proven || b.probing || b.cause == nil {
+		return false
+	}
+	b.probing = true
+	return true
+}
+
+// report tells how an admitted call ended: nil when the server answered, whatever it said. It returns whether the database was lost or
+// found by that.
+func (b *breaker) report(unreachable error) (changed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.probing = false
+	changed = (b.cause == nil) != (unreachable == nil)
 	if unreachable == nil {
 		b.proven, b.wait, b.cause = true, 0, nil
-		return
+		return changed
 	}
 	b.proven, b.cause = false, unreachable
 	b.wait = min(max(b.wait*2, breakerFirst), breakerMax)
 	// With jitter, so that many databases behind one failed host are not asked together.
 	b.until = b.clock.Now().Add(b.wait + rand.N(b.wait/4+1))
+	return changed
 }
 
 // abandon ends an admitted call that says nothing about the server, such as one whose caller went away.

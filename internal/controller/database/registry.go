@@ -15,6 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"k8s.io/utils/clock"
 
+	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
@@ -39,6 +40,8 @@ type Options struct {
 	IdleAfter time.Duration
 	// Migrated is told which versions were applied to a database. Optional.
 	Migrated func(d *Database, versions []int)
+	// Changed is told when a database is lost, or found again. Optional.
+	Changed func(d *Database)
 	// Clock for tests. Default: the real one.
 	Clock clock.PassiveClock
 }
@@ -159,6 +162,21 @@ func (r *Registry) Run(ctx context.Context) error {
 	}
 }
 
+// errShut is for who follows a database by a connection string that is no more, such as one with an old password.
+var errShut = phase.Waitf(v1alpha1.ReasonDatabaseUnreachable, time.Second, "the connection string in the Secret has changed, and the new one is not in use yet")
+
+// forget closes a database that no connection string leads to any more: with an old password, its server would see failed logins.
+func (r *Registry) forget(d *Database) {
+	r.mu.Lock()
+	if r.databases[d.id] == d {
+		delete(r.databases, d.id)
+	}
+	r.mu.Unlock()
+	if pool := d.detach(); pool != nil {
+		go pool.Close() // which waits for the calls that are under way
+	}
+}
+
 // evict closes what was not asked for within IdleAfter.
 func (r *Registry) evict() {
 	var idle []*Database
@@ -238,6 +256,21 @@ func (d *Database) do(ctx context.Context, limit time.Duration, install bool, f 
 	if !ok {
 		return d.refused(after, cause)
 	}
+	return d.admitted(ctx, limit, install, f)
+}
+
+// probe asks a database that was lost whether it is back. Nobody but the caller waits for the answer.
+func (d *Database) probe(ctx context.Context) {
+	if d.breaker.probe() {
+		_ = d.admitted(ctx, d.registry.opts.CallTimeout, false, func(ctx context.Context, db pgstream.DB) error {
+			_, err := db.Exec(ctx, "select 1")
+			return err
+		})
+	}
+}
+
+// admitted is do for a caller that the breaker let through.
+func (d *Database) admitted(ctx context.Context, limit time.Duration, install bool, f func(ctx context.Context, db pgstream.DB) error) error {
 	select {
 	case d.turns <- struct{}{}:
 	default:
@@ -260,10 +293,12 @@ func (d *Database) do(ctx context.Context, limit time.Duration, install bool, f 
 		d.breaker.abandon()
 		return err
 	}
+	var lost error
 	if unreachable(err) {
-		d.breaker.report(err)
-	} else {
-		d.breaker.report(nil)
+		lost = err
+	}
+	if d.breaker.report(lost) && d.registry.opts.Changed != nil {
+		d.registry.opts.Changed(d)
 	}
 	return d.classify(err)
 }
@@ -287,7 +322,7 @@ func (d *Database) open(ctx context.Context) (*pgxpool.Pool, bool, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.shut {
-		return nil, false, errors.New("the pool is closed")
+		return nil, false, errShut
 	}
 	if d.pool == nil {
 		// The pool outlives the reconcile that opens it; it connects on demand.
@@ -341,13 +376,18 @@ func (d *Database) forgetSchema() {
 }
 
 func (d *Database) close() {
-	d.mu.Lock()
-	pool := d.pool
-	d.pool, d.shut = nil, true
-	d.mu.Unlock()
-	if pool != nil {
+	if pool := d.detach(); pool != nil {
 		pool.Close()
 	}
+}
+
+// detach lets no further call in, and returns the pool that is left to close, if there is one.
+func (d *Database) detach() *pgxpool.Pool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	pool := d.pool
+	d.pool, d.shut = nil, true
+	return pool
 }
 
 var _ pgstream.DB = (*pgx.Conn)(nil)

@@ -21,6 +21,9 @@ type Scouts struct {
 	Config pgstream.ScoutConfig
 }
 
+// probeInterval is how often a scout looks whether a database that was lost is back. It costs a try to connect, and no worker's time.
+const probeInterval = 3 * time.Second
+
 // scoutsTick is how often new databases are looked for.
 const scoutsTick = time.Second
 
@@ -76,7 +79,10 @@ func (s *Scouts) scout(ctx context.Context, d *Database) {
 	last := ""
 	for {
 		pause := s.Config.FollowInterval
-		if d.Reachable() { // else whoever needs it probes it
+		if !d.Reachable() {
+			d.probe(ctx)
+			pause = probeInterval
+		} else {
 			err := d.Look(ctx, func(ctx context.Context, db pgstream.DB) (err error) {
 				pause, err = scout.Round(ctx, db)
 				return err

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
@@ -42,5 +43,55 @@ func TestScoutsMoveDelayedMessages(t *testing.T) {
 	run("select expires_at > now() from millrace_engine.scout", &held)
 	if held {
 		t.Error("the lease is still held")
+	}
+}
+
+// A database that is back is noticed without a caller, and whoever wants to know is told of its loss and of its return, once.
+func TestScoutsNoticeThatADatabaseIsBack(t *testing.T) {
+	t.Parallel()
+	server := postgres.NewServer(t, postgres.Options{})
+	changes := make(chan bool, 10)
+	r := NewRegistry(Options{Changed: func(d *Database) { changes <- d.Reachable() }})
+	d := get(t, r, server.DSN("postgres"))
+	for range 2 {
+		if err := d.Do(t.Context(), ping); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := server.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := d.Do(t.Context(), ping); phase.Reason(err, "") != "DatabaseUnreachable" {
+			t.Fatal(err)
+		}
+	}
+	// Now it counts as dead, and callers are kept off for as long as they ever are.
+	for range 10 {
+		d.breaker.report(d.breaker.cause)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error)
+	go func() { done <- (&Scouts{Registry: r}).Run(ctx) }()
+	if err := server.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []bool{false, true} {
+		select {
+		case reachable := <-changes:
+			if reachable != want {
+				t.Errorf("change %d: reachable is %t", i, reachable)
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("nothing was noticed")
+		}
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if len(changes) > 0 {
+		t.Errorf("%d changes too many", len(changes))
 	}
 }

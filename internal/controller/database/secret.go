@@ -3,6 +3,7 @@ package database
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -53,13 +54,22 @@ func (r *Resolver) Resolve(ctx context.Context, namespace string, ref *v1alpha1.
 	if err != nil {
 		return nil, phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", ref.Name, ref.Key, err)
 	}
+	r.leads(secretKey{namespace, ref.Name, ref.Key}, d)
+	return d, nil
+}
+
+// leads remembers where a Secret key leads, and lets go of the database that no key leads to any more.
+func (r *Resolver) leads(key secretKey, d *Database) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.last == nil {
 		r.last = map[secretKey]*Database{}
 	}
-	r.last[secretKey{namespace, ref.Name, ref.Key}] = d
-	return d, nil
+	before := r.last[key]
+	r.last[key] = d
+	if before != nil && before != d && !slices.Contains(slices.Collect(maps.Values(r.last)), before) {
+		r.Registry.forget(before)
+	}
 }
 
 // ResolveForDeletion is Resolve for a resource that is going away: when a whole namespace is deleted its Secrets may go

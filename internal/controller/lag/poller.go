@@ -46,6 +46,7 @@ type Poller struct {
 	figures   map[Follower]Figures
 	streams   map[Follower]StreamFigures
 	polling   map[database.ID]bool      // in flight
+	urgent    map[database.ID]bool      // to be polled before the next tick
 	lost      map[database.ID]bool      // the last poll failed
 	streamsAt map[database.ID]time.Time // when streams were read
 }
@@ -56,7 +57,7 @@ func NewPoller(interval time.Duration) *Poller {
 		interval: interval, kick: make(chan struct{}, 1),
 		wake: map[string]Wake{}, followers: map[Follower]target{}, figures: map[Follower]Figures{},
 		streams: map[Follower]StreamFigures{}, streamsAt: map[database.ID]time.Time{},
-		polling: map[database.ID]bool{}, lost: map[database.ID]bool{},
+		polling: map[database.ID]bool{}, urgent: map[database.ID]bool{}, lost: map[database.ID]bool{},
 	}
 }
 
@@ -79,10 +80,22 @@ func (p *Poller) Follow(f Follower, db *database.Database, stream, group string)
 	}
 	p.mu.Unlock()
 	if !known && group != "" {
-		select {
-		case p.kick <- struct{}{}:
-		default:
-		}
+		p.Now(db)
+	}
+}
+
+// Now polls a database before the next interval, because there is reason to think that it was lost or found again.
+func (p *Poller) Now(db *database.Database) {
+	p.mu.Lock()
+	p.urgent[db.ID()] = true
+	p.mu.Unlock()
+	p.wakeRun()
+}
+
+func (p *Poller) wakeRun() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
 	}
 }
 
@@ -123,26 +136,29 @@ func (p *Poller) Run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for {
+		all := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		case <-p.kick:
+			all = false
 		}
-		for _, db := range p.idle() {
+		for _, db := range p.idle(all) {
 			wg.Go(func() { p.poll(ctx, db) })
 		}
 	}
 }
 
-// idle marks as in flight, and returns, the followed databases of which no poll is.
-func (p *Poller) idle() []*database.Database {
+// idle marks as in flight, and returns, the followed databases of which no poll is: all of them, or only the urgent ones.
+func (p *Poller) idle(all bool) []*database.Database {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var dbs []*database.Database
 	for _, t := range p.followers {
-		if id := t.db.ID(); !p.polling[id] {
+		if id := t.db.ID(); !p.polling[id] && (all || p.urgent[id]) {
 			p.polling[id] = true
+			delete(p.urgent, id)
 			dbs = append(dbs, t.db)
 		}
 	}
@@ -240,6 +256,9 @@ func (p *Poller) record(id database.ID, reports []pgstream.GroupReport, at time.
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.polling, id)
+	if p.urgent[id] { // meanwhile; this reading may be from before
+		p.wakeRun()
+	}
 	if phase.IsAgain(err) {
 		return nil // a busy database is not a lost one; the figures stay for one more interval
 	}
