@@ -113,7 +113,11 @@ func diagnose(pods []corev1.Pod, now time.Time) string {
 			}
 		}
 		for _, c := range pod.Status.ContainerStatuses {
-			if text := containerTrouble(c, now); text != "" {
+			text := containerTrouble(c, now)
+			if text == "" {
+				text = readyNoMore(pod, c)
+			}
+			if text != "" {
 				return fmt.Sprintf("Pod %s: %s", pod.Name, text)
 			}
 		}
@@ -140,6 +144,20 @@ func containerTrouble(c corev1.ContainerStatus, now time.Time) string {
 		return fmt.Sprintf("stopped with exit code %d; it said: %s", last.ExitCode, said(last))
 	case c.State.Running != nil && !c.Ready && now.Sub(c.State.Running.StartedAt.Time) > unreadyAfter:
 		return fmt.Sprintf("runs since %s and is not ready; kubectl logs tells why", c.State.Running.StartedAt.UTC().Format(time.RFC3339))
+	}
+	return ""
+}
+
+// readyNoMore tells that a container has been ready since it was started and is no more. Such a pod needs no time, and nothing rolls
+// out: it lost something that it needs, such as its database.
+func readyNoMore(pod *corev1.Pod, c corev1.ContainerStatus) string {
+	if c.State.Running == nil || c.Ready {
+		return ""
+	}
+	for _, ready := range pod.Status.Conditions {
+		if ready.Type == corev1.PodReady && ready.Status == corev1.ConditionFalse && ready.LastTransitionTime.After(c.State.Running.StartedAt.Time) {
+			return fmt.Sprintf("was ready until %s and is no more; kubectl logs tells why", ready.LastTransitionTime.UTC().Format(time.RFC3339))
+		}
 	}
 	return ""
 }

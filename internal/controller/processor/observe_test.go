@@ -33,6 +33,13 @@ func TestDiagnose(t *testing.T) {
 	beside := pod(waiting("PodInitializing", ""))
 	beside.Status.InitContainerStatuses = []corev1.ContainerStatus{waiting("ImagePullBackOff", "not found")}
 	beside.Status.InitContainerStatuses[0].Name = "sidecar"
+	unready := func(since, started time.Duration) corev1.Pod {
+		p := pod(running(started, false))
+		p.Status.Conditions = []corev1.PodCondition{{
+			Type: corev1.PodReady, Status: corev1.ConditionFalse, LastTransitionTime: metav1.NewTime(now.Add(-since)),
+		}}
+		return p
+	}
 	for _, c := range []struct {
 		name string
 		pod  corev1.Pod
@@ -47,6 +54,8 @@ func TestDiagnose(t *testing.T) {
 		{"a crash loop says the last line of the log", pod(died(waiting("CrashLoopBackOff", "back-off"), 1, "one\ntwo\n")), "Pod p: CrashLoopBackOff; it said: two"},
 		{"a pod that restarts after a crash", pod(died(running(time.Second, false), 1, "bad config")), "exit code 1; it said: bad config"},
 		{"a pod that never becomes ready", pod(running(time.Hour, false)), "kubectl logs tells why"},
+		{"a pod that started and was not ready yet needs time", unready(12*time.Second, 10*time.Second), ""},
+		{"a pod that was ready and is no more", unready(2*time.Second, 10*time.Second), "was ready until 1970-01-01T00:16:38Z and is no more; kubectl logs tells why"},
 		{"a sidecar that does not start", beside, "Pod p, container sidecar: ImagePullBackOff: not found"},
 		{"a pod without a node", unschedulable, "cannot be scheduled: 0/1 nodes are available"},
 	} {
