@@ -65,9 +65,23 @@ func run(ctx context.Context, o *options) error {
 	// The API server's priority and fairness is the limit; a second one here would only hide it.
 	cfg.QPS = -1
 
-	mgr, err := ctrl.NewManager(cfg, managerOptions(o))
+	if err := awaitAPI(ctx, cfg, o.probeAddress); err != nil {
+		return fmt.Errorf("wait for the API server: %w", err)
+	}
+	settings := managerOptions(o)
+	lock, err := podLock(cfg, o)
+	if err != nil {
+		return err
+	}
+	if lock != nil {
+		settings.LeaderElectionResourceLockInterface = lock
+	}
+	mgr, err := ctrl.NewManager(cfg, settings)
 	if err != nil {
 		return fmt.Errorf("create the manager: %w", err)
+	}
+	if lock != nil {
+		lock.LockConfig.EventRecorder = mgr.GetEventRecorderFor("millrace") //nolint:staticcheck // it takes no recorder of the new kind yet
 	}
 	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
 		return err
@@ -101,7 +115,7 @@ func managerOptions(o *options) ctrl.Options {
 		Metrics:                 metrics,
 		HealthProbeBindAddress:  o.probeAddress,
 		LeaderElection:          o.leaderElect,
-		LeaderElectionID:        "manager.millrace.dev",
+		LeaderElectionID:        leaseName,
 		LeaderElectionNamespace: o.leaderElectionNamespace,
 		// The process ends when the manager does, so the next leader need not wait for the Lease to expire.
 		LeaderElectionReleaseOnCancel: true,

@@ -23,6 +23,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
@@ -93,8 +94,17 @@ func TestManagerRuns(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	env, admin := start(t)
-	t.Setenv("KUBECONFIG", asChart(t, env, "default"))
+	server, appear := absent(t, strings.Trim(strings.TrimPrefix(env.Config.Host, "https://"), "/"))
+	t.Setenv("KUBECONFIG", asChart(t, env, "default", server))
 	t.Setenv(envDatabaseURL, "")
+	t.Setenv(envPodName, "millrace-1")
+	// The pod's manager led until it was killed, a moment ago.
+	left := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: leaseName}}
+	left.Spec.HolderIdentity, left.Spec.LeaseDurationSeconds = ptr.To("millrace-1"), ptr.To[int32](3600)
+	left.Spec.AcquireTime, left.Spec.RenewTime = ptr.To(metav1.NowMicro()), ptr.To(metav1.NowMicro())
+	if err := admin.Create(ctx, left); err != nil {
+		t.Fatal(err)
+	}
 
 	metrics, probes := freeAddress(t), freeAddress(t)
 	o, err := parse([]string{
@@ -107,16 +117,22 @@ func TestManagerRuns(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() { stopped <- run(ctx, o) }()
 
+	// Without an API server it is alive and not ready.
+	eventually(t, func() error { return get("http://"+probes+"/healthz", "", http.StatusOK) })
+	if err := get("http://"+probes+"/readyz", "", http.StatusServiceUnavailable); err != nil {
+		t.Error(err)
+	}
+	appear()
 	for _, path := range []string{"/healthz", "/readyz"} {
 		eventually(t, func() error { return get("http://"+probes+path, "", http.StatusOK) })
 	}
 	eventually(t, func() error {
 		var lease coordinationv1.Lease
-		if err := admin.Get(ctx, client.ObjectKey{Namespace: "default", Name: "manager.millrace.dev"}, &lease); err != nil {
+		if err := admin.Get(ctx, client.ObjectKeyFromObject(left), &lease); err != nil {
 			return err
 		}
-		if lease.Spec.HolderIdentity == nil || *lease.Spec.HolderIdentity == "" {
-			return fmt.Errorf("nobody leads")
+		if ptr.Deref(lease.Spec.HolderIdentity, "") != "millrace-1" || !lease.Spec.RenewTime.After(left.Spec.RenewTime.Time) {
+			return fmt.Errorf("%q leads, renewed at %s", ptr.Deref(lease.Spec.HolderIdentity, ""), lease.Spec.RenewTime)
 		}
 		return nil
 	})
@@ -192,8 +208,40 @@ func start(t *testing.T) (*envtest.Environment, client.Client) {
 	return env, admin
 }
 
-// asChart applies the chart for one namespace and returns a kubeconfig of its service account.
-func asChart(t *testing.T, env *envtest.Environment, namespace string) string {
+// absent is the address of an API server that is not there until appear is called.
+func absent(t *testing.T, server string) (address string, appear func()) {
+	t.Helper()
+	address = freeAddress(t)
+	return address, func() {
+		listener, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = listener.Close() })
+		go func() {
+			for {
+				in, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				out, err := net.Dial("tcp", server)
+				if err != nil {
+					_ = in.Close()
+					continue
+				}
+				for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+					go func() {
+						_, _ = io.Copy(way[0], way[1])
+						_ = way[0].Close()
+					}()
+				}
+			}
+		}()
+	}
+}
+
+// asChart applies the chart for one namespace and returns a kubeconfig of its service account that leads to server.
+func asChart(t *testing.T, env *envtest.Environment, namespace, server string) string {
 	t.Helper()
 	user, err := env.AddUser(envtest.User{Name: "installer", Groups: []string{"system:masters"}}, nil)
 	if err != nil {
@@ -231,6 +279,9 @@ func asChart(t *testing.T, env *envtest.Environment, namespace string) string {
 	}
 	for _, auth := range config.AuthInfos {
 		auth.Impersonate = "system:serviceaccount:" + namespace + ":millrace"
+	}
+	for _, c := range config.Clusters {
+		c.Server = "https://" + server
 	}
 	file := filepath.Join(dir, "kubeconfig")
 	if err := clientcmd.WriteToFile(*config, file); err != nil {
