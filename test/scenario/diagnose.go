@@ -21,7 +21,7 @@ func (s *Scenario) Diagnose(ctx context.Context) string {
 	}
 	show("get", "pods", "-A", "-o", "wide")
 	show("-n", SystemNamespace, "logs", "-l", "app.kubernetes.io/name=millrace", "--tail=60", "--prefix")
-	for _, ns := range s.namespaces {
+	for _, ns := range s.Namespaces() {
 		show("-n", ns.Name, "get", "millrace", "-o", "wide")
 		show("-n", ns.Name, "describe", "millrace")
 		show("-n", ns.Name, "get", "events", "--sort-by=.lastTimestamp")

@@ -21,14 +21,14 @@ const tag = "dev"
 
 var programs = []string{"manager", "processor"}
 
-// loadImages builds the images and brings them to the node.
-func (s *Scenario) loadImages(ctx context.Context) error {
+// LoadImages builds the images and brings them to the node under a tag. Whatever the tag, they are built from this tree.
+func (s *Scenario) LoadImages(ctx context.Context, tag string) error {
 	root, err := source.Root()
 	if err != nil {
 		return err
 	}
 	for _, name := range programs {
-		archive := filepath.Join(root, "bin", "images", name+".tar")
+		archive := filepath.Join(root, "bin", "images", name+"-"+tag+".tar")
 		_, err := image.Build(ctx, image.Options{Name: "docker.io/millrace/" + name + ":" + tag, Main: "./cmd/" + name, Out: archive})
 		if err != nil {
 			return err
@@ -56,17 +56,20 @@ func (s *Scenario) refuseOccupied(ctx context.Context) error {
 	return nil
 }
 
-// Install installs Millrace by its Helm chart and returns when the manager is ready.
-func (s *Scenario) Install(ctx context.Context) error {
+// Install installs Millrace by its Helm chart, or upgrades it, and returns when the manager is ready. Each of values is one of
+// the chart's, as in "manager.replicas=2"; what is not given has its default, whatever it was before.
+func (s *Scenario) Install(ctx context.Context, values ...string) error {
 	root, err := source.Root()
 	if err != nil {
 		return err
 	}
 	s.installed = true
-	_, err = s.Cluster.Helm(ctx, "upgrade", "--install", Release, filepath.Join(root, "charts", "millrace"),
-		"--namespace", SystemNamespace, "--create-namespace",
-		"--set", "manager.image.tag="+tag, "--set", "processor.image.tag="+tag,
-		"--wait", "--timeout", "3m")
+	args := []string{"upgrade", "--install", Release, filepath.Join(root, "charts", "millrace"),
+		"--namespace", SystemNamespace, "--create-namespace", "--wait", "--timeout", "3m"}
+	for _, value := range append([]string{"manager.image.tag=" + tag, "processor.image.tag=" + tag}, values...) {
+		args = append(args, "--set", value)
+	}
+	_, err = s.Cluster.Helm(ctx, args...)
 	if err != nil {
 		return fmt.Errorf("install Millrace: %w", err)
 	}
@@ -82,13 +85,18 @@ func (s *Scenario) Uninstall(ctx context.Context) error {
 	return nil
 }
 
+// RemoveCRDs deletes what Uninstall leaves of Millrace, and with it every Stream, ConsumerGroup and Processor of the cluster.
+func (s *Scenario) RemoveCRDs(ctx context.Context) error {
+	_, err := s.Cluster.Kubectl(ctx, append([]string{"delete", "crd", "--ignore-not-found", "--timeout=1m"}, crds...)...)
+	return err
+}
+
 // removeInstallation removes what Uninstall leaves.
 func (s *Scenario) removeInstallation(ctx context.Context) error {
-	_, err := s.Cluster.Kubectl(ctx, append([]string{"delete", "crd", "--ignore-not-found", "--timeout=1m"}, crds...)...)
-	if err != nil {
+	if err := s.RemoveCRDs(ctx); err != nil {
 		return err
 	}
-	_, err = s.Cluster.Kubectl(ctx, "delete", "namespace", SystemNamespace, "--ignore-not-found", "--timeout=1m")
+	_, err := s.Cluster.Kubectl(ctx, "delete", "namespace", SystemNamespace, "--ignore-not-found", "--timeout=1m")
 	s.installed = false
 	return err
 }

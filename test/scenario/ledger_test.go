@@ -169,6 +169,56 @@ func TestOrdersAreKnownExactlyThroughACrash(t *testing.T) {
 	}
 }
 
+// TestPositionsAreKnownExactlyThroughACrash: Redis is killed while a page of entries is on its way. What the producer says
+// afterwards is what the stream holds, entry for entry.
+func TestPositionsAreKnownExactlyThroughACrash(t *testing.T) {
+	t.Parallel()
+	server, err := redis.Start(t.Context(), redis.Options{Persist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := server.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	const count = 60_000
+	produced := scenario.NewProduced()
+	finished := make(chan error, 1)
+	go func() {
+		finished <- scenario.Positions{Count: count, Seed: 3, Duplicates: 0.1, Undecodable: 0.1}.Produce(t.Context(), server.URL(), produced)
+	}()
+	for round := 1; round <= 3; round++ {
+		for deadline := time.Now().Add(time.Minute); produced.Entries() < round*count/5; {
+			if time.Now().After(deadline) {
+				t.Fatalf("%d positions in a minute", produced.Entries())
+			}
+			time.Sleep(time.Millisecond)
+		}
+		if err := server.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-finished; err != nil {
+		t.Fatal(err)
+	}
+	sink := scenario.Sink{
+		DSN: postgres.NewDatabase(t), Table: "positions", RowsQuery: scenario.PositionsQuery("positions"),
+		RedisURL: server.URL(), RedisStream: scenario.PositionsStream, RedisGroup: "nobody", Processor: "nobody",
+	}
+	exec(t, connect(t, sink.DSN), "create table positions (device_id text, ts timestamptz, latitude double precision)")
+	l, err := sink.Ledger(t.Context(), produced)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Entries != count || l.Unsettled != count-l.Undecodable || l.Pending != l.Undecodable || len(l.Lost) > 0 {
+		t.Errorf("the stream holds other entries than %d:\n%s", count, l)
+	}
+}
+
 func connect(t *testing.T, dsn string) *pgx.Conn {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), dsn)

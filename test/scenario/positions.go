@@ -48,7 +48,8 @@ type position struct {
 	fields  [][2]string
 }
 
-// Produce adds the entries, and what Redis has taken, to produced. It returns early with what it has done when ctx ends.
+// Produce adds the entries, and what Redis has taken, to produced. A Redis that goes away is waited for. It returns early
+// with what it has done when ctx ends.
 func (o Positions) Produce(ctx context.Context, redisURL string, produced *Produced) error {
 	client, err := openRedis(redisURL)
 	if err != nil {
@@ -57,6 +58,10 @@ func (o Positions) Produce(ctx context.Context, redisURL string, produced *Produ
 	defer client.Close()
 
 	g := o.generator()
+	pages := &pages{client: client, stream: g.stream}
+	if err := pages.begin(ctx); err != nil {
+		return fmt.Errorf("produce positions: %w", err)
+	}
 	pace := newPace(o.PerSecond)
 	for done := 0; done < o.Count; {
 		size, err := pace.next(ctx, min(page, o.Count-done))
@@ -64,26 +69,20 @@ func (o Positions) Produce(ctx context.Context, redisURL string, produced *Produ
 			return nil //nolint:nilerr // the caller has seen enough
 		}
 		batch := make([]position, size)
-		commands := make(rueidis.Commands, size)
 		for i := range batch {
 			batch[i] = g.next()
-			add := client.B().Xadd().Key(g.stream).Id("*").FieldValue()
-			for _, f := range batch[i].fields {
-				add = add.FieldValue(f[0], f[1])
-			}
-			commands[i] = add.Build()
 		}
 		// A page that has begun is finished, so that what was put in is known.
-		for i, answer := range client.DoMulti(context.WithoutCancel(ctx), commands...) {
-			entry, err := answer.ToString()
-			if err != nil {
-				return fmt.Errorf("produce positions (seed %d): add to %s: %w", o.Seed, g.stream, err)
-			}
+		ids, err := pages.add(context.WithoutCancel(ctx), batch)
+		for i, id := range ids {
 			if batch[i].id == "" {
-				produced.addUndecodable(entry)
+				produced.addUndecodable(id)
 			} else {
 				produced.addValid(batch[i].id, batch[i].content)
 			}
+		}
+		if err != nil {
+			return fmt.Errorf("produce positions (seed %d): add to %s: %w", o.Seed, g.stream, err)
 		}
 		done += size
 	}

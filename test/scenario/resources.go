@@ -112,8 +112,9 @@ func OrdersQuery(table string) string {
 	return "select order_id, coalesce(amount::text, 'null') from " + table
 }
 
-// remove deletes the namespace with everything in it, and its database.
-func (ns *Namespace) remove(ctx context.Context) error {
+// Remove deletes the namespace with everything in it. Its database stays with the server.
+func (ns *Namespace) Remove(ctx context.Context) error {
+	ns.made.Store(false)
 	// Millrace's resources first and while the manager runs: what has a finalizer needs it.
 	_, err := ns.Kubectl(ctx, "delete", "processors,consumergroups,streams", "--all", "--ignore-not-found", "--timeout=1m")
 	if err != nil && strings.Contains(err.Error(), "doesn't have a resource type") {

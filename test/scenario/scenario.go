@@ -8,6 +8,8 @@ import (
 	"net/url"
 	"os"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -29,8 +31,10 @@ type Scenario struct {
 	Postgres *postgres.Server
 	Redis    *redis.Server
 
-	out        io.Writer
-	installed  bool
+	out       io.Writer
+	installed bool
+
+	mu         sync.Mutex
 	namespaces []*Namespace
 }
 
@@ -58,7 +62,7 @@ func Start(ctx context.Context, c *cluster.Cluster, o Options) (_ *Scenario, err
 	if err != nil {
 		return nil, err
 	}
-	if err := s.step("images", func() error { return s.loadImages(ctx) }); err != nil {
+	if err := s.step("images", func() error { return s.LoadImages(ctx, tag) }); err != nil {
 		return nil, err
 	}
 	if err := s.step("helm install millrace", func() error { return s.Install(ctx) }); err != nil {
@@ -72,10 +76,12 @@ func (s *Scenario) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Minute)
 	defer cancel()
 	var errs []error
-	for _, ns := range s.namespaces {
-		errs = append(errs, ns.remove(ctx))
+	for _, ns := range s.Namespaces() {
+		errs = append(errs, ns.Remove(ctx))
 	}
+	s.mu.Lock()
 	s.namespaces = nil
+	s.mu.Unlock()
 	if s.installed {
 		errs = append(errs, s.Uninstall(ctx), s.removeInstallation(ctx))
 	}
@@ -88,6 +94,19 @@ func (s *Scenario) Stop(ctx context.Context) error {
 		s.Postgres = nil
 	}
 	return errors.Join(errs...)
+}
+
+// Namespaces are those that were made.
+func (s *Scenario) Namespaces() []*Namespace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var made []*Namespace
+	for _, ns := range s.namespaces {
+		if ns.made.Load() {
+			made = append(made, ns)
+		}
+	}
+	return made
 }
 
 // step says what is being done and how long it took.
@@ -108,33 +127,52 @@ type Namespace struct {
 	DSN, RedisURL string
 
 	scenario *Scenario
-	database string
+	made     atomic.Bool // there is a namespace to remove
 }
 
 // redisDatabases is how many logical databases a Redis server has unless it is told otherwise.
 const redisDatabases = 16
 
-// Namespace makes a namespace. Stop removes it.
+// Servers are what a namespace stands on.
+type Servers struct {
+	// DSN is a connection string of the superuser for a database.
+	DSN func(database string) string
+	// RedisURL is that of a server, with any database.
+	RedisURL string
+	// Own says that these servers end before the scenario does.
+	Own bool
+}
+
+// Servers are PostgreSQL and Redis of this scenario.
+func (s *Scenario) Servers() Servers { return Servers{DSN: s.Postgres.DSN, RedisURL: s.Redis.URL()} }
+
+// Namespace makes a namespace on the servers of this scenario. Stop removes it.
 func (s *Scenario) Namespace(ctx context.Context, name string) (*Namespace, error) {
-	ns := &Namespace{Name: name, scenario: s, database: name}
+	return s.NamespaceOn(ctx, name, s.Servers())
+}
+
+// NamespaceOn is Namespace on other servers, which the cluster's pods have to reach.
+func (s *Scenario) NamespaceOn(ctx context.Context, name string, on Servers) (*Namespace, error) {
+	ns := &Namespace{Name: name, DSN: on.DSN(name), scenario: s}
+	s.mu.Lock()
 	number := len(s.namespaces)
-	if number == redisDatabases {
+	s.namespaces = append(s.namespaces, ns)
+	s.mu.Unlock()
+	if number >= redisDatabases {
 		return nil, fmt.Errorf("make namespace %s: Redis has %d databases, and all are taken", name, redisDatabases)
 	}
-	// Not apply: what Stop removes must not be a namespace that was there before.
-	if _, err := s.Cluster.Kubectl(ctx, "create", "namespace", name); err != nil {
-		return nil, err
-	}
-	s.namespaces = append(s.namespaces, ns)
-	ns.DSN = s.Postgres.DSN(ns.database)
-	u, err := url.Parse(s.Redis.URL())
+	u, err := url.Parse(on.RedisURL)
 	if err != nil {
 		return nil, errors.New("the URL of Redis cannot be read") // its own error would repeat the password
 	}
 	u.Path = "/" + strconv.Itoa(number)
 	ns.RedisURL = u.String()
-
-	if err := s.administer(ctx, "create database "+pgx.Identifier{ns.database}.Sanitize()); err != nil {
+	// Not apply: what Stop removes must not be a namespace that was there before.
+	if _, err := s.Cluster.Kubectl(ctx, "create", "namespace", name); err != nil {
+		return nil, err
+	}
+	ns.made.Store(true)
+	if err := administer(ctx, on.DSN("postgres"), "create database "+pgx.Identifier{name}.Sanitize()); err != nil {
 		return nil, fmt.Errorf("make namespace %s: %w", name, err)
 	}
 	secrets := secret(name, "app-db", "dsn", ns.DSN) + "---\n" + secret(name, "telemetry-redis", "url", ns.RedisURL)
@@ -144,8 +182,8 @@ func (s *Scenario) Namespace(ctx context.Context, name string) (*Namespace, erro
 	return ns, nil
 }
 
-func (s *Scenario) administer(ctx context.Context, sql string) error {
-	conn, err := pgx.Connect(ctx, s.Postgres.DSN("postgres"))
+func administer(ctx context.Context, dsn, sql string) error {
+	conn, err := pgx.Connect(ctx, dsn)
 	if err != nil {
 		return err
 	}
