@@ -21,15 +21,24 @@ import (
 )
 
 // A random schedule of everything that publishers, members, operators and maintenance do, step by step against a model in memory. The engine's
-// clock stands still between steps, so the model knows exactly what has expired. A schedule follows from its seed alone.
+// clock stands still between steps, so the model knows exactly what has expired. A schedule follows from its seed alone, and each of its steps from
+// the seed and the step's number, so that steps can be left out of it. Many schedules share a stream, each with a group of its own that begins where
+// the last one ended: making a stream takes as long as a schedule.
+//
+// Positions are counted for each priority. Here a position is a place: priority * lane + position.
 
 const (
 	modelAckWait = 10 * time.Second
-	dedupeWindow = 2 * time.Minute // of a stream by default
+	modelGroup   = "g"
+	lane         = 1 << 40
+
+	// of everyLane
+	lastPosition = "coalesce(pg_sequence_last_value(('millrace_engine.position_' || s.id)::regclass), 0)"
 )
 
 type modelMessage struct {
 	id        int
+	priority  int
 	key       string
 	wanted    bool // it passes the group's filter
 	committed bool
@@ -60,16 +69,26 @@ type delayedMessage struct {
 }
 
 type model struct {
-	e    *engine
-	r    *rand.Rand
-	spec pgstream.GroupSpec
-	seed uint64
+	e     *engine
+	r     *rand.Rand
+	spec  pgstream.GroupSpec
+	seed  uint64
+	steps int   // done so far
+	skip  []int // steps that are left out
+	ops   []op  // with the weights of this schedule
 
 	retention  pgstream.RetentionPolicy
+	lanes      int
+	window     time.Duration // of dedupe keys
+	base       []int64       // of each lane: the last position before the schedule
 	now        time.Duration
 	ids        int
-	start      int64 // where the group began last
+	start      []int64       // of each lane: where the group began last
+	worked     time.Duration // when it received something last, or began
+	lapsed     bool
 	messages   map[int64]*modelMessage
+	places     map[int]int64    // by id
+	seen       map[int64]bool   // was handed out
 	settled    map[int64]string // acked, dead, or passed over
 	delayed    map[int]*delayedMessage
 	remembered map[string]struct {
@@ -79,10 +98,30 @@ type model struct {
 	claims  []*modelClaim // every claim that was ever handed out, the oldest first
 	hasty   []*modelClaim // acked by asynchronous commits that a crash may undo
 	members []*pgstream.Consumer
-	auto    int // the member that acks by receiving, -1 for none
+	most    []int // messages that each receives at once
+	auto    int   // the member that acks by receiving, -1 for none
 	open    []*modelTx
 	log     []string
 }
+
+// local is the position of a place, as the engine counts it.
+func local(place int64) int64 { return place % lane }
+
+func locals(places []int64) []int64 {
+	all := make([]int64, len(places))
+	for i, p := range places {
+		all[i] = local(p)
+	}
+	return all
+}
+
+// of is the priority of a place.
+func of(place int64) int { return int(place / lane) }
+
+func at(priority int, position int64) int64 { return int64(priority)*lane + position }
+
+// covered says that the group is to have the place: it is not before where the group began.
+func (m *model) covered(place int64) bool { return local(place) >= m.start[of(place)] }
 
 type modelTx struct {
 	tx        pgx.Tx
@@ -95,8 +134,8 @@ func (m *model) note(format string, args ...any) { m.log = append(m.log, fmt.Spr
 func (m *model) fail(format string, args ...any) {
 	m.e.t.Helper()
 	tail := m.log[max(0, len(m.log)-40):]
-	m.e.t.Fatalf(format+"\nthe group: %+v, retention %s\nthe last steps:\n%s\nrepeat with: MILLRACE_SCHEDULE=%d go test ./internal/pgstream -run '^%s$'",
-		append(args, m.spec, m.retention, strings.Join(tail, "\n"), m.seed, strings.Split(m.e.t.Name(), "/")[0])...)
+	m.e.t.Fatalf(format+"\nthe group: %+v, retention %s, %d priorities, dedupe keys for %s\nthe last steps:\n%s",
+		append(args, m.spec, m.retention, m.lanes, m.window, strings.Join(tail, "\n"))...)
 }
 
 func (m *model) must(err error) {
@@ -104,6 +143,17 @@ func (m *model) must(err error) {
 	if err != nil {
 		m.fail("%v", err)
 	}
+}
+
+// held is how many claims somebody has.
+func (m *model) held() int {
+	n := 0
+	for _, c := range m.claims {
+		if !c.dead && len(c.left) > 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // live returns the claim that holds the position now, nil when there is none.
@@ -139,7 +189,7 @@ func (m *model) message() (pgstream.NewMessage, modelMessage) {
 func (m *model) publish() {
 	ctx := m.e.ctx
 	if len(m.open) < 3 && m.r.IntN(3) == 0 {
-		m.open = append(m.open, &modelTx{tx: m.begin()})
+		m.open = append(m.open, &modelTx{tx: m.transaction()})
 		m.note("begin")
 	}
 	var db pgstream.DB = m.e
@@ -148,11 +198,13 @@ func (m *model) publish() {
 		tx = m.open[m.r.IntN(len(m.open))]
 		db = tx.tx
 	}
+	priority := m.r.IntN(m.lanes)
 	switch m.r.IntN(6) {
 	case 0:
 		msg, known := m.message()
+		known.priority, msg.Priority = priority, priority
 		msg.Delay = time.Duration(1+m.r.IntN(20)) * time.Second
-		position, err := pgstream.Publish(ctx, db, "orders", msg)
+		position, err := pgstream.Publish(ctx, db, m.spec.Stream, msg)
 		m.must(err)
 		if position != 0 {
 			m.fail("a delayed message has position %d", position)
@@ -166,8 +218,9 @@ func (m *model) publish() {
 	case 1:
 		// In a transaction of its own, because two that use one key wait for each other.
 		msg, known := m.message()
+		known.priority, msg.Priority = priority, priority
 		msg.DedupeKey = fmt.Sprintf("d%d", m.r.IntN(3))
-		position, err := pgstream.Publish(ctx, m.e, "orders", msg)
+		position, err := pgstream.Publish(ctx, m.e, m.spec.Stream, msg)
 		m.must(err)
 		first, exists := m.remembered[msg.DedupeKey]
 		m.note("publish %d with dedupe key %s: %d", known.id, msg.DedupeKey, position)
@@ -178,36 +231,37 @@ func (m *model) publish() {
 			return
 		}
 		known.committed = true
-		m.append(position, &known)
-		first.position, first.until = position, m.now+dedupeWindow
+		m.append(at(priority, position), &known)
+		first.position, first.until = position, m.now+m.window
 		m.remembered[msg.DedupeKey] = first
 	default:
 		ms := make([]pgstream.NewMessage, 1+m.r.IntN(6))
 		all := make([]modelMessage, len(ms))
 		for i := range ms {
 			ms[i], all[i] = m.message()
+			ms[i].Priority, all[i].priority = priority, priority
 			all[i].committed = tx == nil
 		}
-		positions, err := pgstream.PublishBatch(ctx, db, "orders", ms)
+		positions, err := pgstream.PublishBatch(ctx, db, m.spec.Stream, ms)
 		m.must(err)
 		for i, p := range positions {
-			m.append(p, &all[i])
+			m.append(at(priority, p), &all[i])
+			if tx != nil {
+				tx.positions = append(tx.positions, at(priority, p))
+			}
 		}
-		if tx != nil {
-			tx.positions = append(tx.positions, positions...)
-		}
-		m.note("publish %v, committed %t", positions, tx == nil)
+		m.note("publish %v with priority %d, committed %t", positions, priority, tx == nil)
 	}
 	if tx == nil {
 		m.written()
 	}
 }
 
-func (m *model) append(position int64, msg *modelMessage) {
-	if old := m.messages[position]; old != nil && old.committed {
-		m.fail("position %d was given away twice", position)
+func (m *model) append(place int64, msg *modelMessage) {
+	if old := m.messages[place]; old != nil && old.committed {
+		m.fail("position %d was given away twice", place)
 	}
-	m.messages[position] = msg
+	m.messages[place], m.places[msg.id] = msg, place
 }
 
 func (m *model) end() {
@@ -238,15 +292,15 @@ func (m *model) end() {
 	}
 }
 
-func (m *model) begin() pgx.Tx {
+func (m *model) transaction() pgx.Tx {
 	tx, err := m.e.Begin(m.e.ctx) // a connection of the pool's: making one costs more than a step
 	m.must(err)
 	return tx
 }
 
 // moveDue moves delayed messages into the log and learns their positions.
-func (m *model) moveDue() {
-	_, err := m.e.Exec(m.e.ctx, "select millrace_engine.move_due($1)", 1+m.r.IntN(5))
+func (m *model) moveDue(most int) {
+	_, err := m.e.Exec(m.e.ctx, "select millrace_engine.move_due($1)", most)
 	m.must(err)
 	m.learn()
 }
@@ -256,28 +310,51 @@ func (m *model) learn() {
 	if len(m.delayed) == 0 {
 		return
 	}
-	rows, err := m.e.Query(m.e.ctx, `select "position", (payload ->> 'id')::int from millrace.orders where (payload ->> 'id')::int = any ($1) order by "position"`,
-		slices.Collect(maps.Keys(m.delayed)))
+	ids := slices.Collect(maps.Keys(m.delayed))
+	for priority := range m.lanes {
+		rows, err := m.e.Query(m.e.ctx, fmt.Sprintf(`select "position", (payload ->> 'id')::int from millrace.%q where "position" > $1
+			and (payload ->> 'id')::int = any ($2) order by "position"`, m.lane(priority)), m.base[priority], ids)
+		m.must(err)
+		var position int64
+		var id int
+		_, err = pgx.ForEachRow(rows, []any{&position, &id}, func() error {
+			d := m.delayed[id]
+			if !d.committed || d.due > m.now || d.priority != priority {
+				m.fail("message %d, due at %s, committed %t, of priority %d, is in the log of priority %d at %s", id, d.due, d.committed, d.priority, priority, m.now)
+			}
+			known := d.modelMessage
+			m.append(at(priority, position), &known)
+			delete(m.delayed, id)
+			m.note("message %d is due and has position %d", id, at(priority, position))
+			return nil
+		})
+		m.must(err)
+	}
+}
+
+// lane is the name of the table of a priority.
+func (m *model) lane(priority int) string {
+	if priority == 0 {
+		return m.spec.Stream
+	}
+	return fmt.Sprintf("%s.p%d", m.spec.Stream, priority)
+}
+
+// everyLane asks for a number of each lane.
+func (m *model) everyLane(column string) []int64 {
+	rows, err := m.e.Query(m.e.ctx, "select "+column+` from millrace_engine.stream s
+		where s.name = $1 or s.parent_id = (select p.id from millrace_engine.stream p where p.name = $1) order by s.priority`, m.spec.Stream)
 	m.must(err)
-	var position int64
-	var id int
-	_, err = pgx.ForEachRow(rows, []any{&position, &id}, func() error {
-		d := m.delayed[id]
-		if !d.committed || d.due > m.now {
-			m.fail("message %d, due at %s and committed %t, is in the log at %s", id, d.due, d.committed, m.now)
-		}
-		known := d.modelMessage
-		m.append(position, &known)
-		delete(m.delayed, id)
-		m.note("message %d is due and has position %d", id, position)
-		return nil
-	})
+	all, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	m.must(err)
+	return all
 }
 
 // buried notes which messages the engine has given up on.
 func (m *model) buried() []int64 {
-	rows, err := m.e.Query(m.e.ctx, `select "position" from millrace_engine.dead_letter order by 1`)
+	rows, err := m.e.Query(m.e.ctx, `select s.priority * $1::bigint + d."position" from millrace_engine.dead_letter d
+		join millrace_engine.consumer_group g on g.id = d.group_id join millrace_engine.stream s on s.id = g.stream_id
+		where g.name = $2 order by s.priority desc, d."position"`, int64(lane), modelGroup)
 	m.must(err)
 	dead, err := pgx.CollectRows(rows, pgx.RowTo[int64])
 	m.must(err)
@@ -301,27 +378,71 @@ func (m *model) receive(i int) *modelClaim {
 		m.buried()
 	}
 	claim, err := m.members[i].TryReceive(m.e.ctx)
+	if m.lapsed {
+		if !errors.Is(err, pgstream.ErrLapsed) {
+			m.fail("receive in a group that has lapsed: %v, %v", positions(claim), err)
+		}
+		return nil
+	}
 	if err != nil {
 		m.fail("receive: %v", err)
 	}
 	if claim == nil {
 		m.note("member %d receives nothing", i)
+		m.checkWaiting(0)
 		return nil
 	}
 	return m.received(i, claim)
 }
 
+// checkWaiting checks that no message that nobody has had yet waits in a lane from a priority on. Who has it to get does not matter in a Shared
+// group only.
+func (m *model) checkWaiting(from int) {
+	if m.spec.Mode != pgstream.ModeShared || m.spec.Paused {
+		return
+	}
+	for p := range m.messages {
+		if of(p) >= from && m.waits(p) {
+			m.fail("position %d waits, and was not delivered", p)
+		}
+	}
+}
+
+// waits says that a message is below the horizon and was never handed out.
+func (m *model) waits(p int64) bool {
+	msg := m.messages[p]
+	if !msg.committed || !msg.wanted || msg.trimmed || m.seen[p] || m.settled[p] != "" || !m.covered(p) {
+		return false
+	}
+	for _, tx := range m.open {
+		if slices.ContainsFunc(tx.positions, func(q int64) bool { return of(q) == of(p) && q < p }) {
+			return false
+		}
+	}
+	return true
+}
+
 // received checks a claim against the model and adds it.
 func (m *model) received(member int, claim *pgstream.Claim) *modelClaim {
 	m.note("member %d receives %v as %s", member, positions(claim), claim.Token)
-	fresh := &modelClaim{member: member, token: claim.Token, left: positions(claim), attempts: map[int64]int{}, expires: m.now + modelAckWait}
+	m.worked = m.now
+	fresh := &modelClaim{member: member, token: claim.Token, attempts: map[int64]int{}, expires: m.now + modelAckWait}
+	var payload struct{ ID int }
+	m.must(json.Unmarshal(claim.Messages[0].Payload, &payload))
+	priority := of(m.places[payload.ID])
+	for _, p := range positions(claim) {
+		fresh.left = append(fresh.left, at(priority, p))
+	}
+	m.checkWaiting(priority + 1)
 	inClaim := map[string]int64{}
 	for _, msg := range claim.Messages {
-		p := msg.Position
+		p := at(priority, msg.Position)
 		known := m.messages[p]
-		var payload struct{ ID int }
 		m.must(json.Unmarshal(msg.Payload, &payload))
+		m.seen[p] = true
 		switch {
+		case m.spec.Paused:
+			m.fail("position %d was delivered while the group is paused", p)
 		case known == nil || !known.committed:
 			m.fail("position %d was delivered and is not committed", p)
 		case m.settled[p] != "":
@@ -362,7 +483,8 @@ func (m *model) checkOrder(p int64, inClaim map[string]int64, fresh *modelClaim)
 	}
 	inClaim[key] = p
 	for q, other := range m.messages {
-		if q >= p || other.key != key || !other.committed || !other.wanted || other.trimmed || other.redriven || q < m.start || m.settled[q] != "" || slices.Contains(fresh.left, q) {
+		if q >= p || of(q) != of(p) || other.key != key || !other.committed || !other.wanted || other.trimmed || other.redriven || !m.covered(q) ||
+			m.settled[q] != "" || slices.Contains(fresh.left, q) {
 			continue
 		}
 		m.buried()
@@ -452,7 +574,7 @@ func (m *model) settle() {
 		}
 	case 0: // in a transaction that is rolled back
 		m.use(c, ackAndRollback, func() error {
-			tx := m.begin()
+			tx := m.transaction()
 			err := member.AckTx(ctx, tx, c.token)
 			rollback(m.e, tx)
 			return err
@@ -462,7 +584,7 @@ func (m *model) settle() {
 		if m.spec.Mode == pgstream.ModeOrdered && !c.single() { // a handler of an Ordered group goes forward
 			some = slices.Clone(c.left[:len(some)])
 		}
-		if m.use(c, fmt.Sprintf("ack %v of", some), func() error { return member.AckMessages(ctx, c.token, some) }) {
+		if m.use(c, fmt.Sprintf("ack %v of", some), func() error { return member.AckMessages(ctx, c.token, locals(some)) }) {
 			for _, p := range some {
 				m.settled[p] = "acked"
 			}
@@ -472,7 +594,7 @@ func (m *model) settle() {
 		m.nack(c)
 	case 5:
 		some := m.some(c.left)
-		if m.use(c, fmt.Sprintf("dead letter %v of", some), func() error { return member.DeadLetter(ctx, c.token, some, "bad") }) {
+		if m.use(c, fmt.Sprintf("dead letter %v of", some), func() error { return member.DeadLetter(ctx, c.token, locals(some), "bad") }) {
 			for _, p := range some {
 				m.settled[p] = "dead"
 			}
@@ -487,7 +609,9 @@ func (m *model) settle() {
 			c.expires = m.now + 2*modelAckWait
 		}
 	case 8, 9, 10:
-		m.ackAndReceive(c)
+		if !m.lapsed { // it would be refused as a whole
+			m.ackAndReceive(c)
+		}
 	}
 }
 
@@ -521,7 +645,7 @@ func (m *model) nack(c *modelClaim) {
 	some := m.some(c.left)
 	delay := time.Duration(m.r.IntN(3)) * time.Second
 	if !m.use(c, fmt.Sprintf("nack for %s %v of", delay, some), func() error {
-		return m.members[c.member].Nack(m.e.ctx, c.token, some, delay, "no")
+		return m.members[c.member].Nack(m.e.ctx, c.token, locals(some), delay, "no")
 	}) {
 		return
 	}
@@ -581,36 +705,84 @@ func (m *model) jump(d time.Duration) {
 }
 
 func (m *model) maintain() {
-	did, err := pgstream.MaintainWithRing(m.e.ctx, m.e.Pool, 1)
+	waiting := 0
+	for p := range m.messages {
+		if m.waits(p) {
+			waiting++
+		}
+	}
+	did, err := pgstream.MaintainWithRing(m.e.ctx, m.e.Pool, []int64{1, pgstream.LedgerRingBytes}[min(m.r.IntN(3), 1)])
 	if err != nil {
 		m.fail("maintain: %v", err)
 	}
 	m.note("maintain: %v", did)
 	m.learn()
-	if m.retention == pgstream.RetentionLimits {
-		m.lose(one[int64](m.e, "select first_position from millrace_engine.stream"))
+	m.checkLapse(did, waiting)
+	if m.retention == pgstream.RetentionLimits || m.lapsed {
+		m.lose(m.everyLane("first_position"))
 	}
 }
 
-// lose notes that the log has no message below the mark any more. What was handed out or set aside may still come.
-func (m *model) lose(mark int64) {
+// checkLapse checks that a group lapses when it has to, and only then. What waits for it is a part of its lag, and all that was published is more. The
+// lag of an Ordered group is estimated for each lane by its share of the keys, and rounded up.
+func (m *model) checkLapse(did []string, waiting int) {
+	byLag, byTime := false, false
+	for _, d := range did {
+		byLag = byLag || strings.Contains(d, "has lapsed: lag")
+		byTime = byTime || strings.Contains(d, "has lapsed: messages have waited")
+	}
+	all := int64(0)
+	for priority, last := range m.everyLane(lastPosition) {
+		all += last - m.start[priority] + 1
+	}
+	limit := m.spec.LapseLag
+	if m.spec.Mode == pgstream.ModeOrdered {
+		all += int64(m.lanes * len(m.members))
+		waiting = 0
+	}
+	switch {
+	case m.lapsed && (byLag || byTime):
+		m.fail("the group has lapsed twice")
+	case byLag && (limit == 0 || all <= limit):
+		m.fail("the group has lapsed by its lag, with %d positions since it began and a limit of %d", all, limit)
+	case byTime && (m.spec.LapseAfter == 0 || m.spec.Paused || m.now-m.worked <= m.spec.LapseAfter):
+		m.fail("the group has lapsed at %s, and worked at %s", m.now, m.worked)
+	case !m.lapsed && !byLag && !byTime && limit > 0 && int64(waiting) > limit:
+		m.fail("the group has not lapsed, and %d messages wait", waiting)
+	}
+	m.lapsed = m.lapsed || byLag || byTime
+}
+
+// lose notes that the log has no message below the marks any more. What was handed out or set aside may still come.
+func (m *model) lose(marks []int64) {
 	for p, msg := range m.messages {
-		if p < mark && m.settled[p] == "" {
+		if local(p) < marks[of(p)] && m.settled[p] == "" {
 			msg.trimmed = true
 		}
 	}
 }
 
-// redrive moves dead letters back to the group.
+// redrive moves dead letters back to the group, of all keys or of some.
 func (m *model) redrive() {
 	before := m.buried()
 	most := 1 + m.r.IntN(3)
-	n, err := pgstream.Redrive(m.e.ctx, m.e, "orders", "g", pgstream.RedriveOptions{Max: int64(most)})
+	o := pgstream.RedriveOptions{Max: int64(most)}
+	if m.r.IntN(2) == 0 {
+		o.Filter.Keys = []string{"k0", "k1"}
+	}
+	n, err := pgstream.Redrive(m.e.ctx, m.e, m.spec.Stream, modelGroup, o)
 	m.must(err)
-	want := before[:min(most, len(before))]
+	var want, stay []int64
+	for _, p := range before {
+		if len(want) < most && (o.Filter.Keys == nil || slices.Contains(o.Filter.Keys, m.messages[p].key)) {
+			want = append(want, p)
+		} else {
+			stay = append(stay, p)
+		}
+	}
 	m.note("redrive %v", want)
 	left := m.buried()
-	if int(n) != len(want) || !slices.Equal(left, before[len(want):]) {
+	if int(n) != len(want) || !slices.Equal(left, stay) {
 		m.fail("redrive moved %d; %v were dead, and are %v", n, before, left)
 	}
 	for _, p := range want {
@@ -622,28 +794,48 @@ func (m *model) redrive() {
 	}
 }
 
+// purge removes dead letters for good.
+func (m *model) purge() {
+	dead := m.buried()
+	n, err := pgstream.PurgeDeadLetters(m.e.ctx, m.e, m.spec.Stream, modelGroup, pgstream.DeadLetterFilter{})
+	m.must(err)
+	if int(n) != len(dead) {
+		m.fail("%d dead letters were purged of %v", n, dead)
+	}
+	for _, p := range dead {
+		m.settled[p] = "purged"
+	}
+	m.note("purge %v", dead)
+	m.written()
+}
+
 // reset moves the group, and ends everything that it holds.
 func (m *model) reset() {
-	first := one[int64](m.e, "select first_position from millrace_engine.stream")
+	first := m.everyLane("first_position")
 	to := pgstream.Place{From: pgstream.StartEarliest}
 	m.start = first
-	if m.r.IntN(2) == 0 && len(m.messages) > 0 {
-		top := slices.Max(slices.Collect(maps.Keys(m.messages)))
-		to = pgstream.Place{From: pgstream.StartPosition, Position: max(first, 1+m.r.Int64N(top+1))}
-		m.start = to.Position
+	if m.r.IntN(2) == 0 {
+		to = pgstream.Place{From: pgstream.StartPosition, Position: max(first[0], m.somewhere())}
+		m.start[0] = to.Position
 	}
-	_, err := pgstream.PurgeDeadLetters(m.e.ctx, m.e, "orders", "g", pgstream.DeadLetterFilter{})
+	m.resetTo(to)
+}
+
+func (m *model) resetTo(to pgstream.Place) {
+	_, err := pgstream.PurgeDeadLetters(m.e.ctx, m.e, m.spec.Stream, modelGroup, pgstream.DeadLetterFilter{})
 	m.must(err)
-	_, err = pgstream.ResetGroup(m.e.ctx, m.e, "orders", "g", to)
+	_, err = pgstream.ResetGroup(m.e.ctx, m.e, m.spec.Stream, modelGroup, to)
 	m.must(err)
 	m.note("reset to %d", m.start)
+	m.lapsed, m.worked = false, m.now
+	clear(m.seen)
 	for _, c := range m.claims {
 		c.dead, c.by = true, nil
 	}
 	for p, msg := range m.messages {
 		msg.redriven, msg.notBefore = false, 0
 		switch {
-		case p >= m.start:
+		case m.covered(p):
 			delete(m.settled, p)
 			msg.trimmed = false
 		default:
@@ -653,14 +845,34 @@ func (m *model) reset() {
 	m.written()
 }
 
-func (m *model) trim() {
-	if len(m.messages) == 0 {
-		return
+// somewhere is a position of priority 0 among those of the schedule, or the one after them.
+func (m *model) somewhere() int64 {
+	top := m.base[0]
+	for p := range m.messages {
+		if of(p) == 0 {
+			top = max(top, p)
+		}
 	}
-	top := slices.Max(slices.Collect(maps.Keys(m.messages)))
-	mark := one[int64](m.e, "select millrace.trim('orders', $1)", 1+m.r.Int64N(top+1))
+	return m.base[0] + 1 + m.r.Int64N(top-m.base[0]+1)
+}
+
+func (m *model) trim() {
+	var mark int64
+	if m.r.IntN(2) == 0 {
+		mark = one[int64](m.e, "select millrace.trim($1, $2)", m.spec.Stream, m.somewhere())
+	} else {
+		mark = one[int64](m.e, "select millrace.trim($1, p_max_messages => $2, p_exact => $3)", m.spec.Stream, 1+m.r.IntN(20), m.r.IntN(2) == 0)
+	}
 	m.note("trim up to %d", mark)
-	m.lose(mark)
+	m.lose(m.everyLane("first_position"))
+}
+
+// pause stops deliveries, or lets them go on.
+func (m *model) pause() {
+	m.spec.Paused = !m.spec.Paused
+	m.must(pgstream.ApplyGroup(m.e.ctx, m.e, m.spec))
+	m.written()
+	m.note("paused: %t", m.spec.Paused)
 }
 
 // crash kills the server. What was committed asynchronously a moment ago may be undone: claims, and the end of claims that they took over.
@@ -679,6 +891,7 @@ func (m *model) crash(s *postgres.Server) {
 	for p, msg := range m.messages {
 		if !msg.committed {
 			delete(m.messages, p) // the position may be given away again
+			delete(m.places, msg.id)
 		}
 	}
 	for _, c := range m.hasty {
@@ -708,148 +921,306 @@ func (m *model) finish() {
 		m.end()
 	}
 	m.note("everything is committed and handled")
-	for quiet := 0; quiet < 3; quiet++ {
+	m.r = rand.New(rand.NewPCG(m.seed, 0))
+	if m.spec.Paused {
+		m.pause()
+	}
+	if m.lapsed {
+		m.start = m.everyLane("first_position")
+		m.resetTo(pgstream.Place{From: pgstream.StartEarliest})
+	}
+	last := 0 // who takes everything: the others' memberships and claims have expired
+	for i, most := range m.most {
+		if most > m.most[last] {
+			last = i
+		}
+	}
+	for more := true; more; {
 		m.jump(time.Hour)
-		m.moveDue()
-		for i := range m.members {
-			for {
-				c := m.receive(i)
-				if c == nil {
-					break
-				}
-				quiet = 0
-				if i == m.auto {
-					continue
-				}
-				if m.use(c, "ack", func() error { return m.members[i].Ack(m.e.ctx, c.token) }) {
-					m.acked(c)
-				}
+		m.moveDue(1000)
+		more = false
+		// A receive that takes over a claim of which the log has lost everything may find nothing. The next one goes on.
+		for nothing := 0; nothing <= m.held(); nothing++ {
+			c := m.receive(last)
+			if c == nil {
+				continue
+			}
+			more, nothing = true, -1
+			if last != m.auto && m.use(c, "ack", func() error { return m.members[last].Ack(m.e.ctx, c.token) }) {
+				m.acked(c)
 			}
 		}
 	}
-	m.buried()
 	if len(m.delayed) > 0 {
 		m.fail("%d delayed messages never came into the log", len(m.delayed))
 	}
 	for p, msg := range m.messages {
-		if msg.committed && msg.wanted && !msg.trimmed && p >= m.start && m.settled[p] == "" {
+		if msg.committed && msg.wanted && !msg.trimmed && m.covered(p) && m.settled[p] == "" {
 			m.fail("position %d was committed and never delivered to its end", p)
 		}
 	}
+	dead := m.buried()
 	for p, how := range m.settled {
-		if how == "dead" && !m.messages[p].trimmed && !slices.Contains(m.buried(), p) {
+		if how == "dead" && !m.messages[p].trimmed && !slices.Contains(dead, p) {
 			m.fail("position %d should be a dead letter", p)
 		}
 	}
-	if s := m.e.stats("orders", "g"); s.InFlight != 0 || s.Retrying != 0 {
+	if s := m.e.stats(m.spec.Stream, modelGroup); s.InFlight != 0 || s.Retrying != 0 {
 		m.fail("at the end: %+v", s)
 	}
 }
 
-// newModel makes a stream and a group of a kind that the seed decides.
-func newModel(e *engine, mode pgstream.Mode, seed uint64) *model {
-	r := rand.New(rand.NewPCG(seed, 0))
-	m := &model{e: e, r: r, seed: seed, start: 1, auto: -1, messages: map[int64]*modelMessage{}, settled: map[int64]string{}, delayed: map[int]*delayedMessage{},
-		remembered: map[string]struct {
-			position int64
-			until    time.Duration
-		}{}}
-	e.stopClock()
-	m.retention = []pgstream.RetentionPolicy{pgstream.RetentionLimits, pgstream.RetentionLimits, pgstream.RetentionInterest}[r.IntN(3)]
+// op is one kind of step.
+type op struct {
+	weight int
+	do     func(m *model)
+}
+
+// ops are all kinds of steps. Each schedule has weights of its own, so that some have many resets and others none.
+var ops = []op{
+	{200, (*model).publish},
+	{100, (*model).end},
+	{300, func(m *model) { m.receive(m.r.IntN(len(m.members))) }},
+	{260, (*model).settle},
+	{20, (*model).leave},
+	{50, func(m *model) {
+		m.jump([]time.Duration{time.Duration(1+m.r.IntN(8)) * time.Second, 3 * modelAckWait, 3 * time.Minute}[max(0, m.r.IntN(6)-3)])
+	}},
+	{30, (*model).maintain},
+	{15, func(m *model) { m.moveDue(1 + m.r.IntN(5)) }},
+	{15, (*model).redrive},
+	{6, (*model).trim},
+	{6, (*model).reset},
+	{6, (*model).pause},
+	{3, (*model).purge},
+}
+
+// prioritiesOf is how many priorities a schedule's stream has.
+func prioritiesOf(seed uint64) int {
+	if seed%4 == 0 {
+		return 3
+	}
+	return 1
+}
+
+// begin makes a group of a kind that the seed decides, at the end of a stream that it brings to settings of its own.
+func (m *model) begin(mode pgstream.Mode) {
+	m.r = rand.New(rand.NewPCG(m.seed, 0))
+	m.messages, m.settled, m.delayed = map[int64]*modelMessage{}, map[int64]string{}, map[int]*delayedMessage{}
+	m.places, m.seen, m.auto = map[int]int64{}, map[int64]bool{}, -1
+	m.remembered = map[string]struct {
+		position int64
+		until    time.Duration
+	}{}
+	m.e.stopClock()
+	m.retention = []pgstream.RetentionPolicy{pgstream.RetentionLimits, pgstream.RetentionLimits, pgstream.RetentionInterest, pgstream.RetentionWorkQueue}[m.r.IntN(4)]
 	limit := 0
-	if m.retention == pgstream.RetentionLimits && r.IntN(3) == 0 {
+	if m.retention == pgstream.RetentionLimits && m.r.IntN(3) == 0 {
 		limit = 20
 	}
-	e.run("select millrace_engine.apply_stream($1)", fmt.Sprintf(`{"name": "orders", "retention_policy": %q, "max_messages": %d}`, m.retention, limit))
-	m.spec = pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: modelAckWait, MaxAttempts: []int{0, 0, 3}[r.IntN(3)]}
+	m.lanes, m.window = prioritiesOf(m.seed), []time.Duration{20 * time.Second, 2 * time.Minute}[m.r.IntN(2)]
+	m.spec = pgstream.GroupSpec{Stream: fmt.Sprintf("lanes%d", m.lanes), Name: modelGroup, Mode: mode, AckWait: modelAckWait,
+		MaxAttempts: []int{0, 0, 3}[m.r.IntN(3)], LapseLag: []int64{0, 0, 10}[m.r.IntN(3)],
+		LapseAfter: []time.Duration{0, 0, 0, time.Minute}[m.r.IntN(4)]}
 	if mode == pgstream.ModeOrdered {
-		m.spec.FailurePolicy = []pgstream.FailurePolicy{pgstream.FailureBlock, pgstream.FailureSkip, pgstream.FailurePark}[r.IntN(3)]
+		m.spec.FailurePolicy = []pgstream.FailurePolicy{pgstream.FailureBlock, pgstream.FailureSkip, pgstream.FailurePark}[m.r.IntN(3)]
 	}
-	if r.IntN(4) == 0 {
+	if m.r.IntN(4) == 0 {
 		m.spec.Filter.Headers = map[string]any{"kind": "special"}
 	}
-	e.group(m.spec)
-	if r.IntN(4) == 0 {
+	if m.base = m.everyLane(lastPosition); len(m.base) == 0 {
+		m.e.run("select millrace_engine.apply_stream($1)", fmt.Sprintf(`{"name": %q, "priorities": %d}`, m.spec.Stream, m.lanes))
+		m.base = make([]int64, m.lanes)
+	}
+	for _, last := range m.base {
+		m.start = append(m.start, last+1)
+	}
+	// What apply_stream and trim would do to a stream that is as it should be, in less time.
+	m.e.run(`update millrace_engine.stream s set retention_policy = $2, max_messages = $3, dedupe_window_seconds = $4, first_position = ($5::bigint[])[s.priority + 1]
+		where s.name = $1 or s.parent_id = (select p.id from millrace_engine.stream p where p.name = $1)`,
+		m.spec.Stream, m.retention, limit, int(m.window.Seconds()), m.start)
+	m.e.group(m.spec)
+	if m.r.IntN(4) == 0 {
 		m.auto = 3
 	}
 	for i := range 4 {
-		m.members = append(m.members, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: fmt.Sprintf("m%d", i),
-			MaxMessages: 1 + r.IntN(12), AutoAck: i == m.auto}))
+		m.most = append(m.most, 1+m.r.IntN(12))
+		m.members = append(m.members, m.e.consumer(pgstream.ConsumerConfig{Stream: m.spec.Stream, Group: modelGroup, Member: fmt.Sprintf("m%d", i),
+			MaxMessages: m.most[i], AutoAck: i == m.auto}))
 	}
-	return m
+	for _, o := range ops {
+		o.weight *= []int{0, 1, 1, 1, 2, 6}[m.r.IntN(6)]
+		m.ops = append(m.ops, o)
+	}
+	for i := range 4 { // something happens in each schedule
+		m.ops[i].weight = max(m.ops[i].weight, ops[i].weight)
+	}
 }
 
 // step does one random thing.
 func (m *model) step() {
-	switch n := m.r.IntN(1000); {
-	case n < 200:
-		m.publish()
-	case n < 300:
-		m.end()
-	case n < 600:
-		m.receive(m.r.IntN(len(m.members)))
-	case n < 860:
-		m.settle()
-	case n < 880:
-		m.leave()
-	case n < 930:
-		m.jump([]time.Duration{time.Duration(1+m.r.IntN(8)) * time.Second, 3 * modelAckWait}[m.r.IntN(4)/3])
-	case n < 965:
-		m.maintain()
-	case n < 980:
-		m.moveDue()
-	case n < 990:
-		m.redrive()
-	case n < 995:
-		m.trim()
-	default:
-		m.reset()
+	n := m.steps
+	m.steps++
+	if slices.Contains(m.skip, n) {
+		return
+	}
+	m.r = rand.New(rand.NewPCG(m.seed, uint64(n)+1))
+	all := 0
+	for _, o := range m.ops {
+		all += o.weight
+	}
+	for chosen := m.r.IntN(all); ; {
+		for _, o := range m.ops {
+			if chosen < o.weight {
+				o.do(m)
+				return
+			}
+			chosen -= o.weight
+		}
 	}
 }
 
+// run is a schedule: 30 to 60 steps, sometimes more.
 func (m *model) run() {
-	for range 20 + m.r.IntN(150) {
+	steps := 30 + m.r.IntN(31)
+	if m.r.IntN(20) == 0 {
+		steps *= 3
+	}
+	for range steps {
 		m.step()
 	}
 	m.finish()
 }
 
-// schedule is the seed that MILLRACE_SCHEDULE asks for.
-func schedule(t testing.TB) (seed uint64, asked bool) {
-	t.Helper()
-	s := os.Getenv("MILLRACE_SCHEDULE")
-	if s == "" {
-		return 0, false
-	}
-	seed, err := strconv.ParseUint(s, 10, 64)
-	if err != nil {
-		t.Fatalf("MILLRACE_SCHEDULE=%q is not a number", s)
-	}
-	return seed, true
+// schedule is one that is asked for, or the next one.
+type schedule struct {
+	seed uint64
+	skip []int // steps that are left out
 }
+
+func (s schedule) String() string {
+	text := fmt.Sprintf("MILLRACE_SCHEDULE=%d", s.seed)
+	for i, n := range s.skip {
+		text += []string{"-", ","}[min(i, 1)] + strconv.Itoa(n)
+	}
+	return text
+}
+
+// askedSchedule is the schedule that MILLRACE_SCHEDULE asks for: a seed, and after a dash the steps that are left out.
+func askedSchedule(t testing.TB) (s schedule, asked bool) {
+	t.Helper()
+	text := os.Getenv("MILLRACE_SCHEDULE")
+	if text == "" {
+		return s, false
+	}
+	seed, skip, _ := strings.Cut(text, "-")
+	var err error
+	if s.seed, err = strconv.ParseUint(seed, 10, 64); err != nil {
+		t.Fatalf("MILLRACE_SCHEDULE=%q does not begin with a number", text)
+	}
+	for part := range strings.SplitSeq(skip, ",") {
+		if n, err := strconv.Atoi(part); err == nil {
+			s.skip = append(s.skip, n)
+		}
+	}
+	return s, true
+}
+
+// try runs a schedule and returns what the model says is wrong; nothing when nothing is. play does its steps.
+func try(e *engine, mode pgstream.Mode, s schedule, play func(*model)) (m *model, said string) {
+	a := &alarm{TB: e.t}
+	quiet := *e
+	quiet.t = a
+	m = &model{e: &quiet, seed: s.seed, skip: s.skip}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		m.begin(mode)
+		play(m)
+		m.must(pgstream.DropGroup(e.ctx, e, m.spec.Stream, modelGroup, pgstream.Owner{}))
+	}()
+	<-done
+	for _, tx := range m.open {
+		_ = tx.tx.Rollback(e.ctx)
+	}
+	if a.said != "" {
+		e.forgetStreams()
+	}
+	return m, a.said
+}
+
+// forgetStreams drops the streams of schedules, so that the next one begins with new ones.
+func (e *engine) forgetStreams() {
+	e.t.Helper()
+	for _, name := range []string{"lanes1", "lanes3"} {
+		e.run("select millrace_engine.drop_stream($1, false)", name)
+	}
+}
+
+// shrink leaves out the steps that a failure does not need, for as long as there is time, and returns the shorter schedule and what is said of it.
+func shrink(e *engine, mode pgstream.Mode, s schedule, steps int, said string, play func(*model)) (schedule, string) {
+	deadline := time.Now().Add(20 * time.Second)
+	for size := steps / 2; size > 0; size /= 2 {
+		for from := 0; from < steps && time.Now().Before(deadline); from += size {
+			less := schedule{seed: s.seed, skip: slices.Clone(s.skip)}
+			for n := from; n < min(from+size, steps); n++ {
+				if !slices.Contains(less.skip, n) {
+					less.skip = append(less.skip, n)
+				}
+			}
+			if len(less.skip) == len(s.skip) {
+				continue
+			}
+			if _, now := try(e, mode, less, play); now != "" {
+				s, said = less, now
+			}
+		}
+	}
+	slices.Sort(s.skip)
+	return s, said
+}
+
+// failed reports a schedule that has gone wrong, as short as it can be made.
+func failed(t *testing.T, e *engine, mode pgstream.Mode, s schedule, m *model, said string, play func(*model)) {
+	t.Helper()
+	short, now := shrink(e, mode, s, m.steps, said, play)
+	test, _, _ := strings.Cut(t.Name(), "/")
+	t.Fatalf("%s\nrepeat with: %s go test ./internal/pgstream -run '^%s$/%s' (the whole schedule: MILLRACE_SCHEDULE=%d)", now, short, test, mode, s.seed)
+}
+
+// manySchedules is how many schedules each mode runs at least, if there is time.
+const manySchedules = 1500
 
 func TestTheEngineDoesWhatItsModelDoes(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
 		r := random(t)
-		length := soak(t, 6*time.Second)
+		length := soak(t, 45*time.Second)
 		e := newEngine(t)
 		e.extendDeadline(length)
 		// No crash here, so nothing needs to be on disk.
 		e.run("do $$ begin execute format('alter database %I set synchronous_commit = off', current_database()); end $$")
 		e.Reset()
 		schedules, steps, settled := 0, 0, 0
-		for start, told := time.Now(), time.Now(); ; schedules++ {
-			seed, asked := schedule(t)
+		for start, told := time.Now(), time.Now(); ; {
+			s, asked := askedSchedule(t)
 			if !asked {
-				seed = r.Uint64()
+				s.seed = r.Uint64() &^ 3
+				if schedules/25%4 != 3 { // most have one priority; streams are used again
+					s.seed++
+				}
 			}
-			m := newModel(e, mode, seed)
-			m.run()
-			e.run("select millrace_engine.drop_stream('orders', false)")
+			m, said := try(e, mode, s, (*model).run)
+			if said != "" {
+				failed(t, e, mode, s, m, said, (*model).run)
+			}
+			schedules++
+			if schedules%25 == 0 {
+				e.forgetStreams()
+			}
 			settled += len(m.settled)
-			steps += len(m.log)
-			if asked || time.Since(start) > length {
+			steps += m.steps
+			if asked || time.Since(start) > length || length < time.Minute && schedules >= manySchedules {
 				break
 			}
 			if time.Since(told) > 30*time.Second {
@@ -860,7 +1231,7 @@ func TestTheEngineDoesWhatItsModelDoes(t *testing.T) {
 		if settled == 0 {
 			t.Error("nothing was settled: the run proves nothing")
 		}
-		t.Logf("%d schedules, %d steps, %d messages settled", schedules+1, steps, settled)
+		t.Logf("%d schedules, %d steps, %d messages settled", schedules, steps, settled)
 	})
 }
 
@@ -871,13 +1242,7 @@ func TestTheEngineDoesWhatItsModelDoesOverCrashes(t *testing.T) {
 	e, server := ownServer(t)
 	e.extendDeadline(length)
 	crashes := 0
-	for start := time.Now(); ; {
-		seed, asked := schedule(t)
-		if !asked {
-			seed = r.Uint64()
-		}
-		mode := []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered}[seed%2]
-		m := newModel(e, mode, seed)
+	play := func(m *model) {
 		for range 2 {
 			for range 20 + m.r.IntN(60) {
 				m.step()
@@ -886,7 +1251,17 @@ func TestTheEngineDoesWhatItsModelDoesOverCrashes(t *testing.T) {
 			crashes++
 		}
 		m.run()
-		e.run("select millrace_engine.drop_stream('orders', false)")
+	}
+	for start := time.Now(); ; {
+		s, asked := askedSchedule(t)
+		if !asked {
+			s.seed = r.Uint64()
+		}
+		mode := []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered}[s.seed/4%2]
+		if m, said := try(e, mode, s, play); said != "" {
+			failed(t, e, mode, s, m, said, play)
+		}
+		e.forgetStreams()
 		if asked || time.Since(start) > length {
 			break
 		}
@@ -916,64 +1291,80 @@ func TestTheModelSeesWhatIsBroken(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		mode   pgstream.Mode
+		lanes  int // 0: any
 		damage func(e *engine)
 	}{
-		{"filters", pgstream.ModeShared, func(e *engine) {
+		{"filters", pgstream.ModeShared, 0, func(e *engine) {
 			e.run(`create or replace function millrace_engine.matches(p_filter jsonb, p_key text, p_headers jsonb) returns boolean
 				language sql immutable parallel safe return true`)
 		}},
-		{"delays of nacks", pgstream.ModeShared, func(e *engine) {
+		{"delays of nacks", pgstream.ModeShared, 0, func(e *engine) {
 			e.run(`create or replace function millrace_engine.delay(p_group millrace_engine.consumer_group, p_attempt integer, p_seconds double precision)
 				returns interval language sql volatile return interval '0'`)
 		}},
-		{"dedupe keys", pgstream.ModeShared, func(e *engine) {
+		{"dedupe keys", pgstream.ModeShared, 0, func(e *engine) {
 			e.mutate("millrace_engine.remember", "millrace_engine.clock() + make_interval", "millrace_engine.clock() - make_interval")
 		}},
-		{"takeovers of what has expired only", pgstream.ModeShared, func(e *engine) {
+		{"takeovers of what has expired only", pgstream.ModeShared, 0, func(e *engine) {
 			e.mutate("millrace_engine.take_over", "o.expires_at > p_now", "false")
 			e.mutate("millrace_engine.take_over", "again.expires_at > p_now", "false")
 			e.mutate("millrace_engine.receive_template", "now_ >= last.next_check", "true")
 		}},
-		{"the order of a key", pgstream.ModeOrdered, func(e *engine) {
+		{"the order of a key", pgstream.ModeOrdered, 0, func(e *engine) {
 			e.mutate("millrace_engine.receive_template", "continue when g.mode = 'Ordered' and t.blocked and taken.claim is null", "continue when false")
 		}},
-		{"acks inside a claim", pgstream.ModeShared, func(e *engine) {
+		{"acks inside a claim", pgstream.ModeShared, 0, func(e *engine) {
 			e.mutate("millrace_engine.open_claims", " + coalesce(progress.settled, '{}'::int8multirange)", "")
 		}},
-		{"delayed messages", pgstream.ModeShared, func(e *engine) {
+		{"delayed messages", pgstream.ModeShared, 0, func(e *engine) {
 			e.mutate("millrace_engine.move_due", "millrace_engine.clock()", "(millrace_engine.clock() + interval '5 seconds')")
 		}},
-		{"resets", pgstream.ModeOrdered, func(e *engine) {
+		{"resets", pgstream.ModeOrdered, 0, func(e *engine) {
 			e.run(`create or replace function millrace_engine.move_group(p_group integer, p_stream millrace_engine.stream, p_place jsonb) returns bigint
 				language sql as 'select 0::bigint'`)
+		}},
+		{"the order of priorities", pgstream.ModeShared, 3, func(e *engine) {
+			e.mutate("millrace_engine.receive_priorities", "order by x.priority desc", "order by x.priority")
+		}},
+		{"the slowest group in retention", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate("millrace_engine.maintain_stream", "min(t.ack_floor) into keep_from", "max(t.ack_floor) + 1000000 into keep_from")
+			e.mutate("millrace_engine.maintain_stream", "bytes > 67108864", "bytes > 0")
+		}},
+		{"limits of the lag", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate("millrace_engine.lapse_groups", "p.lag > g.lapse_lag", "false")
+		}},
+		{"the time that a group may rest", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate("millrace_engine.idle_for", "if not active then", "if true then")
+			e.mutate("millrace_engine.idle_for", "p_now - seen.seen_at", "interval '1 day'")
+		}},
+		{"pauses", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate("millrace_engine.receive_template", "if g.paused then", "if false then")
+		}},
+		{"filters of redrives", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate("millrace_engine.is_chosen", "p_filter IS NULL", "true")
+		}},
+		{"parked keys", pgstream.ModeOrdered, 0, func(e *engine) {
+			e.run(`drop trigger unpark on millrace_engine.delivery`)
+		}},
+		{"trims", pgstream.ModeShared, 0, func(e *engine) {
+			e.mutate(`millrace."trim"`, "mark := least(mark, top + 1)", "mark := mark + 3")
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			e := newEngine(t)
-			a := &alarm{TB: t}
-			quiet := *e
-			quiet.t = a
 			c.damage(e)
-			for seed := uint64(1); seed <= 60 && a.said == ""; seed++ {
-				done := make(chan struct{})
-				go func() {
-					defer close(done)
-					m := newModel(&quiet, c.mode, seed)
-					defer func() {
-						for _, tx := range m.open {
-							_ = tx.tx.Rollback(e.ctx)
-						}
-					}()
-					m.run()
-				}()
-				<-done
-				e.run("select millrace_engine.drop_stream('orders', false)")
+			said, schedules := "", 0
+			for seed := uint64(1); seed <= 400 && said == ""; seed++ {
+				if c.lanes == 0 || prioritiesOf(seed) == c.lanes {
+					schedules++
+					_, said = try(e, c.mode, schedule{seed: seed}, (*model).run)
+				}
 			}
-			if a.said == "" {
+			if said == "" {
 				t.Error("the model saw nothing wrong")
 			}
-			t.Logf("it said: %.150s", a.said)
+			t.Logf("after %d schedules it said: %.150s", schedules, said)
 		})
 	}
 }

@@ -312,8 +312,8 @@ func TestIncarnation_DuplicatesOfAGroupThatWasSetBackAreAcknowledged(t *testing.
 	}
 }
 
-// Redis restarts without its data while a processor waits for nothing, so that none of its commands fails; another one has
-// made the group again, and read. A new connection is reason enough to look.
+// Redis restarts without its data between two reads of a processor, and before the second one, another processor has made the
+// group again and read.
 func TestIncarnation_OfAServerThatRestartedBetweenTwoReads(t *testing.T) {
 	t.Parallel()
 	server := redis.NewServer(t, redis.Options{})

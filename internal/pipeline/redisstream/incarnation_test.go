@@ -42,6 +42,30 @@ func TestAStreamThatBeginsAnewIsAnotherIncarnation(t *testing.T) {
 	}
 }
 
+// A client that has turned to another server, such as the successor of a failed one, reports no error. Its new connection is reason
+// enough to look, also for a stream whose ids say nothing.
+func TestANewConnectionIsReasonToLook(t *testing.T) {
+	f := newFixture(t)
+	m := f.member("a")
+	f.addIDs("5-0")
+	f.read(m, 1)
+	f.nothing(m, 30*time.Millisecond) // every connection of its own is there, and looked at
+	f.do("DEL", f.stream)
+	f.do("XADD", f.stream, "5-0", "n", "another")
+	f.do("XADD", f.stream, "6-0", "n", "another")
+	f.do("XGROUP", "CREATE", f.stream, "g", "5-0")
+	for range 2 { // one may have been at hand
+		other, release := f.client.Dedicate()
+		defer release()
+		if err := other.Do(f.ctx, other.B().Ping().Build()).Error(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if e := f.read(m, 1)[0]; e.ID != "6-0" || e.Term.Incarnation != 1 {
+		t.Errorf("entry %s of incarnation %d", e.ID, e.Term.Incarnation)
+	}
+}
+
 // A group that is set back delivers entries of the same stream again.
 func TestAGroupThatIsSetBackIsNoNewIncarnation(t *testing.T) {
 	f := newFixture(t)
