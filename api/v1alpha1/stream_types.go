@@ -67,6 +67,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.partitions >= oldSelf.partitions",message="partitions only grow, because the order of keys in flight would be lost: write the present number or more; for fewer, create another Stream and move its consumers"
 // +kubebuilder:validation:XValidation:rule="self.retention.segments >= oldSelf.retention.segments",message="retention.segments only grows: write the present number or more"
 // +kubebuilder:validation:XValidation:rule="self.priorities >= oldSelf.priorities",message="priorities only grow, because messages may wait in each of them: write the present number or more"
+// +kubebuilder:validation:XValidation:rule="self.versions || !oldSelf.versions",message="versions cannot be taken back: keep versions: true, or create another Stream"
+// +kubebuilder:validation:XValidation:rule="!self.versions || self.payloadType == 'JSON' && self.priorities == 1",message="versions need payloadType: JSON and one priority, because the versions of a key are its order and projections read its payloads"
 type StreamSpec struct {
 	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
 	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
@@ -131,6 +133,13 @@ type StreamSpec struct {
 	// +kubebuilder:validation:Maximum=8
 	// +optional
 	Priorities int32 `json:"priorities,omitempty"`
+
+	// versions numbers the messages of each key, so that millrace.append can name the version that it was decided upon: the stream is an
+	// event store. Give it no limits of retention. It can be switched on, for what is appended from then on, and never off.
+	//
+	// +kubebuilder:default=false
+	// +optional
+	Versions bool `json:"versions,omitempty"`
 
 	// changePolicy: Apply, the default, changes the database as soon as spec differs from it. Plan writes into status.plan what
 	// would be done and destroyed there, creation and repairs included, and does nothing until the annotation

@@ -445,3 +445,21 @@ func TestTheSpecIsNeverWritten(t *testing.T) {
 }
 
 func containsSpec(fields []byte) bool { return bytes.Contains(fields, []byte("f:spec")) }
+
+// A Stream becomes an event store, with messages in it.
+func TestStreamGetsVersions(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	conn := w.sql(dsn)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("accounts")
+	w.create(s)
+	w.wantReady(s)
+	w.exec(conn, `select millrace.publish('accounts', '{}', 'alice')`)
+	update(w, s, func(s *v1alpha1.Stream) { s.Spec.Versions = true })
+	w.wantReady(s)
+	w.exec(conn, `select millrace.append('accounts', 'alice', array['{}'::jsonb], 0)`)
+	if n := w.events(s, v1alpha1.EventDriftRepaired); len(n) > 0 {
+		t.Errorf("a setting differs from itself: %v", n)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strconv"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
@@ -35,6 +36,7 @@ const (
 	codeOwned    = "MR007"
 	codeRange    = "MR008"
 	codeLapsed   = "MR010"
+	codeVersion  = "MR011"
 	codeIsolated = "MR003"
 )
 
@@ -62,6 +64,9 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrOutOfRange, text)
 	case codeLapsed:
 		return fmt.Errorf("%w: %s", ErrLapsed, text)
+	case codeVersion:
+		present, _ := strconv.ParseInt(pg.Detail, 10, 64) // 0 when it is no number, as for a key without messages
+		return fmt.Errorf("%w: %s", &VersionError{Present: present}, text)
 	case "26000", "42P05": // invalid_sql_statement_name, duplicate_prepared_statement
 		return fmt.Errorf("%w. If the connection goes through a transaction-pooling proxy, add default_query_exec_mode=cache_describe "+
 			"to its connection string", err)

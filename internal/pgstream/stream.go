@@ -68,6 +68,7 @@ type StreamSpec struct {
 	MaxMessageBytes int           // default 1 MiB
 	DedupeWindow    time.Duration // how long a dedupe key is remembered, in seconds; default 2 minutes; NoDedupe: not at all
 	Priorities      int           // 1..8, default 1; only grows. Limits of Retention hold for each priority
+	Versions        bool          // numbers the messages of each key, for Append; never taken back
 	Owner           Owner
 }
 
@@ -121,6 +122,7 @@ func (s StreamSpec) spec() map[string]any {
 	put(m, "payload_type", s.PayloadType)
 	put(m, "segments", s.Segments)
 	put(m, "priorities", s.Priorities)
+	put(m, "versions", s.Versions)
 	put(m, "owner", s.Owner)
 	return m
 }
@@ -203,6 +205,9 @@ func refuse(has, want StreamSpec) error {
 	case want.Priorities != 0 && want.Priorities < has.Priorities:
 		return fmt.Errorf("%w: stream %q has %d priorities and cannot go down to %d. Keep %d or more: messages may wait in each of them",
 			ErrRefused, has.Name, has.Priorities, want.Priorities, has.Priorities)
+	case want.Versions && (has.PayloadType != PayloadJSON || has.Priorities > 1):
+		return fmt.Errorf("%w: stream %q has payload type %s and %d priorities, and versions need JSON and one. Create another stream with versions",
+			ErrRefused, has.Name, has.PayloadType, has.Priorities)
 	}
 	return nil
 }
@@ -262,7 +267,7 @@ func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error)
 	var age, window int64
 	err := db.QueryRow(ctx, describeStreamSQL, name).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
 		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages,
-		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
+		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &info.Spec.Versions, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return info, fmt.Errorf("stream %q: %w", name, ErrNotFound)
 	}

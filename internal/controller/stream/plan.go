@@ -94,6 +94,7 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 		PayloadType: pgstream.PayloadType(s.Spec.PayloadType),
 		Segments:    int(s.Spec.Retention.Segments),
 		Priorities:  int(s.Spec.Priorities),
+		Versions:    s.Spec.Versions,
 		Retention:   pgstream.Retention{Policy: pgstream.RetentionPolicy(s.Spec.Retention.Policy)},
 		Owner:       owner,
 	}

@@ -290,6 +290,7 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 		"grant update (parks, recheck_at) on millrace_engine.consumer_group to " + to,
 		"grant insert, update, delete on millrace_engine.dedupe, millrace_engine.delayed to " + to,
 		"grant update on millrace_engine.scout to " + to,
+		"grant insert, update on millrace_engine.entity to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,
 	} {
 		if _, err := tx.Exec(ctx, sql); err != nil {

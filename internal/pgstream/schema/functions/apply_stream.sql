@@ -1,7 +1,7 @@
 -- millrace_engine.apply_stream(spec jsonb) returns integer
 -- Creates the stream, or brings its settings and its database objects to the spec. Idempotent; concurrent callers wait for each other.
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
---       max_message_bytes, dedupe_window_seconds, priorities, owner. A missing key keeps the present value, or takes the default.
+--       max_message_bytes, dedupe_window_seconds, priorities, versions, owner. A missing key keeps the present value, or takes the default.
 -- Priorities are lanes, streams of their own below this one (priority.sql), which follow it in everything.
 -- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
@@ -25,12 +25,13 @@ begin
     if not found then
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,
-              "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1}'::jsonb || spec);
+              "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1, "versions": false}'::jsonb || spec);
         perform millrace_engine.check_stream(wanted);
         insert into millrace_engine.stream (name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes,
-                max_messages, max_message_bytes, dedupe_window_seconds, priorities, owner)
+                max_messages, max_message_bytes, dedupe_window_seconds, priorities, versions, owner)
             values (wanted.name, wanted.partitions, wanted.payload_type, wanted.segments, wanted.retention_policy, wanted.max_age_seconds,
-                wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.dedupe_window_seconds, wanted.priorities, wanted.owner)
+                wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.dedupe_window_seconds, wanted.priorities, wanted.versions,
+                wanted.owner)
             returning * into s;
     else
         wanted := jsonb_populate_record(s, spec);
@@ -53,6 +54,9 @@ begin
             raise exception 'stream "%" has % priorities and cannot go down to %', s.name, s.priorities, wanted.priorities
                 using errcode = 'MR004', hint = format('Keep %s or more: messages may wait in each of them.', s.priorities);
         end if;
+        if s.versions and not wanted.versions then
+            raise exception 'stream "%" has versions and cannot be without them', s.name using errcode = 'MR004', hint = 'Keep them, or create another stream.';
+        end if;
         if wanted.retention_policy = 'WorkQueue'
                 and (select count(*) from millrace_engine.consumer_group g where g.stream_id = s.id) > 1 then
             raise exception 'stream "%" has several consumer groups, and retention WorkQueue allows one', s.name
@@ -63,7 +67,8 @@ begin
             update millrace_engine.stream x set partitions = wanted.partitions, segments = wanted.segments,
                     retention_policy = wanted.retention_policy, max_age_seconds = wanted.max_age_seconds, max_bytes = wanted.max_bytes,
                     max_messages = wanted.max_messages, max_message_bytes = wanted.max_message_bytes,
-                    dedupe_window_seconds = wanted.dedupe_window_seconds, priorities = wanted.priorities, owner = wanted.owner
+                    dedupe_window_seconds = wanted.dedupe_window_seconds, priorities = wanted.priorities, versions = wanted.versions,
+                    owner = wanted.owner
                 where x.id = s.id;
         end if;
     end if;
@@ -91,6 +96,10 @@ begin
     end if;
     if p_stream.priorities not between 1 and 8 then
         raise exception 'a stream cannot have % priorities', p_stream.priorities using errcode = 'MR004', hint = 'Use 1, for none, to 8.';
+    end if;
+    if p_stream.versions and (p_stream.payload_type <> 'JSON' or p_stream.priorities > 1) then
+        raise exception 'a stream with versions has JSON payloads and one priority' using errcode = 'MR004',
+            hint = 'The versions of a key are its order, and projections read its payloads. Leave payload type and priorities out.';
     end if;
     if p_stream.dedupe_window_seconds not between 0 and 31536000 then
         raise exception 'a dedupe window cannot be % seconds long', p_stream.dedupe_window_seconds using errcode = 'MR004',

@@ -67,9 +67,16 @@ begin
     end if;
 
     if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null
-            or to_regproc('millrace_engine.publish_' || p_stream) is null or to_regproc('millrace_engine.publish_batch_' || p_stream) is null then
+            or to_regproc('millrace_engine.publish_' || p_stream) is null or to_regproc('millrace_engine.publish_batch_' || p_stream) is null
+            or to_regproc('millrace_engine.append_' || p_stream) is null then
         summary := 'create the functions of the stream';
         statement := format('select millrace_engine.install_functions(%s)', p_stream);
+        return next;
+    end if;
+
+    if s.versions and (parent is null or not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and not a.attisdropped)) then
+        summary := format('add versions to millrace.%I', s.name);
+        statement := format('alter table millrace.%I add column version bigint', s.name);
         return next;
     end if;
 
@@ -92,6 +99,14 @@ begin
                 create index %1$s_position_idx on millrace_engine.%1$s ("position")', leaf_name);
             return next;
         end if;
+        if s.versions and (leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
+                and i.indkey::text = (select string_agg(a.attnum::text, ' ' order by a.attname) from pg_attribute a
+                    where a.attrelid = leaf and a.attname in ('key', 'version')))) then
+            summary := format('index the versions of segment %s', k + 1);
+            statement := format('drop index if exists millrace_engine.%1$s_key_version_idx;
+                create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name);
+            return next;
+        end if;
         if leaf is null or not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
             summary := format('guard inserts into segment %s', k + 1);
             statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
@@ -106,12 +121,14 @@ begin
     end if;
 
     if runtime is not null and (parent is null or not has_any_column_privilege(runtime, parent, 'insert')
-            or not has_table_privilege(runtime, parent, 'select')) then
+            or not has_table_privilege(runtime, parent, 'select')
+            or s.versions and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and has_column_privilege(runtime, parent, a.attnum, 'insert'))) then
         target := quote_ident(runtime);
         summary := 'grant publishing and reading to the runtime role';
-        statement := format('grant select, insert (key, headers, payload) on millrace.%1$I to %2$s;
+        statement := format('grant select, insert (key, headers, payload%4$s) on millrace.%1$I to %2$s;
             grant usage, select on sequence millrace_engine.position_%3$s to %2$s;
-            grant usage, select, update on sequence millrace_engine.state_%3$s, millrace_engine.notified_%3$s to %2$s', s.name, target, p_stream);
+            grant usage, select, update on sequence millrace_engine.state_%3$s, millrace_engine.notified_%3$s to %2$s', s.name, target, p_stream,
+            case when s.versions then ', version' else '' end);
         return next;
     end if;
 

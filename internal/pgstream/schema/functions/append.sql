@@ -1,0 +1,79 @@
+-- Event stores. In a stream with versions the messages of a key are the history of one entity, numbered 1, 2, 3 … An append names the version that it was decided
+-- upon, and is refused when somebody else has appended meanwhile. (Emmett and EventStoreDB call the key a stream, and versions stream positions.)
+--
+-- millrace.append(stream, key, payloads, expected_version, headers) returns (version, position)
+-- Appends messages to the history of the key inside the caller's transaction, in the order of the array, runs the stream's projections (projection.sql), and returns the
+-- version and the position of the last. A consumer group of the stream gets them as any other message.
+--   expected_version   the version of the key's newest message; 0: the key must have none; -1: it must have some; null: not looked at.
+-- Order:  of one key, versions, positions and commits are in one order.
+-- Locks:  the key's row of millrace_engine.entity until the end of the transaction, before the position is allocated, so that who waits holds no reader back. Transactions
+--         that append to several keys should do it in the order of the keys: two that cross end in a deadlock error for one.
+-- Raises: MR011 the version is another, with the present one as the error's detail; nothing is appended. MR002 no such stream; MR004 a stream without versions, no key, no
+--         payload, or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
+create or replace function millrace.append(p_stream text, p_key text, p_payloads jsonb[], p_expected_version bigint default null,
+    p_headers jsonb[] default null, out version bigint, out "position" bigint)
+language plpgsql volatile as $$
+declare
+    s millrace_engine.stream;
+    n constant integer := coalesce(cardinality(p_payloads), 0);
+    last bigint;
+    present bigint;
+    positions bigint[];
+begin
+    if p_key is null or p_key = '' then
+        raise exception 'an append needs a key' using errcode = 'MR004', hint = 'Pass the id of the entity whose history it is.';
+    end if;
+    if n = 0 or n > 10000 then
+        raise exception 'cannot append % messages at once', n using errcode = 'MR004', hint = 'Append 1 to 10000; several calls in one transaction are as atomic as one.';
+    end if;
+    if p_expected_version < -1 then
+        raise exception 'version % cannot be expected', p_expected_version using errcode = 'MR004',
+            hint = 'Pass the version of the newest message, 0 when the key must be new, -1 when it must exist, null for any.';
+    end if;
+    perform millrace_engine.check_batch(n, null, cardinality(p_headers), null);
+    s := millrace_engine.check_publish(p_stream, 'JSON',
+        case when array_position(p_payloads, null) is null then (select max(pg_column_size(x)) from unnest(p_payloads) x) end,
+        (select x from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1));
+    if not s.versions then
+        raise exception 'stream "%" has no versions', p_stream using errcode = 'MR004',
+            hint = 'Declare them (versions: true in the Stream, or millrace.create_stream with p_versions), or publish.';
+    end if;
+    insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
+        on conflict on constraint entity_pkey do update set version = e.version + n
+            where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
+        returning e.version into last;
+    if last is null then
+        -- A statement of its own sees what the one above has met.
+        select e.version into present from millrace_engine.entity e where e.stream_id = s.id and e.key = p_key;
+    elsif last = n and p_expected_version <> 0 then
+        present := 0;   -- the key was new, and must not be
+    end if;
+    if present is not null then
+        raise exception 'key "%" of stream "%" has %, not %', p_key, p_stream,
+            case present when 0 then 'no message' else 'version ' || present end,
+            case p_expected_version when 0 then 'none' when -1 then 'any' else 'version ' || p_expected_version end
+            using errcode = 'MR011', detail = present::text, hint = 'Somebody else may have appended. Read the entity again and decide anew.';
+    end if;
+    execute 'select millrace_engine.append_' || s.id || '($1, $2, $3, $4)' into positions using p_key, p_payloads, p_headers, last - n + 1;
+    perform millrace_engine.project(s.id, p_key, p_payloads, p_headers, last - n + 1, positions);
+    version := last;
+    "position" := positions[n];
+end $$;
+comment on function millrace.append(text, text, jsonb[], bigint, jsonb[]) is
+    'Appends messages to the history of one key of a stream with versions, if the key has the expected version.';
+
+-- millrace_engine.append_template(key, payloads, headers, first version) returns bigint
+-- Copied once per stream (install_functions.sql); only the copies of streams with versions are ever called. Returns the positions.
+create or replace function millrace_engine.append_template(p_key text, p_payloads jsonb[], p_headers jsonb[], p_first bigint) returns bigint[]
+language plpgsql volatile as $$
+declare
+    result bigint[];
+begin
+    with m as (
+        insert into millrace.stream_template (key, headers, payload, version)
+            select p_key, x.headers, x.payload, p_first + x.n - 1
+            from unnest(p_payloads, p_headers) with ordinality x(payload, headers, n) order by x.n returning "position")
+    select array_agg(m."position" order by m."position") into result from m;
+    return result;
+end $$;
+comment on function millrace_engine.append_template(text, jsonb[], jsonb[], bigint) is 'Appends messages with versions to one stream. Called by millrace.append.';
