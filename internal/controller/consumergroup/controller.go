@@ -85,7 +85,7 @@ func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, wor
 		WatchesMetadata(secret, handler.EnqueueRequestsFromMapFunc(r.ofSecret), builder.WithPredicates(predicate.ResourceVersionChangedPredicate{})).
 		Watches(&v1alpha1.ConsumerGroup{}, handler.Funcs{DeleteFunc: r.forget}).
 		WatchesRawSource(lag.Source(r.Poller, Kind, r.Schedule)).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: phase.Backoff()}).
 		Complete(reconcile.AsReconciler(r.Client, r))
 }
 

@@ -27,7 +27,7 @@ func unreachable(err error) bool {
 	}
 	if pgErr, ok := errors.AsType[*pgconn.PgError](err); ok {
 		switch {
-		case strings.HasPrefix(pgErr.Code, "08"), strings.HasPrefix(pgErr.Code, "57P"), pgErr.Code == "53300":
+		case strings.HasPrefix(pgErr.Code, "08"), strings.HasPrefix(pgErr.Code, "57P"), pgErr.Code == "53300", refusesAll(pgErr, err):
 			return true
 		}
 		return false
@@ -39,6 +39,12 @@ func unreachable(err error) bool {
 		return true
 	}
 	return errors.Is(err, context.DeadlineExceeded) || pgconn.Timeout(err) || pgconn.SafeToRetry(err)
+}
+
+// refusesAll says whether the database exists and takes no connection from anybody, as while it is made from a template or restored.
+func refusesAll(e *pgconn.PgError, err error) bool {
+	_, connecting := errors.AsType[*pgconn.ConnectError](err)
+	return connecting && e.Code == "55000"
 }
 
 // classify gives an error its handling and a text for a person. Server messages about a connection are kept, because they
@@ -74,7 +80,7 @@ func (d *Database) classifyServer(e *pgconn.PgError, err error) error {
 	case e.Code == "53300":
 		return phase.Waitf(v1alpha1.ReasonDatabaseUnreachable, breakerFirst,
 			"%s has no connection left (%s). Raise max_connections or use fewer clients", d, e.Message)
-	case strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "57P"):
+	case strings.HasPrefix(e.Code, "08"), strings.HasPrefix(e.Code, "57P"), refusesAll(e, err):
 		return phase.Waitf(v1alpha1.ReasonDatabaseUnreachable, breakerFirst, "%s is not available: %s", d, e.Message)
 	case e.Code == "55P03":
 		return phase.Waitf(v1alpha1.ReasonProgressing, 2*time.Second,

@@ -7,10 +7,12 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
 const secretDSN = "postgres://app:hush-hush@db.example.com:5433/orders"
@@ -55,6 +57,36 @@ func TestClassifyGivesEveryErrorItsHandling(t *testing.T) {
 				t.Errorf("the password is in %q", err)
 			}
 		})
+	}
+}
+
+// While a database is restored or used as a template, it may take no connection at all. That passes.
+func TestADatabaseThatTakesNoConnectionIsUnreachable(t *testing.T) {
+	dsn := postgres.NewDatabase(t)
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := config.Database
+	config.Database = "postgres"
+	admin, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer admin.Close(context.WithoutCancel(t.Context()))
+	if _, err := admin.Exec(t.Context(), "alter database "+pgx.Identifier{name}.Sanitize()+" allow_connections false"); err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewRegistry(Options{}).Get(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pgx.Connect(t.Context(), dsn)
+	if !unreachable(err) {
+		t.Errorf("not unreachable: %v", err)
+	}
+	if err := d.classify(err); phase.Reason(err, "") != v1alpha1.ReasonDatabaseUnreachable || phase.IsStalled(err) {
+		t.Errorf("%s, stalled %t: %v", phase.Reason(err, ""), phase.IsStalled(err), err)
 	}
 }
 

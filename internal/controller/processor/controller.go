@@ -98,7 +98,7 @@ func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, wor
 		Watches(&v1alpha1.Stream{}, handler.EnqueueRequestsFromMapFunc(r.ofStream), builder.WithPredicates(phase.Changed(v1alpha1.ConditionSchemaApplied))).
 		WatchesMetadata(secret, handler.EnqueueRequestsFromMapFunc(r.ofSecret), builder.WithPredicates(predicate.ResourceVersionChangedPredicate{})).
 		Watches(&v1alpha1.Processor{}, handler.Funcs{DeleteFunc: r.forget}).
-		WithOptions(controller.Options{MaxConcurrentReconciles: workers}).
+		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: phase.Backoff()}).
 		Complete(reconcile.AsReconciler(r.Client, r))
 }
 
