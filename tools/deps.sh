@@ -30,6 +30,7 @@ has redis-server || has valkey-server || need redis-server
 has pgbouncer || need pgbouncer
 has_psycopg || need python3-psycopg
 { has prometheus && has promtool; } || need prometheus
+has git || need git
 # A node of our own needs root anyway; others use CLUSTER=current.
 if [ "$(uname -s)" = Linux ] && [ "$(id -u)" -eq 0 ] && [ "${CLUSTER:-}" != current ]; then
   has runc || need runc

@@ -18,6 +18,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
+	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/test/env/cluster"
 )
 
@@ -83,6 +84,9 @@ func TestEveryManifestIsAccepted(t *testing.T) {
 				}
 				if object.GetKind() == "" {
 					continue // a fragment, not a manifest
+				}
+				if shown.Match(block[0]) && object.GroupVersionKind().Group != v1alpha1.GroupVersion.Group {
+					continue // of Argo CD or Flux, whose kinds this API server lacks; the end-to-end tests apply the file
 				}
 				object.SetNamespace("default")
 				if err := api.Create(ctx, object, client.DryRunAll); err != nil {

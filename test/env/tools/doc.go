@@ -1,4 +1,4 @@
-// Package tools builds the programs of the test cluster (Kubernetes, etcd, containerd, Helm) from their Go modules, at
+// Package tools builds the programs of the test cluster (Kubernetes, etcd, containerd, Helm, Argo CD, Flux) from their Go modules, at
 // the versions that tools/*/go.mod pin, and keeps them in the cache.
 //
 // Invariants:

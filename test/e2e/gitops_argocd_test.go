@@ -1,0 +1,224 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace-dev/millrace/test/env/gitops"
+	"github.com/millrace-dev/millrace/test/env/source"
+	"github.com/millrace-dev/millrace/test/scenario"
+)
+
+// application is what a test reads of an Application of Argo CD.
+type application struct {
+	Status struct {
+		Sync struct {
+			Status   string `json:"status"`
+			Revision string `json:"revision"`
+		} `json:"sync"`
+		Health struct {
+			Status string `json:"status"`
+		} `json:"health"`
+		OperationState struct {
+			Phase   string `json:"phase"`
+			Message string `json:"message"`
+		} `json:"operationState"`
+		Resources []struct {
+			Kind   string `json:"kind"`
+			Name   string `json:"name"`
+			Status string `json:"status"`
+			Health struct {
+				Status  string `json:"status"`
+				Message string `json:"message"`
+			} `json:"health"`
+		} `json:"resources"`
+		Conditions []struct {
+			Type    string `json:"type"`
+			Message string `json:"message"`
+		} `json:"conditions"`
+	} `json:"status"`
+}
+
+func (a *application) String() string {
+	var b strings.Builder
+	s := a.Status
+	fmt.Fprintf(&b, "%s, %s at %.7s; %s: %s", s.Sync.Status, s.Health.Status, s.Sync.Revision, s.OperationState.Phase, s.OperationState.Message)
+	for _, r := range s.Resources {
+		fmt.Fprintf(&b, "\n  %s %s: %s %s %s", r.Kind, r.Name, r.Status, r.Health.Status, r.Health.Message)
+	}
+	for _, c := range s.Conditions {
+		fmt.Fprintf(&b, "\n  %s: %s", c.Type, c.Message)
+	}
+	return b.String()
+}
+
+func (a *application) healthOf(kind string) string {
+	for _, r := range a.Status.Resources {
+		if r.Kind == kind {
+			return r.Health.Status + ": " + r.Health.Message
+		}
+	}
+	return ""
+}
+
+// argo are an Argo CD, and the repository of one Application.
+type argo struct {
+	*gitops.Repository
+	name string
+}
+
+func (a *argo) get(ctx context.Context) (*application, error) {
+	out, err := world.Cluster.Kubectl(ctx, "--namespace=argocd", "get", "application", a.name, "--output=json")
+	if err != nil {
+		return nil, err
+	}
+	app := &application{}
+	return app, json.Unmarshal([]byte(out), app)
+}
+
+// becomes waits until the Application is as a test wants it.
+func (a *argo) becomes(ctx context.Context, t *testing.T, what string, is func(*application) bool) *application {
+	t.Helper()
+	var app *application
+	eventually(ctx, t, 90*time.Second, "Application "+what, func(ctx context.Context) (err error) {
+		if app, err = a.get(ctx); err == nil && !is(app) {
+			err = fmt.Errorf("it is %s", app)
+		}
+		return err
+	})
+	return app
+}
+
+func (a *argo) syncedAndHealthy(ctx context.Context, t *testing.T, commit string) *application {
+	t.Helper()
+	return a.becomes(ctx, t, "Synced and Healthy", func(app *application) bool {
+		s := app.Status
+		return s.Sync.Status == "Synced" && s.Health.Status == "Healthy" && s.Sync.Revision == commit && s.OperationState.Phase == "Succeeded"
+	})
+}
+
+// push commits and tells Argo CD, as a webhook would.
+func (a *argo) push(ctx context.Context, t *testing.T, message string, files map[string]string) string {
+	t.Helper()
+	commit, err := a.Commit(ctx, message, files)
+	must(t, err)
+	a.refresh(ctx, t)
+	return commit
+}
+
+func (a *argo) refresh(ctx context.Context, t *testing.T) {
+	t.Helper()
+	_, err := world.Cluster.Kubectl(ctx, "--namespace=argocd", "annotate", "--overwrite", "application", a.name, "argocd.argoproj.io/refresh=hard")
+	must(t, err)
+}
+
+// TestArgoCDSyncsTheExample runs the Application of examples/gitops through its life, by a real Argo CD: waves wait for the database, what
+// works inside the cluster never makes it OutOfSync, a broken change is Degraded, and what leaves git leaves the database as its policy says.
+func TestArgoCDSyncsTheExample(t *testing.T) {
+	ctx, ns := begin(t, "argocd")
+	server, err := gitops.StartArgoCD(ctx, world.Cluster)
+	must(t, err)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(server.Log())
+		}
+		if err := server.Stop(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	})
+	root, err := source.Root()
+	must(t, err)
+	// As docs/gitops.md says.
+	_, err = world.Cluster.Kubectl(ctx, "apply", "--server-side", "--field-manager=millrace", "-f", filepath.Join(root, "config", "argocd", "argocd-cm.yaml"))
+	must(t, err)
+	// The namespace comes with this Secret, and git has its own.
+	_, err = ns.Kubectl(ctx, "delete", "secret", "app-db")
+	must(t, err)
+
+	repository, err := gitops.NewRepository(ctx, t.TempDir())
+	must(t, err)
+	a := &argo{Repository: repository, name: "orders"}
+	const database = "argocd_later"
+	execute(ctx, t, ns.DSN, "create database "+database+" allow_connections false")
+	later := beside(ns, database)
+	files := shop(t, later)
+	commit, err := repository.Commit(ctx, "the shop", files)
+	must(t, err)
+	manifest := replaced(t, example(t, "argocd/application.yaml"), "https://git.example.com/shop.git", repository.URL())
+	must(t, world.Cluster.Apply(ctx, replaced(t, manifest, "namespace: shop", "namespace: "+ns.Name)))
+
+	step(t, "a wave waits for the one before it", func(t *testing.T) {
+		app := a.becomes(ctx, t, "waits for the Stream", func(app *application) bool {
+			return app.Status.OperationState.Phase == "Running" && strings.Contains(app.Status.OperationState.Message, "healthy state of millrace.dev/Stream/orders") &&
+				strings.Contains(app.healthOf("Stream"), "not currently accepting connections")
+		})
+		t.Logf("the Application is %s", app)
+		if got := app.healthOf("Stream"); !strings.HasPrefix(got, "Progressing: ") {
+			t.Errorf("the Stream is %s, want Progressing", got)
+		}
+		out, err := ns.Kubectl(ctx, "get", "consumergroups,processors", "--output=name")
+		must(t, err)
+		if out != "" {
+			t.Errorf("later waves have begun: %s", out)
+		}
+		execute(ctx, t, ns.DSN, "alter database "+database+" allow_connections true")
+		app = a.syncedAndHealthy(ctx, t, commit)
+		t.Logf("the Application is %s", app)
+	})
+
+	publishOneOrder(ctx, t, later)
+
+	step(t, "what the cluster changes is not a difference to git", func(t *testing.T) { a.staysSynced(ctx, t, ns) })
+
+	step(t, "a broken mapping is Degraded and says why", func(t *testing.T) {
+		a.push(ctx, t, "a type that is none", map[string]string{
+			"orders/processor.yaml": replaced(t, files["orders/processor.yaml"], "type: numeric", "type: money"),
+		})
+		app := a.becomes(ctx, t, "Degraded", func(app *application) bool { return app.Status.Health.Status == "Degraded" })
+		t.Logf("the Application is %s", app)
+		if err := contains(app.healthOf("Processor"), "Degraded: InvalidConfiguration", "spec.mapping.columns[1].type", "money"); err != nil {
+			t.Error(err)
+		}
+		a.syncedAndHealthy(ctx, t, a.push(ctx, t, "back again", map[string]string{"orders/processor.yaml": files["orders/processor.yaml"]}))
+	})
+
+	step(t, "what leaves git goes as its deletion policy says", func(t *testing.T) {
+		commit := a.push(ctx, t, "no more orders", map[string]string{"orders/stream.yaml": "", "orders/consumergroup.yaml": "", "orders/processor.yaml": ""})
+		a.syncedAndHealthy(ctx, t, commit)
+		ordersAreGone(ctx, t, ns, later)
+	})
+}
+
+// staysSynced watches the Application while replicas and statuses change.
+func (a *argo) staysSynced(ctx context.Context, t *testing.T, ns *scenario.Namespace) {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	seen := make(chan string, 1)
+	go func() {
+		out, _ := world.Cluster.Kubectl(watching, "--namespace=argocd", "get", "application", a.name, "--watch",
+			`--output=jsonpath={.status.sync.status}{"\n"}`)
+		seen <- out
+	}()
+	_, err := ns.Kubectl(ctx, "scale", "deployment/billing-processor", "--replicas=2")
+	must(t, err)
+	a.refresh(ctx, t)
+	_, err = ns.Kubectl(ctx, "wait", "--for=condition=Ready", "processor/billing", "--timeout=1m")
+	must(t, err)
+	a.refresh(ctx, t)
+	a.becomes(ctx, t, "Healthy again", func(app *application) bool { return app.Status.Health.Status == "Healthy" })
+	stop()
+	statuses := <-seen
+	if !strings.Contains(statuses, "Synced") {
+		t.Errorf("the watch has seen nothing: %q", statuses)
+	}
+	for _, s := range strings.Fields(statuses) {
+		if s != "Synced" {
+			t.Errorf("the Application was %s", s)
+		}
+	}
+}
