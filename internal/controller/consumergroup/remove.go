@@ -43,22 +43,16 @@ func (r *Reconciler) remove(ctx context.Context, sc *scope) error {
 
 // drop does in the database what the policy says, and tells what became of the group.
 func (r *Reconciler) drop(ctx context.Context, g *v1alpha1.ConsumerGroup) (reason, note string, err error) {
-	var stream v1alpha1.Stream
-	err = r.Client.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: g.Spec.StreamRef.Name}, &stream)
-	if apierrors.IsNotFound(err) {
-		// Only the Stream knew the way to the database. A stream that was dropped took the group with it; one that was retained
-		// keeps it, and a group made again adopts it.
-		return v1alpha1.EventRetained, fmt.Sprintf("Stream %q is gone; if it was retained, consumer group %q stays in its database",
-			g.Spec.StreamRef.Name, g.DatabaseName()), nil
-	}
-	if err != nil {
-		return "", "", fmt.Errorf("read Stream %q: %w", g.Spec.StreamRef.Name, err)
-	}
-	db, err := r.Databases.ResolveForDeletion(ctx, stream.Namespace, stream.Spec.DatabaseSecretRef)
+	db, from, err := r.locate(ctx, g)
 	if err != nil {
 		return "", "", err
 	}
-	from, name, self := stream.DatabaseName(), g.DatabaseName(), r.owner(g)
+	name, self := g.DatabaseName(), r.owner(g)
+	if db == nil {
+		// A stream that was dropped took the group with it; one that was retained keeps it, and a group made again adopts it.
+		return v1alpha1.EventRetained, fmt.Sprintf("Stream %q is gone; if it was retained, consumer group %q stays in its database",
+			g.Spec.StreamRef.Name, name), nil
+	}
 	what := fmt.Sprintf("consumer group %q of stream %q in %s", name, from, db)
 	err = db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		keep := g.Spec.DeletionPolicy == v1alpha1.DeletionRetain
@@ -87,6 +81,22 @@ func (r *Reconciler) drop(ctx context.Context, g *v1alpha1.ConsumerGroup) (reaso
 		return v1alpha1.EventDropped, what + " never was there, or is gone", nil
 	}
 	return reason, note, err
+}
+
+// locate finds the group's database, and the stream in it. Who deletes several resources at once, as kubectl, Flux and Helm do, may delete the
+// Stream first; then where it led last will do. It returns no database when that is not known either, after a restart for example.
+func (r *Reconciler) locate(ctx context.Context, g *v1alpha1.ConsumerGroup) (db *database.Database, stream string, err error) {
+	var s v1alpha1.Stream
+	err = r.Client.Get(ctx, client.ObjectKey{Namespace: g.Namespace, Name: g.Spec.StreamRef.Name}, &s)
+	if apierrors.IsNotFound(err) {
+		db, stream = r.Poller.Followed(r.follower(g))
+		return db, stream, nil
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("read Stream %q: %w", g.Spec.StreamRef.Name, err)
+	}
+	db, err = r.Databases.ResolveForDeletion(ctx, s.Namespace, s.Spec.DatabaseSecretRef)
+	return db, s.DatabaseName(), err
 }
 
 // isEmpty says whether nothing waits for the group, is in flight or dead. A group that does not exist is empty.

@@ -108,6 +108,14 @@ func (p *Poller) Unfollow(f Follower) {
 	delete(p.streams, f)
 }
 
+// Followed returns the database that f was made to follow last, and the stream in it; nil when nothing is known of f.
+func (p *Poller) Followed(f Follower) (db *database.Database, stream string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	t := p.followers[f]
+	return t.db, t.stream
+}
+
 // Figures returns the last reading of a follower's group.
 func (p *Poller) Figures(f Follower) Figures {
 	p.mu.Lock()
