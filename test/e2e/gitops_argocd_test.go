@@ -4,13 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace-dev/millrace/test/env/gitops"
-	"github.com/millrace-dev/millrace/test/env/source"
 	"github.com/millrace-dev/millrace/test/scenario"
 )
 
@@ -131,11 +129,6 @@ func TestArgoCDSyncsTheExample(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	root, err := source.Root()
-	must(t, err)
-	// As docs/gitops.md says.
-	_, err = world.Cluster.Kubectl(ctx, "apply", "--server-side", "--field-manager=millrace", "-f", filepath.Join(root, "config", "argocd", "argocd-cm.yaml"))
-	must(t, err)
 	// The namespace comes with this Secret, and git has its own.
 	_, err = ns.Kubectl(ctx, "delete", "secret", "app-db")
 	must(t, err)
@@ -154,9 +147,9 @@ func TestArgoCDSyncsTheExample(t *testing.T) {
 
 	step(t, "a wave waits for the one before it", func(t *testing.T) {
 		app := a.becomes(ctx, t, "waits for the Stream", func(app *application) bool {
-			return app.Status.OperationState.Phase == "Running" && strings.Contains(app.Status.OperationState.Message, "healthy state of millrace.dev/Stream/orders") &&
-				strings.Contains(app.healthOf("Stream"), "not currently accepting connections")
+			return app.Status.OperationState.Phase == "Running" && strings.Contains(app.Status.OperationState.Message, "healthy state of millrace.dev/Stream/orders")
 		})
+		saysSo(ctx, t, ns, "stream", "orders", "DatabaseUnreachable", "not currently accepting connections")
 		t.Logf("the Application is %s", app)
 		if got := app.healthOf("Stream"); !strings.HasPrefix(got, "Progressing: ") {
 			t.Errorf("the Stream is %s, want Progressing", got)

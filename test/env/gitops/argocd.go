@@ -43,7 +43,7 @@ type ArgoCD struct {
 	crds      []string // files
 }
 
-// StartArgoCD brings up Argo CD for a cluster that has none, and returns when its controller works. When it fails, it leaves nothing.
+// StartArgoCD brings up Argo CD for a cluster that has none, with the health checks and actions of config/argocd. When it fails, it leaves nothing.
 func StartArgoCD(ctx context.Context, c *cluster.Cluster) (_ *ArgoCD, err error) {
 	a := &ArgoCD{cluster: c}
 	defer func() {
@@ -95,6 +95,11 @@ func StartArgoCD(ctx context.Context, c *cluster.Cluster) (_ *ArgoCD, err error)
 		return nil, err
 	}
 	if err := c.Apply(ctx, argocdConfiguration); err != nil {
+		return nil, err
+	}
+	// The command of docs/gitops.md. Before the controller starts: while it starts, it reads its settings and does not watch them yet.
+	_, err = c.Kubectl(ctx, "apply", "--server-side", "--field-manager=millrace", "-f", filepath.Join(root, "config", "argocd", "argocd-cm.yaml"))
+	if err != nil {
 		return nil, err
 	}
 
