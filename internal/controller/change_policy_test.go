@@ -2,6 +2,10 @@ package controller_test
 
 import (
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -279,4 +283,47 @@ func TestAnApprovalIsForTheDatabaseAsItIsAtTheLastMoment(t *testing.T) {
 	}
 	w.approve("stm/orders", w.waiting(s, plan.Hash).Hash)
 	w.wantReady(s)
+}
+
+// The page for users: its manifest is applied, and its commands are run as they stand there.
+func TestThePageOnChangesIsTrue(t *testing.T) {
+	w := newWorld(t)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "changes.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifests, commands := blocks(page, "yaml"), blocks(page, "sh")
+	if len(manifests) != 1 || len(commands) != 2 {
+		t.Fatalf("the page has %d manifests and %d blocks of commands", len(manifests), len(commands))
+	}
+	w.shell("kubectl apply -f - <<'END'\n" + manifests[0] + "END\n")
+	s := newStream("orders")
+	s.Namespace = w.namespace
+	plan := w.waiting(s, "")
+	if text := w.shell(commands[0]); !strings.Contains(text, plan.Hash) || !strings.Contains(text, "create stream") {
+		t.Errorf("the plan is shown as %s", text)
+	}
+	w.shell(commands[1])
+	w.wantReady(s)
+}
+
+// blocks are the texts of a page in fences of a language.
+func blocks(page []byte, language string) []string {
+	var found []string
+	for _, b := range regexp.MustCompile("(?ms)^```"+language+"\n(.*?)^```$").FindAllSubmatch(page, -1) {
+		found = append(found, string(b[1]))
+	}
+	return found
+}
+
+// shell runs commands in which kubectl works in the test's namespace, and returns what they print.
+func (w *world) shell(commands string) string {
+	w.Helper()
+	cmd := exec.CommandContext(w.Context(), "bash", "-euc", "kubectl() { "+suite.kubectlPath+" --kubeconfig "+suite.kubeconfig+" --namespace "+w.namespace+` "$@"; }`+"\n"+commands)
+	text, err := cmd.CombinedOutput()
+	if err != nil {
+		w.Fatalf("%s: %v\n%s", commands, err, text)
+	}
+	return string(text)
 }

@@ -3,6 +3,8 @@ package controller_test
 import (
 	"bytes"
 	"fmt"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -441,6 +443,44 @@ func TestTheSpecIsNeverWritten(t *testing.T) {
 				t.Errorf("the manager owns fields of the spec of %s: %s", o.GetName(), f.FieldsV1.GetRawBytes())
 			}
 		}
+	}
+}
+
+// Rule 6: of our own kinds the manager writes status, and metadata for the finalizer; nothing else, and nothing under another name.
+func TestTheManagerWritesStatusAndFinalizersOnly(t *testing.T) {
+	w := newWorld(t)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	w.readyDeployments()
+	s, g, p := newStream("orders", streamDeletion(v1alpha1.DeletionDelete)), newGroup("sink", "orders", groupDeletion(v1alpha1.DeletionDelete)), newProcessor("sink", "sink")
+	for _, o := range []object{s, g, p} {
+		w.create(o)
+	}
+	for _, o := range []object{s, g, p} {
+		w.wantReady(o)
+		for _, f := range o.GetManagedFields() {
+			if f.Manager != "millrace" && f.Subresource != "" {
+				t.Errorf("%s wrote %s of %s", f.Manager, f.Subresource, o.GetName())
+			}
+		}
+	}
+	for _, o := range []object{p, g, s} {
+		if err := suite.client.Delete(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		w.wantGone(o)
+	}
+	finalizers := 0
+	for _, x := range suite.writes.in(w.namespace) {
+		if !strings.Contains(x.path, "/apis/millrace.dev/") || strings.HasSuffix(x.path, "/status") {
+			continue
+		}
+		finalizers++
+		if x.method != http.MethodPatch || !strings.HasPrefix(x.body, `{"metadata":{"finalizers":`) || strings.Contains(x.body, "spec") {
+			t.Errorf("%s %s: %s", x.method, x.path, x.body)
+		}
+	}
+	if finalizers != 4 {
+		t.Errorf("%d writes of finalizers, want two of each", finalizers)
 	}
 }
 

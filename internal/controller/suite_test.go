@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -58,8 +59,9 @@ var suite struct {
 	kubectl interface {
 		Run(args ...string) (stdout, stderr io.Reader, err error)
 	}
-	writes *writes
-	log    *safeBuffer
+	kubectlPath, kubeconfig string // the same for shells
+	writes                  *writes
+	log                     *safeBuffer
 }
 
 func TestMain(m *testing.M) {
@@ -103,9 +105,15 @@ func run(m *testing.M) int {
 	if err != nil {
 		return fail(err)
 	}
-	if suite.kubectl, err = user.Kubectl(); err != nil {
+	kubectl, err := user.Kubectl()
+	if err != nil {
 		return fail(err)
 	}
+	suite.kubectl, suite.kubectlPath = kubectl, kubectl.Path
+	if suite.kubeconfig, err = writeKubeconfig(user); err != nil {
+		return fail(err)
+	}
+	defer os.Remove(suite.kubeconfig)
 	if suite.client, err = client.New(cfg, client.Options{Scheme: controller.Scheme()}); err != nil {
 		return fail(err)
 	}
@@ -127,6 +135,20 @@ func run(m *testing.M) int {
 		fmt.Fprintln(os.Stderr, suite.log.String())
 	}
 	return code
+}
+
+// writeKubeconfig writes the kubeconfig of a user into a file.
+func writeKubeconfig(user *envtest.AuthenticatedUser) (string, error) {
+	text, err := user.KubeConfig()
+	if err != nil {
+		return "", err
+	}
+	f, err := os.CreateTemp("", "kubeconfig-")
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(text)
+	return f.Name(), errors.Join(err, f.Close())
 }
 
 // managerUser makes a user who may do what config/rbac/role.yaml says and nothing else, so that every test is a test of the
@@ -208,13 +230,29 @@ func (s *safeBuffer) String() string {
 	return s.b.String()
 }
 
-// writes are the requests of the manager that change something.
+// writes are the requests of the manager that change something, and, apart from them, those that read.
 type writes struct {
-	mu   sync.Mutex
-	list []write
+	mu     sync.Mutex
+	list   []write
+	gotten []read
 }
 
 type write struct{ method, path, body string }
+
+type read struct{ path, accept string }
+
+// reads returns the reading requests so far that pass.
+func (w *writes) reads(pass func(read) bool) []read {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []read
+	for _, r := range w.gotten {
+		if pass(r) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
 
 // recorder notes every write on its way to the API server.
 type recorder struct {
@@ -223,7 +261,11 @@ type recorder struct {
 }
 
 func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Method != http.MethodGet {
+	if req.Method == http.MethodGet {
+		r.writes.mu.Lock()
+		r.writes.gotten = append(r.writes.gotten, read{req.URL.Path, req.Header.Get("Accept")})
+		r.writes.mu.Unlock()
+	} else {
 		w := write{method: req.Method, path: req.URL.Path}
 		if req.GetBody != nil {
 			if body, err := req.GetBody(); err == nil {

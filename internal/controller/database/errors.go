@@ -14,6 +14,9 @@ import (
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 )
 
+// readOnlyRetry is how soon a database is asked again that answers and takes no writes: no breaker is open for it, and a failover ends at any time.
+const readOnlyRetry = 10 * time.Second
+
 // migrationError marks a failure of the migration that precedes the first call.
 type migrationError struct{ err error }
 
@@ -74,8 +77,8 @@ func (d *Database) classifyServer(e *pgconn.PgError, err error) error {
 		return phase.Stallf(v1alpha1.ReasonPermissionDenied,
 			"%s: user %q lacks a privilege: %s. Grant it, for example: GRANT CREATE, CONNECT ON DATABASE %q TO %q",
 			d, d.user, e.Message, d.name, d.user)
-	case e.Code == "25006":
-		return phase.Waitf(v1alpha1.ReasonDatabaseReadOnly, breakerMax,
+	case e.Code == "25006", e.Code == "MR003" && strings.Contains(e.Message, "standby"): // the engine's own word for it
+		return phase.Waitf(v1alpha1.ReasonDatabaseReadOnly, readOnlyRetry,
 			"%s is read-only, perhaps a standby. Point the Secret at the primary, or wait for the failover to end", d)
 	case e.Code == "53300":
 		return phase.Waitf(v1alpha1.ReasonDatabaseUnreachable, breakerFirst,
@@ -85,6 +88,9 @@ func (d *Database) classifyServer(e *pgconn.PgError, err error) error {
 	case e.Code == "55P03":
 		return phase.Waitf(v1alpha1.ReasonProgressing, 2*time.Second,
 			"%s: a lock did not come within %s; trying again", d, d.registry.opts.LockTimeout)
+	case e.Code == "57014":
+		return phase.Waitf(v1alpha1.ReasonProgressing, 10*time.Second,
+			"%s: a statement did not end within %s; trying again", d, d.registry.opts.StatementTimeout)
 	case strings.HasPrefix(e.Code, "42P01"), strings.HasPrefix(e.Code, "42883"), strings.HasPrefix(e.Code, "3F000"):
 		// A table, function or schema of the engine is gone: dropped by hand, or the database was restored.
 		d.forgetSchema()

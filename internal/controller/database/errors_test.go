@@ -41,6 +41,7 @@ func TestClassifyGivesEveryErrorItsHandling(t *testing.T) {
 		{"shutting down", server("57P01"), v1alpha1.ReasonDatabaseUnreachable, false, true},
 		{"starting up", server("57P03"), v1alpha1.ReasonDatabaseUnreachable, false, true},
 		{"a lock that did not come", server("55P03"), v1alpha1.ReasonProgressing, false, false},
+		{"a statement that took too long", server("57014"), v1alpha1.ReasonProgressing, false, false},
 		{"no answer", context.DeadlineExceeded, v1alpha1.ReasonDatabaseUnreachable, false, true},
 		{"anything else is left as it is", errors.New("bug"), "", false, false},
 		{"what has a handling keeps it", phase.Stall(v1alpha1.ReasonConflict, errors.New("x")), v1alpha1.ReasonConflict, true, false},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -137,5 +138,64 @@ func TestIdlePoolsAreClosed(t *testing.T) {
 	}
 	if err := followed.Do(t.Context(), ping); err != nil {
 		t.Errorf("the followed one: %v", err)
+	}
+}
+
+// D3: the server itself ends a statement that takes too long and a wait for a lock, so that nothing of ours is left running there; and such an
+// end says nothing against the database.
+func TestTheServerEndsStatementsAndWaits(t *testing.T) {
+	t.Parallel()
+	r := NewRegistry(Options{StatementTimeout: 300 * time.Millisecond, LockTimeout: 100 * time.Millisecond})
+	dsn := postgres.NewDatabase(t)
+	d, other := get(t, r, dsn), get(t, NewRegistry(Options{}), dsn)
+	sleep := func(ctx context.Context, db pgstream.DB) error {
+		_, err := db.Exec(ctx, "select pg_sleep(60)")
+		return err
+	}
+	// The other one has installed the schema, which takes longer than these bounds.
+	if err := other.Do(t.Context(), ping); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Do(t.Context(), sleep); phase.Reason(err, "") != "Progressing" || !strings.Contains(err.Error(), "did not end within 300ms") {
+		t.Errorf("%v", err)
+	}
+	err := other.Do(t.Context(), func(ctx context.Context, db pgstream.DB) error {
+		return pgstream.Exclusively(ctx, db, "orders", func(pgstream.DB) error {
+			err := d.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+				return pgstream.Exclusively(ctx, db, "orders", func(pgstream.DB) error { return nil })
+			})
+			if phase.Reason(err, "") != "Progressing" || !strings.Contains(err.Error(), "a lock did not come within 100ms") {
+				t.Errorf("%v", err)
+			}
+			return nil
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !d.Reachable() {
+		t.Error("the breaker is open")
+	}
+}
+
+// D6: Look installs nothing, says so, and works once somebody has installed it.
+func TestLookInstallsNothing(t *testing.T) {
+	t.Parallel()
+	r := NewRegistry(Options{})
+	d := get(t, r, postgres.NewDatabase(t))
+	called := false
+	look := func() error {
+		return d.Look(t.Context(), func(context.Context, pgstream.DB) error { called = true; return nil })
+	}
+	for range 2 {
+		if err := look(); !errors.Is(err, ErrNoSchema) || !phase.IsAgain(err) || called {
+			t.Fatalf("%v, called %t", err, called)
+		}
+	}
+	if err := d.Do(t.Context(), ping); err != nil {
+		t.Fatal(err)
+	}
+	if err := look(); err != nil || !called {
+		t.Errorf("%v, called %t", err, called)
 	}
 }

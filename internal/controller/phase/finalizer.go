@@ -23,7 +23,7 @@ func SetFinalizer(ctx context.Context, c client.Client, o client.Object, want bo
 	} else {
 		controllerutil.RemoveFinalizer(patched, v1alpha1.Finalizer)
 	}
-	err := c.Patch(ctx, patched, client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{}))
+	err := c.Patch(ctx, patched, client.MergeFromWithOptions(o, client.MergeFromWithOptimisticLock{}), FieldOwner)
 	if apierrors.IsNotFound(err) {
 		return nil
 	}

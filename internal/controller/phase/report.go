@@ -18,7 +18,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 )
 
-// FieldOwner is the server-side-apply name under which the manager writes.
+// FieldOwner is the name under which the manager writes. One for all controllers is enough, because no object has two that write it.
 const FieldOwner = client.FieldOwner("millrace")
 
 // Object is one of our kinds.
