@@ -3,7 +3,8 @@
 #   docker build --target manager   --tag registry.example.com/millrace/manager:v1   .
 #   docker build --target processor --tag registry.example.com/millrace/processor:v1 .
 #
-# Tests and the demo build theirs without Docker (make images); both hold one static binary and run as user 65532.
+# Tests and the demo build theirs without Docker (make images); both hold one static binary, with the certificates of the public authorities in it, and run as
+# user 65532.
 
 FROM --platform=$BUILDPLATFORM docker.io/library/golang:1.26 AS build
 WORKDIR /src
@@ -20,13 +21,10 @@ RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/go/build \
 
 FROM scratch AS processor
 COPY --from=build /out/processor /processor
-# Certificates of the public authorities, for databases and Redis servers that have such.
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 USER 65532:65532
 ENTRYPOINT ["/processor"]
 
 FROM scratch AS manager
 COPY --from=build /out/manager /manager
-COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 USER 65532:65532
 ENTRYPOINT ["/manager"]

@@ -93,14 +93,23 @@ bench-pipeline: deps ## Redis streams to a table, beside Redpanda Connect, Bento
 ##@ Develop
 
 .PHONY: generate
-generate: ## Write deep copies, CRDs and RBAC from the Go types and markers, and Argo CD's ConfigMap from the Lua files.
+generate: ## Write deep copies, CRDs and RBAC from the Go types and markers, the chart's copies of them, and Argo CD's ConfigMap from the Lua files.
 	@$(TOOL) controller-gen object:headerFile=hack/boilerplate.go.txt paths=./api/...
 	@$(TOOL) controller-gen crd rbac:roleName=manager paths=./api/... paths=./internal/controller/... output:crd:dir=config/crd/bases output:rbac:dir=config/rbac
+	@cp config/crd/bases/*.yaml charts/millrace/files/crds/ && cp config/rbac/role.yaml charts/millrace/files/
 	@go run ./hack/argocd-cm config/argocd/resource_customizations >config/argocd/argocd-cm.yaml.new
 	@mv config/argocd/argocd-cm.yaml.new config/argocd/argocd-cm.yaml
 
 .PHONY: manifests
 manifests: generate ## The same as generate.
+
+DOCTOOL = go tool -modfile=tools/docs/go.mod
+
+.PHONY: docs
+docs: ## Write the reference of the API and the README of the chart.
+	@$(DOCTOOL) crd-ref-docs --log-level ERROR --config tools/docs/crd-ref-docs.yaml --templates-dir tools/docs/templates \
+		--renderer markdown --source-path api/v1alpha1 --output-path docs/reference/api.md
+	@$(DOCTOOL) helm-docs --log-level error --documentation-strict-mode --chart-search-root charts/millrace --sort-values-order file
 
 .PHONY: lint
 lint: ## Run the linters.
@@ -120,8 +129,9 @@ images: ## Build the images as OCI archives in bin/images.
 	@$(TESTENV) images $(VERSION)
 
 .PHONY: install-yaml
-install-yaml: ## Write bin/install.yaml: Millrace without Helm, from config/default.
-	@mkdir -p bin && "$$($(TESTENV) program kubectl)" kustomize config/default >bin/install.yaml && echo bin/install.yaml
+install-yaml: ## Write bin/install.yaml: Millrace without Helm, from config/default; VERSION=<tag of the images>.
+	@mkdir -p bin && "$$($(TESTENV) program kubectl)" kustomize config/default >bin/.install.yaml
+	@sed 's#\(docker.io/millrace/[a-z]*\):dev#\1:$(VERSION)#' bin/.install.yaml >bin/install.yaml && rm bin/.install.yaml && echo bin/install.yaml
 
 ##@ Set up
 

@@ -8,13 +8,15 @@ step() { echo "== $*" >&2; }
 # Generating into a copy would need the whole tree; instead generate in place and compare with what was there, so that
 # files which are not committed yet do not count as drift.
 step "generated files"
-generated() { find api config/crd config/rbac config/argocd -type f -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum; }
+generated() {
+  find api config/crd config/rbac config/argocd charts/millrace/files charts/millrace/README.md docs/reference -type f -print0 2>/dev/null | sort -z | xargs -0 -r sha256sum
+}
 before=$(generated)
-make --no-print-directory generate
+make --no-print-directory generate docs
 after=$(generated)
 if [ "$before" != "$after" ]; then
   diff <(echo "$before") <(echo "$after") | sed -n 's/^> [0-9a-f]*  /generated anew: /p' >&2
-  echo "Generated files were out of date; they are not any more: commit them (make generate)." >&2
+  echo "Generated files were out of date; they are not any more: commit them (make generate docs)." >&2
   exit 1
 fi
 

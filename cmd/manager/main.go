@@ -1,4 +1,5 @@
-// Command manager runs the controllers of Millrace. "manager schema" is for databases without Kubernetes.
+// Command manager runs the controllers of Millrace. "manager schema" is for databases without Kubernetes, "manager check" looks at an
+// installation.
 package main
 
 import (
@@ -6,11 +7,13 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"time"
 
 	"github.com/go-logr/logr"
+	_ "golang.org/x/crypto/x509roots/fallback" // the public authorities: the image holds this program and nothing else
 	"k8s.io/client-go/rest"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
@@ -21,15 +24,21 @@ import (
 
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/database"
+	"github.com/millrace-dev/millrace/internal/controller/installation"
 )
 
+// commands are what the program does besides running the controllers.
+var commands = map[string]func(args []string, out, problems io.Writer) error{"schema": schemaCommand, "check": checkCommand}
+
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "schema" {
-		if err := schemaCommand(os.Args[2:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+	if len(os.Args) > 1 {
+		if command := commands[os.Args[1]]; command != nil {
+			if err := command(os.Args[2:], os.Stdout, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
 		}
-		return
 	}
 	o, err := parse(os.Args[1:], os.Stderr)
 	switch {
@@ -93,14 +102,27 @@ func run(ctx context.Context, o *options) error {
 	if err != nil {
 		return err
 	}
+	warnOfOldDefinitions(ctx, cfg)
 	if err := controller.Setup(ctx, mgr, controller.Options{
 		Cluster: cluster, DefaultDatabase: defaultDatabase,
-		ProcessorImage: o.processorImage, ProcessorImagePullPolicy: o.pullPolicy,
+		ProcessorImage: o.processorImage, ProcessorImagePullPolicy: o.pullPolicy, ProcessorImagePullSecrets: o.pullSecrets,
 		VerifyInterval: o.verifyInterval, LagInterval: o.lagInterval, DeletionPatience: o.deletionPatience, Workers: o.workers,
 	}); err != nil {
 		return err
 	}
 	return mgr.Start(ctx)
+}
+
+// leaseName is that of the Kubernetes Lease by which one manager of several works.
+const leaseName = "manager.millrace.dev"
+
+// warnOfOldDefinitions says when the CRDs were not upgraded with the manager: the API server drops what it does not know.
+func warnOfOldDefinitions(ctx context.Context, cfg *rest.Config) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if missing, err := installation.MissingFields(ctx, cfg); err == nil && len(missing) > 0 {
+		slog.Warn("the CRDs are older than the manager and drop fields; upgrade them", "missing", missing)
+	}
 }
 
 func managerOptions(o *options) ctrl.Options {

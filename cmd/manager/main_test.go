@@ -1,12 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,13 +18,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	appsv1 "k8s.io/api/apps/v1"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	coordinationv1 "k8s.io/api/coordination/v1"
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -30,6 +38,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/postgres"
 	"github.com/millrace-dev/millrace/test/env/tools"
 )
 
@@ -55,8 +64,8 @@ func TestOptionsSayWhatToWrite(t *testing.T) {
 			}
 		})
 	}
-	o, err := parse([]string{image, "--namespaces=a, b,"}, io.Discard)
-	if err != nil || len(o.namespaces) != 2 || o.namespaces[1] != "b" {
+	o, err := parse([]string{image, "--namespaces=a, b,", "--processor-image-pull-secrets=c,d"}, io.Discard)
+	if err != nil || len(o.namespaces) != 2 || o.namespaces[1] != "b" || len(o.pullSecrets) != 2 || o.pullSecrets[0] != "c" {
 		t.Errorf("%v, %v", o, err)
 	}
 }
@@ -88,8 +97,8 @@ func TestABadDefaultDatabaseIsNotRepeated(t *testing.T) {
 }
 
 // The whole program against a real API server, as the chart installs it for one namespace: with the chart's roles it becomes
-// leader, is healthy, looks after that namespace, shows its metrics to whom Kubernetes lets in and to nobody else, and
-// stops when asked.
+// leader, is healthy, looks after that namespace and no other, from the creation of every kind to its deletion, shows its
+// metrics to whom Kubernetes lets in and to nobody else, and stops when asked. manager check says the same as this test.
 func TestManagerRuns(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -107,6 +116,8 @@ func TestManagerRuns(t *testing.T) {
 	}
 
 	metrics, probes := freeAddress(t), freeAddress(t)
+	checkArgs := []string{"--leader-election-namespace=default", "--namespaces=default", "--metrics-url=https://" + metrics + "/metrics"}
+	wantCheck(t, append(checkArgs, "--timeout=2s"), "2 of the checks failed", "FAIL  a manager works: leases.coordination.k8s.io", "FAIL  the metrics are refused", "look at")
 	o, err := parse([]string{
 		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
 		"--metrics-bind-address=" + metrics, "--health-probe-bind-address=" + probes,
@@ -136,6 +147,10 @@ func TestManagerRuns(t *testing.T) {
 		}
 		return nil
 	})
+
+	life(ctx, t, admin)
+	wantCheck(t, checkArgs, "", "ok    the CRDs are those", "ok    the manager may read", "ok    a manager works", "ok    the metrics are refused")
+	wantCheck(t, []string{"--leader-election-namespace=default"}, "1 of the checks failed", "FAIL  the manager may read", `cannot list resource "streams"`, "roles of the chart")
 
 	stream := &v1alpha1.Stream{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "orders"}}
 	stream.Spec.DatabaseSecretRef = &v1alpha1.SecretKeyReference{Name: "app-db", Key: "dsn"}
@@ -175,6 +190,144 @@ func TestManagerRuns(t *testing.T) {
 	case <-time.After(time.Minute):
 		t.Error("the manager does not stop")
 	}
+}
+
+// life brings a resource of each kind to Ready and deletes it with its data. Those of another namespace stay as they are.
+func life(ctx context.Context, t *testing.T, admin client.Client) {
+	t.Helper()
+	if err := admin.Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "other"}}); err != nil {
+		t.Fatal(err)
+	}
+	dsn := postgres.NewDatabase(t)
+	database := &v1alpha1.SecretKeyReference{Name: "life-db", Key: "dsn"}
+	var all []client.Object
+	for _, namespace := range []string{"default", "other"} {
+		at := func(name string) metav1.ObjectMeta { return metav1.ObjectMeta{Namespace: namespace, Name: name} }
+		secret := &corev1.Secret{ObjectMeta: at("life-db"), StringData: map[string]string{"dsn": dsn}}
+		s, g, p := &v1alpha1.Stream{ObjectMeta: at("life")}, &v1alpha1.ConsumerGroup{ObjectMeta: at("life")}, &v1alpha1.Processor{ObjectMeta: at("life")}
+		s.Spec.DatabaseSecretRef, s.Spec.DeletionPolicy = database, v1alpha1.DeletionDelete
+		g.Spec.StreamRef.Name, g.Spec.DeletionPolicy = "life", v1alpha1.DeletionDelete
+		p.Spec.Source.ConsumerGroup = &v1alpha1.ConsumerGroupSource{Name: "life"}
+		p.Spec.Mapping.Columns = []v1alpha1.Column{{Name: "id", Path: "id", Type: "text"}}
+		p.Spec.Sink.Table = &v1alpha1.TableSink{Name: "life", Key: []string{"id"}, DatabaseSecretRef: database}
+		for _, o := range []client.Object{secret, s, g, p} {
+			if err := admin.Create(ctx, o); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all = append(all, s, g, p)
+	}
+	eventually(t, func() error { // no Deployment becomes available without nodes, so this test says that it has
+		var d appsv1.Deployment
+		if err := admin.Get(ctx, client.ObjectKey{Namespace: "default", Name: "life-processor"}, &d); err != nil {
+			return err
+		}
+		n := *d.Spec.Replicas
+		d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation, Replicas: n, UpdatedReplicas: n, ReadyReplicas: n, AvailableReplicas: n}
+		return admin.Status().Update(ctx, &d)
+	})
+	for _, o := range all[:3] {
+		eventually(t, func() error {
+			if err := admin.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil {
+				return err
+			}
+			if list := o.(interface{ GetConditions() []metav1.Condition }).GetConditions(); !meta.IsStatusConditionTrue(list, v1alpha1.ConditionReady) {
+				return fmt.Errorf("%T is not ready: %+v", o, list)
+			}
+			return nil
+		})
+	}
+	for _, o := range all[3:] {
+		if err := admin.Get(ctx, client.ObjectKeyFromObject(o), o); err != nil || len(o.(interface{ GetConditions() []metav1.Condition }).GetConditions()) > 0 {
+			t.Errorf("%T of another namespace was looked after: %v", o, err)
+		}
+	}
+	for _, o := range []client.Object{all[2], all[1], all[0]} {
+		if err := admin.Delete(ctx, o); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, func() error {
+			if err := admin.Get(ctx, client.ObjectKeyFromObject(o), o); !apierrors.IsNotFound(err) {
+				return fmt.Errorf("%T is still there: %w", o, err)
+			}
+			return nil
+		})
+	}
+}
+
+// wantCheck runs "manager check": its output contains every text, and its error is as said; empty means none.
+func wantCheck(t *testing.T, args []string, wantErr string, texts ...string) {
+	t.Helper()
+	var out bytes.Buffer
+	err := checkCommand(args, &out, &out)
+	if wantErr == "" && err != nil || wantErr != "" && (err == nil || err.Error() != wantErr) {
+		t.Errorf("check %v: %v\n%s", args, err, out.String())
+	}
+	for _, text := range texts {
+		if !strings.Contains(out.String(), text) {
+			t.Errorf("check %v does not say %q:\n%s", args, text, out.String())
+		}
+	}
+}
+
+// The checks of the CRDs, the metrics and the default database say what is wrong.
+func TestCheckSaysWhatIsWrong(t *testing.T) {
+	env, admin := start(t)
+	dsn := postgres.NewDatabase(t)
+	t.Setenv("KUBECONFIG", asChart(t, env, "default"))
+	t.Setenv(envDatabaseURL, dsn)
+	open := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer open.Close()
+	expired := &coordinationv1.Lease{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: leaseName}, Spec: coordinationv1.LeaseSpec{
+		HolderIdentity: ptr.To("manager-1"), LeaseDurationSeconds: ptr.To[int32](15), RenewTime: ptr.To(metav1.NewMicroTime(time.Now().Add(-time.Hour))),
+	}}
+	if err := admin.Create(t.Context(), expired); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"--leader-election-namespace=default", "--namespaces=default", "--timeout=5s", "--metrics-url=" + open.URL}
+	wantCheck(t, args, "2 of the checks failed", "manager-1 has not renewed Lease manager.millrace.dev for 1h0m0s",
+		"they answer 200 OK to a request without a token: set metrics.secure", "ok    the default database answers")
+
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	if _, err := conn.Exec(t.Context(), "create role checked_only login password 'hush'"); err != nil {
+		t.Fatal(err)
+	}
+	poor, err := url.Parse(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	poor.User = url.UserPassword("checked_only", "hush")
+	t.Setenv(envDatabaseURL, poor.String())
+	crd := &unstructured.Unstructured{}
+	crd.SetGroupVersionKind(schema.GroupVersionKind{Group: "apiextensions.k8s.io", Version: "v1", Kind: "CustomResourceDefinition"})
+	eventually(t, func() error { // the API server writes the status of CRDs as well
+		if err := admin.Get(t.Context(), client.ObjectKey{Name: "streams.millrace.dev"}, crd); err != nil {
+			return err
+		}
+		versions, _, _ := unstructured.NestedSlice(crd.Object, "spec", "versions")
+		unstructured.RemoveNestedField(versions[0].(map[string]any), "schema", "openAPIV3Schema", "properties", "spec", "properties", "dedupeWindow")
+		if err := unstructured.SetNestedSlice(crd.Object, versions, "spec", "versions"); err != nil {
+			return err
+		}
+		return admin.Update(t.Context(), crd)
+	})
+	eventually(t, func() error {
+		var out bytes.Buffer
+		err := checkCommand(args, &out, &out)
+		for _, text := range []string{"FAIL  the CRDs are those of this version: they lack Stream.spec.dedupeWindow: upgrade them", `grant create on database`, `to "checked_only"`} {
+			if !strings.Contains(out.String(), text) {
+				return fmt.Errorf("%q is missing: %w\n%s", text, err, out.String())
+			}
+		}
+		if strings.Contains(out.String(), "hush") {
+			t.Error("the check tells the password")
+		}
+		return nil
+	})
 }
 
 // start runs an API server with our CRDs and returns a client that may do everything.
@@ -252,7 +405,7 @@ func asChart(t *testing.T, env *envtest.Environment, namespace, server string) s
 		t.Fatal(err)
 	}
 	rendered, err := exec.CommandContext(t.Context(), filepath.Join(programs, "helm"), "template", "millrace", filepath.Join("..", "..", "charts", "millrace"),
-		"--namespace", namespace, "--set", "crds.enabled=false", "--set", "namespaces={"+namespace+"}").Output()
+		"--namespace", namespace, "--skip-tests", "--set", "crds.enabled=false", "--set", "namespaces={"+namespace+"}").Output()
 	if err != nil {
 		t.Fatal(err)
 	}

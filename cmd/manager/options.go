@@ -24,6 +24,7 @@ type options struct {
 	clusterID                      string
 	databaseURLFile                string
 	processorImage, pullPolicy     string
+	pullSecrets                    []string
 	verifyInterval, lagInterval    time.Duration
 	deletionPatience               time.Duration
 	workers                        int
@@ -33,7 +34,7 @@ type options struct {
 // parse reads the command line. usage goes to output.
 func parse(args []string, output io.Writer) (*options, error) {
 	o := &options{}
-	var namespaces string
+	var namespaces, pullSecrets string
 	f := flag.NewFlagSet("manager", flag.ContinueOnError)
 	f.SetOutput(output)
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the metrics; 0 serves none")
@@ -47,6 +48,7 @@ func parse(args []string, output io.Writer) (*options, error) {
 	f.StringVar(&o.databaseURLFile, "database-url-file", "", "file with the connection string of the default database; default: the variable "+envDatabaseURL)
 	f.StringVar(&o.processorImage, "processor-image", os.Getenv("MILLRACE_PROCESSOR_IMAGE"), "image of Processor pods; default: the variable MILLRACE_PROCESSOR_IMAGE")
 	f.StringVar(&o.pullPolicy, "processor-image-pull-policy", "", "pull policy of Processor pods: Always, IfNotPresent or Never; default: Kubernetes' own")
+	f.StringVar(&pullSecrets, "processor-image-pull-secrets", "", "comma-separated names of the Secrets for pulling the image of Processor pods, in their namespaces")
 	f.DurationVar(&o.verifyInterval, "verify-interval", 5*time.Minute, "time between two comparisons of a resource with its database")
 	f.DurationVar(&o.lagInterval, "lag-interval", 10*time.Second, "time between two readings of lag")
 	f.DurationVar(&o.deletionPatience, "deletion-patience", 5*time.Minute, "how long a deletion waits for its database before it says that a person has to act")
@@ -55,12 +57,19 @@ func parse(args []string, output io.Writer) (*options, error) {
 	if err := f.Parse(args); err != nil {
 		return nil, err
 	}
-	for n := range strings.SplitSeq(namespaces, ",") {
+	o.namespaces, o.pullSecrets = names(namespaces), names(pullSecrets)
+	return o, o.validate(f.Args())
+}
+
+// names are the parts of a comma-separated list.
+func names(list string) []string {
+	var parts []string
+	for n := range strings.SplitSeq(list, ",") {
 		if n = strings.TrimSpace(n); n != "" {
-			o.namespaces = append(o.namespaces, n)
+			parts = append(parts, n)
 		}
 	}
-	return o, o.validate(f.Args())
+	return parts
 }
 
 func (o *options) validate(rest []string) error {

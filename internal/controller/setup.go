@@ -60,6 +60,8 @@ type Options struct {
 	ProcessorImage string
 	// ProcessorImagePullPolicy of the pods; empty leaves it to Kubernetes.
 	ProcessorImagePullPolicy string
+	// ProcessorImagePullSecrets of the pods, by name, unless a Processor names its own.
+	ProcessorImagePullSecrets []string
 	// VerifyInterval between two comparisons of a resource with its database. Default 5m.
 	VerifyInterval time.Duration
 	// LagInterval between two readings of lag. Default 10s.
@@ -124,7 +126,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		},
 		&processor.Reconciler{
 			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Schedule: schedule(),
-			Image: o.ProcessorImage, ImagePullPolicy: o.ProcessorImagePullPolicy, Clock: real,
+			Image: o.ProcessorImage, ImagePullPolicy: o.ProcessorImagePullPolicy, ImagePullSecrets: o.ProcessorImagePullSecrets, Clock: real,
 		},
 	}
 	for _, x := range controllers {

@@ -61,6 +61,7 @@ var suite struct {
 	}
 	kubectlPath, kubeconfig string // the same for shells
 	writes                  *writes
+	permissions             *permissions
 	log                     *safeBuffer
 }
 
@@ -118,7 +119,7 @@ func run(m *testing.M) int {
 		return fail(err)
 	}
 
-	limited, err := managerUser(ctx, env)
+	role, limited, err := managerUser(ctx, env)
 	if err != nil {
 		return fail(err)
 	}
@@ -128,6 +129,9 @@ func run(m *testing.M) int {
 	}
 	code := postgres.Main(m, postgres.Options{})
 	cancel()
+	if err := suite.permissions.check(role, code == 0 && flag.Lookup("test.run").Value.String() == ""); err != nil {
+		code = fail(err)
+	}
 	if err := <-stopped; err != nil {
 		return fail(err)
 	}
@@ -152,15 +156,15 @@ func writeKubeconfig(user *envtest.AuthenticatedUser) (string, error) {
 }
 
 // managerUser makes a user who may do what config/rbac/role.yaml says and nothing else, so that every test is a test of the
-// role as well.
-func managerUser(ctx context.Context, env *envtest.Environment) (*rest.Config, error) {
+// role as well. The roles of the chart are this one in two parts, which is tested there.
+func managerUser(ctx context.Context, env *envtest.Environment) (*rbacv1.ClusterRole, *rest.Config, error) {
 	text, err := os.ReadFile(filepath.Join("..", "..", "config", "rbac", "role.yaml"))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var role rbacv1.ClusterRole
 	if err := yaml.UnmarshalStrict(text, &role); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	binding := &rbacv1.ClusterRoleBinding{
 		ObjectMeta: metav1.ObjectMeta{Name: "manager"},
@@ -169,14 +173,14 @@ func managerUser(ctx context.Context, env *envtest.Environment) (*rest.Config, e
 	}
 	for _, o := range []client.Object{&role, binding} {
 		if err := suite.client.Create(ctx, o); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
 	user, err := env.AddUser(envtest.User{Name: "manager"}, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return user.Config(), nil
+	return &role, user.Config(), nil
 }
 
 func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {
@@ -187,7 +191,8 @@ func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {
 
 	cfg = rest.CopyConfig(cfg)
 	cfg.QPS = -1
-	suite.writes = &writes{}
+	suite.writes, suite.permissions = &writes{}, &permissions{}
+	cfg.Wrap(suite.permissions.note)
 	cfg.Wrap(func(next http.RoundTripper) http.RoundTripper { return &recorder{next, suite.writes} })
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
 		Scheme: controller.Scheme(), Cache: controller.CacheOptions(nil),
@@ -200,7 +205,7 @@ func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {
 		return nil, err
 	}
 	if err := controller.Setup(ctx, mgr, controller.Options{
-		Cluster: suite.cluster, ProcessorImage: processorImage, ProcessorImagePullPolicy: "Never",
+		Cluster: suite.cluster, ProcessorImage: processorImage, ProcessorImagePullPolicy: "Never", ProcessorImagePullSecrets: []string{"registry"},
 		VerifyInterval: verifyInterval, LagInterval: lagInterval, MaintenanceInterval: time.Second, DeletionPatience: patience,
 		Database: database.Options{ConnectTimeout: 2 * time.Second, CallTimeout: 10 * time.Second},
 		Metrics:  prometheus.NewRegistry(),

@@ -46,6 +46,8 @@ type Reconciler struct {
 	Image string
 	// ImagePullPolicy of the pods; empty leaves it to Kubernetes.
 	ImagePullPolicy string
+	// ImagePullSecrets of the pods, by name, unless spec names some.
+	ImagePullSecrets []string
 	// Clock for tests.
 	Clock clock.PassiveClock
 

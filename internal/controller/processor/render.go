@@ -275,8 +275,8 @@ func podTemplate(p *v1alpha1.Processor, in inputs, account string, file []byte) 
 	if choice.PriorityClassName != "" {
 		spec.WithPriorityClassName(choice.PriorityClassName)
 	}
-	for _, s := range choice.ImagePullSecrets {
-		spec.WithImagePullSecrets(coreac.LocalObjectReference().WithName(s.Name))
+	for _, name := range in.pullSecrets {
+		spec.WithImagePullSecrets(coreac.LocalObjectReference().WithName(name))
 	}
 	if len(choice.NodeSelector) > 0 {
 		spec.WithNodeSelector(choice.NodeSelector)

@@ -24,9 +24,15 @@ import (
 // resolve finds what spec refers to: the ConsumerGroup and its Stream, the Secrets of both ends, and the descriptor set.
 func (r *Reconciler) resolve(ctx context.Context, sc *scope) error {
 	p, in := sc.processor, &sc.inputs
-	in.image, in.pullPolicy = r.Image, r.ImagePullPolicy
+	in.image, in.pullPolicy, in.pullSecrets = r.Image, r.ImagePullPolicy, r.ImagePullSecrets
 	if p.Spec.Image != "" {
 		in.image = p.Spec.Image
+	}
+	if pod := p.Spec.Pod; pod != nil && len(pod.ImagePullSecrets) > 0 {
+		in.pullSecrets = nil
+		for _, s := range pod.ImagePullSecrets {
+			in.pullSecrets = append(in.pullSecrets, s.Name)
+		}
 	}
 	if redis := p.Spec.Source.Redis; redis != nil {
 		in.use(config.EnvRedisURL, &redis.URLSecretRef, redisstream.CheckURL, withoutCredentials)

@@ -37,8 +37,9 @@ type inputs struct {
 	logins   map[string]login // where connection strings of PostgreSQL lead, by variable
 	replicas *int32           // of the Deployment; nil leaves them to whoever scales it
 
-	image      string
-	pullPolicy string
+	image       string
+	pullPolicy  string
+	pullSecrets []string
 }
 
 // secretFile is one key of a Secret that pods read as a file.
