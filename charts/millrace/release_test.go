@@ -174,13 +174,13 @@ func TestUpgradeFromThePreviousChart(t *testing.T) {
 	}
 
 	k.run("kubectl", "apply", "--namespace", team, "-f", filepath.Join("..", "..", "config", "samples"))
-	k.run("kubectl", "patch", "--namespace", team, "stream/orders", "--subresource=status", "--type=merge", "-p", `{"status":{"observedGeneration":1,"stream":"orders"}}`)
+	k.run("kubectl", "patch", "--namespace", team, "stream/orders", "--subresource=status", "--type=merge", "-p", `{"status":{"observedGeneration":1,"messages":42}}`)
 	const kinds = "streams,consumergroups,processors"
 	snapshot := func() string {
 		return k.run("kubectl", "get", kinds, "--namespace", team, "-o", "jsonpath={range .items[*]}{.metadata.name} {.metadata.uid} {.metadata.generation} {.spec} {.status}{'\\n'}{end}")
 	}
 	before := snapshot()
-	if !strings.Contains(before, `"stream":"orders"`) {
+	if !strings.Contains(before, `"messages":42`) {
 		t.Fatalf("what was created:\n%s", before)
 	}
 

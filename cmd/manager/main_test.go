@@ -208,7 +208,7 @@ func life(ctx context.Context, t *testing.T, admin client.Client) {
 		s.Spec.DatabaseSecretRef, s.Spec.DeletionPolicy = database, v1alpha1.DeletionDelete
 		g.Spec.StreamRef.Name, g.Spec.DeletionPolicy = "life", v1alpha1.DeletionDelete
 		p.Spec.Source.ConsumerGroup = &v1alpha1.ConsumerGroupSource{Name: "life"}
-		p.Spec.Mapping.Columns = []v1alpha1.Column{{Name: "id", Path: "id", Type: "text"}}
+		p.Spec.Mapping.Columns = []v1alpha1.Column{{Name: "id", Path: "id", Type: "text", Required: true}}
 		p.Spec.Sink.Table = &v1alpha1.TableSink{Name: "life", Key: []string{"id"}, DatabaseSecretRef: database}
 		for _, o := range []client.Object{secret, s, g, p} {
 			if err := admin.Create(ctx, o); err != nil {
@@ -220,6 +220,10 @@ func life(ctx context.Context, t *testing.T, admin client.Client) {
 	eventually(t, func() error { // no Deployment becomes available without nodes, so this test says that it has
 		var d appsv1.Deployment
 		if err := admin.Get(ctx, client.ObjectKey{Namespace: "default", Name: "life-processor"}, &d); err != nil {
+			for _, o := range all[:3] {
+				_ = admin.Get(ctx, client.ObjectKeyFromObject(o), o)
+				err = fmt.Errorf("%w; %T has conditions %+v", err, o, o.(interface{ GetConditions() []metav1.Condition }).GetConditions())
+			}
 			return err
 		}
 		n := *d.Spec.Replicas
@@ -285,7 +289,7 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	args := []string{"--leader-election-namespace=default", "--namespaces=default", "--timeout=5s", "--metrics-url=" + open.URL}
-	wantCheck(t, args, "2 of the checks failed", "manager-1 has not renewed Lease manager.millrace.dev for 1h0m0s",
+	wantCheck(t, args, "2 of the checks failed", "manager-1 has not renewed Lease manager.millrace.dev for 1h",
 		"they answer 200 OK to a request without a token: set metrics.secure", "ok    the default database answers")
 
 	conn, err := pgx.Connect(t.Context(), dsn)

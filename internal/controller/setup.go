@@ -31,8 +31,9 @@ import (
 )
 
 // Our own kinds. patch on the resources themselves is for finalizers only; nothing writes a spec.
-// +kubebuilder:rbac:groups=millrace.dev,resources=streams;consumergroups;processors,verbs=get;list;watch;patch
-// +kubebuilder:rbac:groups=millrace.dev,resources=streams/status;consumergroups/status;processors/status,verbs=get;patch
+// +kubebuilder:rbac:groups=millrace.dev,resources=streams;consumergroups,verbs=get;list;watch;patch
+// +kubebuilder:rbac:groups=millrace.dev,resources=processors,verbs=list;watch
+// +kubebuilder:rbac:groups=millrace.dev,resources=streams/status;consumergroups/status;processors/status,verbs=patch
 // For ownerReferences with blockOwnerDeletion, where the API server checks them.
 // +kubebuilder:rbac:groups=millrace.dev,resources=processors/finalizers,verbs=update
 // What a Processor becomes. The garbage collector deletes it.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -63,17 +64,25 @@ func Check(ctx context.Context, cfg *rest.Config, o Options, out io.Writer) erro
 		}, o.MetricsURL == ""},
 		{"the default database answers", func(ctx context.Context) error { return checkDatabase(ctx, o.DatabaseURL) }, o.DatabaseURL == ""},
 	}
-	failed := 0
-	for _, c := range checks {
-		if c.skip {
-			continue
+	// Side by side: one that waits until the end leaves no time to those after it.
+	results := make([]error, len(checks))
+	var running sync.WaitGroup
+	for i, c := range checks {
+		if !c.skip {
+			running.Go(func() { results[i] = c.do(ctx) })
 		}
-		if err := c.do(ctx); err != nil {
+	}
+	running.Wait()
+	failed := 0
+	for i, c := range checks {
+		switch err := results[i]; {
+		case c.skip:
+		case err != nil:
 			failed++
 			fmt.Fprintf(out, "FAIL  %s: %v\n", c.what, err)
-			continue
+		default:
+			fmt.Fprintf(out, "ok    %s\n", c.what)
 		}
-		fmt.Fprintf(out, "ok    %s\n", c.what)
 	}
 	if failed > 0 {
 		return fmt.Errorf("%d of the checks failed", failed)
