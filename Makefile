@@ -128,6 +128,19 @@ verify: ## What CI checks besides tests: format, vet, lint, generated files.
 images: ## Build the images as OCI archives in bin/images.
 	@$(TESTENV) images $(VERSION)
 
+.PHONY: sbom
+sbom: ## Write the bills of materials of both programs, in the format CycloneDX, to bin/sbom.
+	@mkdir -p bin/sbom
+	@for program in manager processor; do \
+		CGO_ENABLED=0 GOOS=linux go build -trimpath -buildvcs=false -ldflags "-s -w -buildid=" -o bin/sbom/$$program ./cmd/$$program; \
+		go run ./hack/sbom bin/sbom/$$program >bin/sbom/$$program.cdx.json; \
+		rm bin/sbom/$$program; echo bin/sbom/$$program.cdx.json; \
+	done
+
+.PHONY: vulncheck
+vulncheck: ## Look for known vulnerabilities with govulncheck; fails when its database cannot be reached.
+	@./tools/vulncheck.sh
+
 .PHONY: install-yaml
 install-yaml: ## Write bin/install.yaml: Millrace without Helm, from config/default; VERSION=<tag of the images>.
 	@mkdir -p bin && "$$($(TESTENV) program kubectl)" kustomize config/default >bin/.install.yaml

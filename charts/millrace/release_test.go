@@ -184,7 +184,7 @@ func TestUpgradeFromThePreviousChart(t *testing.T) {
 		t.Fatalf("what was created:\n%s", before)
 	}
 
-	k.run("helm", "upgrade", "millrace", ".", "--namespace", system, "--set", "namespaces={"+team+"}")
+	k.run("helm", "upgrade", "millrace", ".", "--namespace", system, "--reuse-values")
 	if !reflect.DeepEqual(k.schemas(), generated(t)) {
 		t.Error("the CRDs are not those of the new chart")
 	}

@@ -116,7 +116,11 @@ func TestManagerRuns(t *testing.T) {
 	}
 
 	metrics, probes := freeAddress(t), freeAddress(t)
-	checkArgs := []string{"--leader-election-namespace=default", "--namespaces=default", "--metrics-url=https://" + metrics + "/metrics"}
+	checkArgs := []string{"--leader-election-namespace=default", "--namespaces=default", "--metrics-service=millrace-metrics"}
+	if err := checkCommand(checkArgs, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "MILLRACE_METRICS_SERVICE_HOST") {
+		t.Errorf("a Service that does not exist: %v", err)
+	}
+	setService(t, metrics)
 	wantCheck(t, append(checkArgs, "--timeout=2s"), "2 of the checks failed", "FAIL  a manager works: leases.coordination.k8s.io", "FAIL  the metrics are refused", "look at")
 	o, err := parse([]string{
 		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
@@ -274,6 +278,17 @@ func wantCheck(t *testing.T, args []string, wantErr string, texts ...string) {
 	}
 }
 
+// setService sets the variables that Kubernetes sets in pods beside the Service of the metrics.
+func setService(t *testing.T, address string) {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("MILLRACE_METRICS_SERVICE_HOST", host)
+	t.Setenv("MILLRACE_METRICS_SERVICE_PORT", port)
+}
+
 // The checks of the CRDs, the metrics and the default database say what is wrong.
 func TestCheckSaysWhatIsWrong(t *testing.T) {
 	env, admin := start(t)
@@ -288,7 +303,8 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 	if err := admin.Create(t.Context(), expired); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"--leader-election-namespace=default", "--namespaces=default", "--timeout=5s", "--metrics-url=" + open.URL}
+	args := []string{"--leader-election-namespace=default", "--namespaces=default", "--timeout=5s", "--metrics-service=millrace-metrics"}
+	setService(t, open.Listener.Addr().String())
 	wantCheck(t, args, "2 of the checks failed", "manager-1 has not renewed Lease manager.millrace.dev for 1h",
 		"they answer 200 OK to a request without a token: set metrics.secure", "ok    the default database answers")
 

@@ -21,6 +21,8 @@ import (
 	"syscall"
 	"time"
 
+	_ "golang.org/x/crypto/x509roots/fallback" // the public authorities: the image holds this program and nothing else
+
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
 

@@ -29,9 +29,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* An image reference. Takes a dict of root and image. */}}
+{{/*
+An image reference. Takes a dict of root and image. Values that the chart 0.1.0 did not have may be missing: helm upgrade --reuse-values takes its defaults.
+*/}}
 {{- define "millrace.image" -}}
-{{- $registry := default .image.registry .root.Values.global.imageRegistry -}}
+{{- $registry := default .image.registry (.root.Values.global).imageRegistry -}}
 {{- $name := .image.repository -}}
 {{- if $registry -}}{{- $name = printf "%s/%s" (trimSuffix "/" $registry) $name -}}{{- end -}}
 {{- if .image.digest -}}{{ $name }}@{{ .image.digest }}{{- else -}}{{ $name }}:{{ default .root.Chart.AppVersion .image.tag }}{{- end -}}
@@ -39,7 +41,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Names of pull secrets as a list. Takes a dict of root and secrets. */}}
 {{- define "millrace.pullSecrets" -}}
-{{- concat .root.Values.global.imagePullSecrets .secrets | uniq | toJson -}}
+{{- concat (default list (.root.Values.global).imagePullSecrets) (default list .secrets) | uniq | toJson -}}
 {{- end -}}
 
 {{/*

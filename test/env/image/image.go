@@ -44,6 +44,8 @@ type Options struct {
 	Arch string
 	// LDFlags are added to the linker's flags.
 	LDFlags string
+	// Source is the root of the source tree; default the one that this program was built from.
+	Source string
 }
 
 // Programs are the programs that Millrace consists of. The image of one is docker.io/millrace/<program>:<tag>.
@@ -108,9 +110,12 @@ func build(ctx context.Context, o Options) (_ string, err error) {
 }
 
 func compile(ctx context.Context, o Options, binary string) error {
-	root, err := source.Root()
-	if err != nil {
-		return err
+	root := o.Source
+	if root == "" {
+		var err error
+		if root, err = source.Root(); err != nil {
+			return err
+		}
 	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
 		"-ldflags", strings.TrimSpace("-s -w -buildid= "+o.LDFlags), "-o", binary, o.Main)
