@@ -113,9 +113,6 @@ func run(ctx context.Context, o *options) error {
 	return mgr.Start(ctx)
 }
 
-// leaseName is that of the Kubernetes Lease by which one manager of several works.
-const leaseName = "manager.millrace.dev"
-
 // warnOfOldDefinitions says when the CRDs were not upgraded with the manager: the API server drops what it does not know.
 func warnOfOldDefinitions(ctx context.Context, cfg *rest.Config) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)

@@ -121,7 +121,6 @@ func TestManagerRuns(t *testing.T) {
 		t.Errorf("a Service that does not exist: %v", err)
 	}
 	setService(t, metrics)
-	wantCheck(t, append(checkArgs, "--timeout=2s"), "2 of the checks failed", "FAIL  a manager works: leases.coordination.k8s.io", "FAIL  the metrics are refused", "look at")
 	o, err := parse([]string{
 		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
 		"--metrics-bind-address=" + metrics, "--health-probe-bind-address=" + probes,
@@ -293,7 +292,11 @@ func setService(t *testing.T, address string) {
 func TestCheckSaysWhatIsWrong(t *testing.T) {
 	env, admin := start(t)
 	dsn := postgres.NewDatabase(t)
-	t.Setenv("KUBECONFIG", asChart(t, env, "default"))
+	t.Setenv("KUBECONFIG", asChart(t, env, "default", strings.Trim(strings.TrimPrefix(env.Config.Host, "https://"), "/")))
+	t.Setenv(envDatabaseURL, "")
+	setService(t, freeAddress(t))
+	wantCheck(t, []string{"--leader-election-namespace=default", "--namespaces=default", "--metrics-service=millrace-metrics", "--timeout=2s"},
+		"2 of the checks failed", "FAIL  a manager works: leases.coordination.k8s.io", "FAIL  the metrics are refused", "look at")
 	t.Setenv(envDatabaseURL, dsn)
 	open := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	defer open.Close()
