@@ -269,6 +269,60 @@ func TestAProjectionOfManyEntitiesLosesNothing(t *testing.T) {
 	}
 }
 
+// A projection is made from messages that were there before it, beside the live one, while appends go on.
+func TestAProjectionIsRebuiltBesideTheLiveOne(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	const total = `create or replace function public.total(document jsonb, payload jsonb, headers jsonb) returns jsonb language sql
+		as $$ select jsonb_build_object('total', coalesce((document ->> 'total')::int, 0) + %d * (payload ->> 'n')::int) $$`
+	e.run(fmt.Sprintf(total, 1))
+	var ones []pgstream.NewMessage
+	for range 500 {
+		ones = append(ones, events(1)...)
+	}
+	_, err := pgstream.Append(e.ctx, e.Pool, "accounts", "a", 0, ones)
+	must(t, err)
+	e.run("select millrace.create_projection('accounts', 'totals', 'public.total', 'public.totals')")
+	e.run(`create view public.seen_totals as select * from public.totals`)
+	_, err = pgstream.Append(e.ctx, e.Pool, "accounts", "a", 500, ones[:1])
+	must(t, err)
+	const document = "select (document ->> 'total') || '/' || version from public.seen_totals where key = 'a'"
+	if got := one[string](e, document); got != "1/1" {
+		t.Errorf("before: %s", got)
+	}
+	if n := one[int](e, "select millrace.rebuild_projection('accounts', 'totals')"); n != 501 {
+		t.Errorf("%d messages were projected", n)
+	}
+	if got := one[string](e, document); got != "501/501" {
+		t.Errorf("rebuilt: %s", got)
+	}
+	// The function changes; whoever appends meanwhile is waited for, and waits.
+	e.run(fmt.Sprintf(total, 2))
+	var working sync.WaitGroup
+	for w := range 4 {
+		working.Go(func() {
+			for range 25 {
+				if _, err := pgstream.Append(e.ctx, e.Pool, "accounts", fmt.Sprintf("k%d", w), pgstream.AnyVersion, ones[:1]); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for range 3 {
+		e.run("select millrace.rebuild_projection('accounts', 'totals')")
+	}
+	working.Wait()
+	if got := one[string](e, "select sum((document ->> 'total')::int) || '/' || sum(version) from public.totals"); got != "1202/601" {
+		t.Errorf("all documents together: %s", got)
+	}
+	for _, sql := range []string{"select millrace.rebuild_projection('accounts', 'none')", "select millrace.rebuild_projection('accounts', null)"} {
+		if _, err := e.Exec(e.ctx, sql); sqlState(err) != "MR004" {
+			t.Errorf("%s: %v", sql, err)
+		}
+	}
+}
+
 func TestAggregate(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

@@ -130,3 +130,61 @@ begin
         return;
     end loop;
 end $$;
+
+-- millrace.rebuild_projection(stream, name) returns bigint
+-- Makes the documents of a projection anew from the whole stream, and returns how many messages that were. It builds a table beside the live one, which goes on, and replaces what
+-- is in the live one at the end. For a function that has changed, and for a projection that came later than the messages.
+-- Locks:  appends wait, and so do readers of the documents, while the last messages are caught up and the documents are replaced.
+-- Cost:   one transaction, as long as it takes to project everything.
+-- Raises: MR002 no such stream; MR003 isolation level; MR004 no such projection, one without documents, or retention has removed messages.
+create or replace function millrace.rebuild_projection(p_stream text, p_name text) returns bigint
+language plpgsql volatile
+set client_min_messages = warning as $$
+declare
+    s millrace_engine.stream;
+    p millrace_engine.projection;
+    building millrace_engine.projection;
+    m record;
+    safe bigint := 0;
+    done bigint := 0;
+    n bigint := 0;
+    before bigint;
+    last boolean := false;
+begin
+    if current_setting('transaction_isolation') <> 'read committed' then
+        perform millrace_engine.refuse_isolation();
+    end if;
+    select * into s from millrace_engine.stream x where x.id = millrace_engine.stream_id(p_stream);
+    select * into p from millrace_engine.projection x where x.stream_id = s.id and x.name = p_name for update;
+    if not found or p.documents is null then
+        raise exception 'projection % of stream "%" cannot be rebuilt', coalesce(quote_literal(p_name), 'null'), p_stream using errcode = 'MR004',
+            hint = 'Name a projection with documents. What a function without documents has written, only its author knows how to make anew.';
+    end if;
+    if s.first_position > 1 then
+        raise exception 'messages of stream "%" below position % have been removed', p_stream, s.first_position using errcode = 'MR004',
+            hint = 'Documents cannot be made anew without all messages. Keep event stores without limits of age, size or number.';
+    end if;
+    building := p;
+    building.documents := 'pg_temp.millrace_rebuild';
+    execute format('create temporary table millrace_rebuild (like %s including defaults including indexes) on commit drop', p.documents);
+    loop
+        -- Messages that are committed and final, while appends go on; at last the few that are left, when nobody can append.
+        if n - before < 1000 then
+            execute format('lock table millrace.%I in share mode', s.name);
+            last := true;
+        end if;
+        safe := millrace_engine.horizon(s.id);
+        before := n;
+        for m in execute format('select m."position", m.key, m.payload, m.headers from millrace.%I m where m."position" > $1 and m."position" <= $2
+                and m.version is not null order by m."position"', s.name) using done, safe loop
+            perform millrace_engine.project_document(building, m.key, m.payload, m.headers);
+            n := n + 1;
+        end loop;
+        done := safe;
+        exit when last;
+    end loop;
+    execute format('truncate %s', p.documents);
+    execute format('insert into %s (key, document, version) select key, document, version from pg_temp.millrace_rebuild', p.documents);
+    return n;
+end $$;
+comment on function millrace.rebuild_projection(text, text) is 'Makes the documents of a projection anew from the whole stream.';
