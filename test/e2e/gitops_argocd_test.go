@@ -3,10 +3,13 @@ package e2e
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/test/env/gitops"
 	"github.com/millrace-dev/millrace/test/scenario"
@@ -109,10 +112,18 @@ func (a *argo) push(ctx context.Context, t *testing.T, message string, files map
 	return commit
 }
 
+// refresh makes Argo CD compare git and cluster, and waits until it has.
 func (a *argo) refresh(ctx context.Context, t *testing.T) {
 	t.Helper()
 	_, err := world.Cluster.Kubectl(ctx, "--namespace=argocd", "annotate", "--overwrite", "application", a.name, "argocd.argoproj.io/refresh=hard")
 	must(t, err)
+	eventually(ctx, t, time.Minute, "a refresh", func(ctx context.Context) error {
+		asked, err := world.Cluster.Kubectl(ctx, "--namespace=argocd", "get", "application", a.name, `--output=jsonpath={.metadata.annotations.argocd\.argoproj\.io/refresh}`)
+		if err == nil && asked != "" {
+			err = errors.New("not yet")
+		}
+		return err
+	})
 }
 
 // TestArgoCDSyncsTheExample runs the Application of examples/gitops through its life, by a real Argo CD: waves wait for the database, what
@@ -166,7 +177,7 @@ func TestArgoCDSyncsTheExample(t *testing.T) {
 
 	publishOneOrder(ctx, t, later)
 
-	step(t, "what the cluster changes is not a difference to git", func(t *testing.T) { a.staysSynced(ctx, t, ns) })
+	step(t, "it stays Synced while the autoscaler works", func(t *testing.T) { a.staysSynced(ctx, t, ns, later) })
 
 	step(t, "a broken mapping is Degraded and says why", func(t *testing.T) {
 		a.push(ctx, t, "a type that is none", map[string]string{
@@ -183,12 +194,15 @@ func TestArgoCDSyncsTheExample(t *testing.T) {
 	step(t, "what leaves git goes as its deletion policy says", func(t *testing.T) {
 		commit := a.push(ctx, t, "no more orders", map[string]string{"orders/stream.yaml": "", "orders/consumergroup.yaml": "", "orders/processor.yaml": ""})
 		a.syncedAndHealthy(ctx, t, commit)
-		ordersAreGone(ctx, t, ns, later)
+		ordersAreGone(ctx, t, ns, later, 1+backlog)
 	})
 }
 
-// staysSynced watches the Application while replicas and statuses change.
-func (a *argo) staysSynced(ctx context.Context, t *testing.T, ns *scenario.Namespace) {
+// backlog is what makes the autoscaler of the example want three pods.
+const backlog = 2500
+
+// staysSynced watches the Application while the autoscaler adds pods.
+func (a *argo) staysSynced(ctx context.Context, t *testing.T, ns *scenario.Namespace, dsn string) {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	seen := make(chan string, 1)
@@ -197,13 +211,28 @@ func (a *argo) staysSynced(ctx context.Context, t *testing.T, ns *scenario.Names
 			`--output=jsonpath={.status.sync.status}{"\n"}`)
 		seen <- out
 	}()
-	_, err := ns.Kubectl(ctx, "scale", "deployment/billing-processor", "--replicas=2")
+
+	// Nothing can be written, so that a backlog stays.
+	conn, err := pgx.Connect(ctx, dsn)
+	must(t, err)
+	defer conn.Close(context.WithoutCancel(ctx))
+	tx, err := conn.Begin(ctx)
+	must(t, err)
+	_, err = tx.Exec(ctx, "lock table invoices in share row exclusive mode")
+	must(t, err)
+	execute(ctx, t, dsn, fmt.Sprintf(`select millrace.publish('orders', jsonb_build_object('order_id', 'b-' || i, 'amount', i)) from generate_series(1, %d) i`, backlog))
+	_, err = ns.Kubectl(ctx, "wait", "--for=jsonpath={.spec.replicas}=3", "deployment/billing-processor", "--timeout=1m")
 	must(t, err)
 	a.refresh(ctx, t)
-	_, err = ns.Kubectl(ctx, "wait", "--for=condition=Ready", "processor/billing", "--timeout=1m")
+	must(t, tx.Rollback(ctx))
+	awaitInvoices(ctx, t, dsn, 1+backlog)
+	_, err = ns.Kubectl(ctx, "wait", "--for=jsonpath={.status.readyReplicas}=3", "processor/billing", "--timeout=1m")
 	must(t, err)
 	a.refresh(ctx, t)
-	a.becomes(ctx, t, "Healthy again", func(app *application) bool { return app.Status.Health.Status == "Healthy" })
+	a.becomes(ctx, t, "Healthy with three pods", func(app *application) bool {
+		return app.healthOf("Processor") == "Healthy: Ready: 3 of 3 pods are ready"
+	})
+
 	stop()
 	statuses := <-seen
 	if !strings.Contains(statuses, "Synced") {

@@ -79,5 +79,5 @@ func TestFluxAppliesTheExample(t *testing.T) {
 		gone[filepath.Join("orders", name)] = ""
 	}
 	ready("True", push("no more orders", gone))
-	ordersAreGone(ctx, t, ns, ns.DSN)
+	ordersAreGone(ctx, t, ns, ns.DSN, 1)
 }

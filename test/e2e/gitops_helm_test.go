@@ -53,7 +53,7 @@ func TestHelmWaitsForResources(t *testing.T) {
 	})
 
 	step(t, "an upgrade returns when the new pods are ready", func(t *testing.T) {
-		write("templates/processor.yaml", replaced(t, files["orders/processor.yaml"], "replicas: 1", "replicas: 1\n  errors: {maxDeliveries: 7}"))
+		write("templates/processor.yaml", replaced(t, files["orders/processor.yaml"], "  source:", "  errors: {maxDeliveries: 7}\n  source:"))
 		must(t, upgrade())
 		out, err := ns.Kubectl(ctx, "get", "deployment", "billing-processor", "--output",
 			"jsonpath={.metadata.generation} {.status.observedGeneration} {.status.replicas} {.status.updatedReplicas} {.status.availableReplicas}")

@@ -61,8 +61,8 @@ func query(ctx context.Context, t *testing.T, dsn, sql string) (n int) {
 }
 
 // ordersAreGone waits until no resource of ours is left in a namespace, and says what is left in the database of examples/gitops/orders: the
-// stream with its one message, because it is retained, and no group, because it is deleted.
-func ordersAreGone(ctx context.Context, t *testing.T, ns *scenario.Namespace, dsn string) {
+// stream with its messages, because it is retained, and no group, because it is deleted.
+func ordersAreGone(ctx context.Context, t *testing.T, ns *scenario.Namespace, dsn string, messages int) {
 	t.Helper()
 	eventually(ctx, t, time.Minute, "an empty namespace", func(ctx context.Context) error {
 		out, err := ns.Kubectl(ctx, "get", "millrace", "--output=name")
@@ -71,8 +71,8 @@ func ordersAreGone(ctx context.Context, t *testing.T, ns *scenario.Namespace, ds
 		}
 		return err
 	})
-	if got := query(ctx, t, dsn, "select count(*) from millrace.orders"); got != 1 {
-		t.Errorf("the Stream with deletionPolicy Retain has %d messages, want the one that was published", got)
+	if got := query(ctx, t, dsn, "select count(*) from millrace.orders"); got != messages {
+		t.Errorf("the Stream with deletionPolicy Retain has %d messages, want the %d that were published", got, messages)
 	}
 	if got := query(ctx, t, dsn, "select count(*) from millrace.stats('orders')"); got != 0 {
 		t.Error("the ConsumerGroup with deletionPolicy Delete is still in the database")
@@ -83,10 +83,16 @@ func ordersAreGone(ctx context.Context, t *testing.T, ns *scenario.Namespace, ds
 func publishOneOrder(ctx context.Context, t *testing.T, dsn string) {
 	t.Helper()
 	execute(ctx, t, dsn, `select millrace.publish('orders', '{"order_id": "o-1", "amount": 12.50}')`)
-	eventually(ctx, t, time.Minute, "an invoice", func(ctx context.Context) error {
+	awaitInvoices(ctx, t, dsn, 1)
+}
+
+// awaitInvoices waits until every message is a row.
+func awaitInvoices(ctx context.Context, t *testing.T, dsn string, want int) {
+	t.Helper()
+	eventually(ctx, t, time.Minute, "invoices", func(ctx context.Context) error {
 		n, err := rows(ctx, dsn, "invoices")
-		if err == nil && n != 1 {
-			err = fmt.Errorf("invoices has %d rows", n)
+		if err == nil && n != want {
+			err = fmt.Errorf("there are %d, want %d", n, want)
 		}
 		return err
 	})
