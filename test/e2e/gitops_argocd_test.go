@@ -179,6 +179,22 @@ func TestArgoCDSyncsTheExample(t *testing.T) {
 
 	step(t, "it stays Synced while the autoscaler works", func(t *testing.T) { a.staysSynced(ctx, t, ns, later) })
 
+	step(t, "a plan that waits for approval is Suspended", func(t *testing.T) {
+		commit := a.push(ctx, t, "more partitions, if somebody approves", map[string]string{
+			"orders/stream.yaml": replaced(t, files["orders/stream.yaml"], "partitions: 8", "partitions: 16\n  changePolicy: Plan"),
+		})
+		app := a.becomes(ctx, t, "Suspended", func(app *application) bool { return app.Status.Health.Status == "Suspended" })
+		t.Logf("the Application is %s", app)
+		if got := app.healthOf("Stream"); !strings.HasPrefix(got, "Suspended: ApprovalPending: ") {
+			t.Errorf("the Stream is %s", got)
+		}
+		hash, err := ns.Kubectl(ctx, "get", "stream", "orders", "--output=jsonpath={.status.plan.hash}")
+		must(t, err)
+		_, err = ns.Kubectl(ctx, "annotate", "stream", "orders", "millrace.dev/approve-plan="+hash) // as the action does
+		must(t, err)
+		a.syncedAndHealthy(ctx, t, commit)
+	})
+
 	step(t, "a broken mapping is Degraded and says why", func(t *testing.T) {
 		a.push(ctx, t, "a type that is none", map[string]string{
 			"orders/processor.yaml": replaced(t, files["orders/processor.yaml"], "type: numeric", "type: money"),
