@@ -56,6 +56,18 @@ func TestSinkSamplesBecomeReady(t *testing.T) {
 	}
 }
 
+// The sample that scales itself has no pod until something waits.
+func TestScalingSampleBecomesReady(t *testing.T) {
+	w := newWorld(t)
+	w.secret("app-db", "dsn", postgres.NewDatabase(t))
+	w.readyDeployments()
+	for _, f := range []string{"stream_orders.yaml", "consumergroup_orders-sink.yaml", filepath.Join("scaling", "autoscaling.yaml")} {
+		w.kubectl("apply", "-f", filepath.Join(samples, f))
+	}
+	p := &v1alpha1.Processor{ObjectMeta: metav1.ObjectMeta{Namespace: w.namespace, Name: "orders-scaled"}}
+	w.want(p, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonScaledToZero)
+}
+
 // The placeholders in the sample Secrets have the keys that the samples name, and are well formed.
 func TestSampleSecretsFitTheSamples(t *testing.T) {
 	w := newWorld(t)

@@ -36,8 +36,16 @@ var kubernetes = sync.OnceValues(func() (*rest.Config, error) {
 			return nil, err
 		}
 	}
+	keda, err := kedaModule(ctx)
+	if err != nil {
+		return nil, err
+	}
 	server = &envtest.Environment{
-		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
+		CRDDirectoryPaths: []string{
+			filepath.Join("..", "..", "config", "crd", "bases"),
+			filepath.Join(keda, "config", "crd", "bases", "keda.sh_scaledobjects.yaml"),
+			filepath.Join(keda, "config", "crd", "bases", "keda.sh_triggerauthentications.yaml"),
+		},
 		ErrorIfCRDPathMissing: true,
 		BinaryAssetsDirectory: assets,
 	}
@@ -51,8 +59,8 @@ func stopKubernetes() error {
 	return server.Stop()
 }
 
-// TestEveryManifestIsAccepted gives every manifest that the documentation shows to a real API server with our CRDs, strictly: a field that
-// does not exist is an error.
+// TestEveryManifestIsAccepted gives every manifest that the documentation shows, and the samples of scaling, to a real API server with our CRDs and
+// KEDA's, strictly: a field that does not exist is an error.
 func TestEveryManifestIsAccepted(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
@@ -67,13 +75,21 @@ func TestEveryManifestIsAccepted(t *testing.T) {
 	}
 	api = client.WithFieldValidation(api, "Strict")
 
+	samples, err := filepath.Glob("../../config/samples/scaling/*.yaml")
+	if err != nil || len(samples) == 0 {
+		t.Fatalf("found samples %v, %v", samples, err)
+	}
 	found := 0
-	for _, path := range documents(t) {
+	for _, path := range append(documents(t), samples...) {
 		text, err := os.ReadFile(path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, block := range regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllSubmatch(text, -1) {
+		blocks := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$").FindAllSubmatch(text, -1)
+		if filepath.Ext(path) == ".yaml" {
+			blocks = [][][]byte{{nil, text}}
+		}
+		for _, block := range blocks {
 			reader := yaml.NewYAMLOrJSONDecoder(bytes.NewReader(block[1]), 4096)
 			for {
 				object := &unstructured.Unstructured{}

@@ -25,8 +25,10 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/config"
 	metricsserver "sigs.k8s.io/controller-runtime/pkg/metrics/server"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
@@ -47,7 +49,8 @@ const patience = time.Minute
 // the node that runs the pods, with the real processor. Commands and queries are run as they stand. What a text block shows has to come true.
 func TestPipelines(t *testing.T) {
 	t.Parallel()
-	w := newWorld(t)
+	w := newWorld(t, "pipelines", 0)
+	w.pods = true
 	text, err := os.ReadFile(filepath.Join("..", "..", "docs", pipelines))
 	if err != nil {
 		t.Fatal(err)
@@ -120,23 +123,26 @@ type world struct {
 	bin        string // of the processor
 	dsn        string
 	redis      *redis.Server
-	port       string // that a receiver can listen on
+	metrics    *prometheus.Registry // of the manager
+	port       string               // that a receiver can listen on
+	pods       bool                 // whether Processors get processors
 	processors []*processor
 }
 
-func newWorld(t *testing.T) *world {
+// newWorld starts a manager for a namespace of its own. lagInterval zero is the manager's default.
+func newWorld(t *testing.T, namespace string, lagInterval time.Duration) *world {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	t.Cleanup(cancel)
 	cfg, err := kubernetes()
 	must(t, err)
-	w := &world{T: t, ctx: ctx, dir: t.TempDir(), bin: t.TempDir(), dsn: postgres.NewDatabase(t), namespace: "pipelines"}
+	w := &world{T: t, ctx: ctx, dir: t.TempDir(), bin: t.TempDir(), dsn: postgres.NewDatabase(t), namespace: namespace, metrics: prometheus.NewRegistry()}
 	w.api, err = client.New(cfg, client.Options{Scheme: controller.Scheme()})
 	must(t, err)
 	w.redis, err = redis.Start(ctx, redis.Options{})
 	must(t, err)
 	t.Cleanup(func() { must(t, w.redis.Stop(context.Background())) })
-	w.startManager(cfg)
+	w.startManager(cfg, lagInterval)
 
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must(t, err)
@@ -164,19 +170,20 @@ func must(t testing.TB, err error) {
 }
 
 // startManager runs every controller until the test ends.
-func (w *world) startManager(cfg *rest.Config) {
+func (w *world) startManager(cfg *rest.Config, lagInterval time.Duration) {
 	w.Helper()
 	ctrl.SetLogger(logr.Discard())
 	ctx, cancel := context.WithCancel(w.ctx)
 	mgr, err := ctrl.NewManager(cfg, ctrl.Options{
-		Scheme: controller.Scheme(), Cache: controller.CacheOptions(nil),
+		Scheme: controller.Scheme(), Cache: controller.CacheOptions([]string{w.namespace}),
 		Metrics: metricsserver.Options{BindAddress: "0"}, HealthProbeBindAddress: "0",
+		Controller: config.Controller{SkipNameValidation: ptr.To(true)}, // each document has its manager
 	})
 	must(w, err)
 	id, err := controller.ClusterID(ctx, w.api)
 	must(w, err)
 	must(w, controller.Setup(ctx, mgr, controller.Options{
-		Cluster: id, ProcessorImage: "docker.io/millrace/processor:test", Metrics: prometheus.NewRegistry(),
+		Cluster: id, ProcessorImage: "docker.io/millrace/processor:test", Metrics: w.metrics, LagInterval: lagInterval,
 		Database: database.Options{ConnectTimeout: 2 * time.Second, CallTimeout: 10 * time.Second},
 	}))
 	stopped := make(chan error, 1)
@@ -243,11 +250,12 @@ func (w *world) run(body, shows string, command func() *exec.Cmd) {
 	w.eventually(body, once)
 }
 
-// plain is output without what is only for the eye: widths of columns, lines under headers, and the number of rows.
+// plain is output without what is only for the eye: widths of columns, lines under headers, and the number of rows. An age at the end of a line is any.
 func plain(text string) string {
 	var lines []string
 	for line := range strings.Lines(text) {
 		line = strings.Join(strings.Fields(line), " ")
+		line = regexp.MustCompile(` \d+(s|m|m\d+s)$`).ReplaceAllString(line, " <age>")
 		if line == "" || strings.Trim(line, "-+") == "" || regexp.MustCompile(`^\(\d+ rows?\)$`).MatchString(line) {
 			continue
 		}
@@ -275,7 +283,10 @@ func (w *world) apply(body string) {
 		if err := strict.Create(w.ctx, o); err != nil {
 			w.Fatalf("%v in\n%s", err, body)
 		}
-		if o.GetKind() == "Processor" {
+		switch {
+		case o.GroupVersionKind().Group != v1alpha1.GroupVersion.Group:
+			continue
+		case o.GetKind() == "Processor" && w.pods:
 			w.start(o.GetName())
 			continue
 		}
