@@ -152,6 +152,10 @@ func (f *slotFaults) powerOff(ctx context.Context) (func(context.Context) error,
 	if err := process.KillAll(ctx, append(pids, inPods...)); err != nil {
 		return nil, err
 	}
+	// The kubelet would look for the containers of every group that it finds, for seconds each.
+	if err := removeCgroups(ctx, filepath.Join(f.slot.cgroup(), "kubepods")); err != nil {
+		return nil, err
+	}
 	line := f.slot.inside("/bin/bash", "-ec", forgetMemory)
 	if out, err := exec.CommandContext(ctx, line[0], line[1:]...).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("forget what was in memory: %w: %s", err, bytes.TrimSpace(out))
