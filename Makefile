@@ -71,7 +71,7 @@ soak-pipeline: deps ## The processor's faults with servers that stand still or a
 
 .PHONY: e2e
 e2e: deps ## The end-to-end tests, on real pods.
-	@go test -count=1 -timeout 60m -p 1 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
+	@go test -count=1 -timeout 60m -p 1 -parallel 4 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
 
 # BENCH holds flags of the benchmark: BENCH='-short -work latency-500'.
 BENCH ?=

@@ -31,14 +31,23 @@ func manifest(t *testing.T, name string) string {
 // begin gives a test its context and its namespace. A failed test shows what a person would look at first.
 func begin(t *testing.T, namespace string) (context.Context, *scenario.Namespace) {
 	t.Helper()
+	return beginOn(t, namespace, world.Servers())
+}
+
+// beginOn is begin on servers of the test's own. Such a namespace goes before its servers do.
+func beginOn(t *testing.T, namespace string, servers scenario.Servers) (context.Context, *scenario.Namespace) {
+	t.Helper()
 	if running.Err() != nil {
 		t.Fatal("interrupted")
 	}
 	ctx, cancel := context.WithCancel(running)
 	t.Cleanup(cancel)
-	ns, err := world.Namespace(ctx, "millrace-e2e-"+namespace)
+	ns, err := world.NamespaceOn(ctx, "millrace-e2e-"+namespace, servers)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if servers.Own {
+		t.Cleanup(func() { stopped(t, ns.Remove) })
 	}
 	t.Cleanup(func() {
 		if t.Failed() && running.Err() == nil {

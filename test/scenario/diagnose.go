@@ -30,6 +30,7 @@ func (s *Scenario) Diagnose(ctx context.Context) string {
 	if s.Postgres != nil {
 		fmt.Fprintf(&b, "PostgreSQL's log ends with:\n%s\n", tail(s.Postgres.Log(), 3000))
 	}
+	b.WriteString(s.Cluster.Logs())
 	return b.String()
 }
 
