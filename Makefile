@@ -90,6 +90,10 @@ bench-engine: deps ## The engine's benchmarks in full, for an hour; BENCH=<flags
 bench-pipeline: deps ## Redis streams to a table, beside Redpanda Connect, Bento and Watermill; BENCH=<flags>, BENCH=-short.
 	@cd bench && go run ./cmd/bench-pipeline $(BENCH)
 
+.PHONY: bench-operator
+bench-operator: deps ## The manager with a thousand Streams on simulated nodes; BENCH=<flags>, BENCH=-short.
+	@cd bench && go run ./cmd/bench-operator $(BENCH)
+
 ##@ Develop
 
 .PHONY: generate

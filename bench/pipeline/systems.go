@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/millrace-dev/millrace/bench/build"
 )
 
 //go:embed configs/benthos.yaml
@@ -69,11 +71,11 @@ func watermillCannot(work string) string {
 }
 
 func buildProcessor(ctx context.Context, log func(string)) (string, error) {
-	return buildProgram(ctx, log, "processor", ".", "./cmd/processor")
+	return build.Program(ctx, log, "processor", ".", "./cmd/processor")
 }
 
 func peer(name string) func(context.Context, func(string)) (string, error) {
 	return func(ctx context.Context, log func(string)) (string, error) {
-		return buildProgram(ctx, log, name, filepath.Join("bench", "peers", name), ".")
+		return build.Program(ctx, log, name, filepath.Join("bench", "peers", name), ".")
 	}
 }

@@ -62,13 +62,18 @@ func parseStat(line string) (pid, parent int, own, ended int64, err error) {
 }
 
 // ResidentMiB is the memory that a process has at present.
-func ResidentMiB(pid int) (float64, error) {
+func ResidentMiB(pid int) (float64, error) { return memory(pid, "VmRSS:") }
+
+// PeakMiB is the most memory that a process has had.
+func PeakMiB(pid int) (float64, error) { return memory(pid, "VmHWM:") }
+
+func memory(pid int, name string) (float64, error) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
 	for line := range strings.Lines(string(text)) {
-		if value, found := strings.CutPrefix(line, "VmRSS:"); found {
+		if value, found := strings.CutPrefix(line, name); found {
 			kib, err := strconv.ParseFloat(strings.Fields(value)[0], 64)
 			return kib / 1024, err
 		}

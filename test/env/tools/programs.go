@@ -22,6 +22,7 @@ var programs = map[string]program{
 	"containerd":              containerd("containerd"),
 	"containerd-shim-runc-v2": containerd("containerd-shim-runc-v2"),
 	"ctr":                     containerd("ctr"),
+	"kwok":                    {module: "kwok", pkg: "sigs.k8s.io/kwok/cmd/kwok"},
 	"helm": {
 		module: "helm", pkg: "helm.sh/helm/v4/cmd/helm", version: "helm.sh/helm/v4",
 		stamp: func(v string) []string { return []string{"helm.sh/helm/v4/internal/version.version=" + v} },

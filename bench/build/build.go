@@ -1,4 +1,5 @@
-package pipeline
+// Package build builds the programs that benchmarks run.
+package build
 
 import (
 	"context"
@@ -11,9 +12,9 @@ import (
 	"github.com/millrace-dev/millrace/test/env/source"
 )
 
-// buildProgram builds a program of a module in the source tree into the cache. Go's own cache makes it quick when nothing has changed. Peers
-// are modules of their own, so that what they need is linked with nothing of ours.
-func buildProgram(ctx context.Context, log func(string), name, module, pkg string) (string, error) {
+// Program builds a program of a module in the source tree into the cache, and returns its path. Go's own cache makes it quick when nothing has changed.
+// Peers are modules of their own, so that what they need is linked with nothing of ours.
+func Program(ctx context.Context, log func(string), name, module, pkg string) (string, error) {
 	root, err := source.Root()
 	if err != nil {
 		return "", err

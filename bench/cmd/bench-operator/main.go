@@ -1,0 +1,130 @@
+// Command bench-operator measures the manager with a thousand streams on simulated nodes. See bench/README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/millrace-dev/millrace/bench/operator"
+	"github.com/millrace-dev/millrace/bench/report"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if errors.Is(err, flag.ErrHelp) {
+			return
+		}
+		fmt.Fprintln(os.Stderr, "bench-operator:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// The files of a whole run, and of one that measured only a part and must not replace it.
+var (
+	whole = filepath.Join("results", "operator.json")
+	part  = filepath.Join("results", "operator.local.json")
+)
+
+type options struct {
+	operator.Options
+	out string
+}
+
+func parse(args []string, usage io.Writer) (options, error) {
+	var o options
+	var works, systems string
+	var short bool
+	flags := flag.NewFlagSet("bench-operator", flag.ContinueOnError)
+	flags.SetOutput(usage)
+	flags.StringVar(&works, "work", "", "only these `works`, with commas between: "+strings.Join(operator.Works, ", ")+"; cold is always done")
+	flags.StringVar(&systems, "system", "", "only these `systems`, with commas between: "+strings.Join(operator.Systems, ", "))
+	flags.IntVar(&o.Sizes.Streams, "n", 0, "`Streams`; default 1000, or 100 with -short")
+	flags.IntVar(&o.Sizes.Groups, "groups", 0, "`ConsumerGroups`; default as many as Streams")
+	flags.IntVar(&o.Sizes.Processors, "processors", 0, "`Processors`; default a fifth of the Streams")
+	flags.DurationVar(&o.Rest, "rest", 0, "how `long` the manager is watched at rest; default 1m, or 15s with -short")
+	flags.IntVar(&o.Changes, "changes", 50, "`Streams` that are changed, one after another")
+	flags.IntVar(&o.Runs, "runs", 0, "`repetitions`; default 3, or 1 with -short")
+	flags.BoolVar(&short, "short", false, "fewer resources")
+	flags.StringVar(&o.Program, "manager", "", "measure this `binary`; default: built from the source tree")
+	flags.BoolVar(&o.Verbose, "v", false, "tell requests, and the statements that took the most time")
+	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" for a part of the works, systems or sizes")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown argument %q; bench-operator takes flags only", flags.Arg(0))
+	}
+	if o.Sizes.Streams < 0 || o.Sizes.Groups < 0 || o.Sizes.Processors < 0 || o.Rest < 0 || o.Runs < 0 || o.Changes < 1 {
+		return o, errors.New("sizes cannot be negative, and -changes is 1 or more")
+	}
+	split := func(names string) []string {
+		return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
+	}
+	o.Works, o.Systems = split(works), split(systems)
+	if o.out == "" {
+		o.out = whole
+		if short || len(o.Works) > 0 || len(o.Systems) > 0 || o.Sizes != (operator.Sizes{}) || o.Program != "" {
+			o.out = part
+		}
+	}
+	setDefault := func(v *int, full, small int) {
+		switch {
+		case *v > 0:
+		case short:
+			*v = small
+		default:
+			*v = full
+		}
+	}
+	setDefault(&o.Sizes.Streams, 1000, 100)
+	setDefault(&o.Sizes.Groups, o.Sizes.Streams, o.Sizes.Streams)
+	setDefault(&o.Sizes.Processors, max(o.Sizes.Streams/5, 1), max(o.Sizes.Streams/5, 1))
+	setDefault(&o.Runs, 3, 1)
+	if o.Rest == 0 {
+		o.Rest = time.Minute
+		if short {
+			o.Rest = 15 * time.Second
+		}
+	}
+	return o, nil
+}
+
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
+	o, err := parse(args, progress)
+	if err != nil {
+		return err
+	}
+	start := time.Now()
+	o.Log = func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }
+	samples, settings, err := operator.Run(ctx, o.Options)
+	if err != nil {
+		return fmt.Errorf("nothing is written: %w", err)
+	}
+	settings["streams"], settings["groups"], settings["processors"] = strconv.Itoa(o.Sizes.Streams), strconv.Itoa(o.Sizes.Groups), strconv.Itoa(o.Sizes.Processors)
+	settings["rest"] = o.Rest.String()
+	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
+	result := report.Report{Machine: report.Machine(), Date: report.Today(), Settings: settings, Rows: report.Rows(samples, operator.Versus)}
+	fmt.Fprintln(progress)
+	if err := result.Table(out); err != nil {
+		return err
+	}
+	if err := result.Write(o.out); err != nil {
+		return err
+	}
+	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
+	return nil
+}
