@@ -31,7 +31,7 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 		ID   int32
 		Name string
 	}
-	rows, err := db.Query(ctx, "select id, name from millrace_engine.stream order by id")
+	rows, err := db.Query(ctx, "select id, name from millrace_engine.streams_to_maintain()")
 	if err != nil {
 		return nil, fmt.Errorf("list streams: %w", translate(err))
 	}
@@ -69,7 +69,7 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 }
 
 func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
-	rows, err := db.Query(ctx, "select id from millrace_engine.consumer_group order by id")
+	rows, err := db.Query(ctx, "select * from millrace_engine.groups_to_carry()")
 	if err != nil {
 		return nil, err
 	}

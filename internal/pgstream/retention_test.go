@@ -340,3 +340,46 @@ func TestGroupsFollowTheMarkOfRetention(t *testing.T) {
 		}
 	}
 }
+
+// Streams at rest cost maintenance one question together, and those that may need it are found.
+func TestMaintenanceAsksOnlyForStreamsThatMayNeedIt(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	due := func(when string, want ...string) {
+		t.Helper()
+		got := one[[]string](e, "select coalesce(array_agg(name order by name), '{}') from millrace_engine.streams_to_maintain()")
+		same(t, when, got, append([]string{}, want...))
+	}
+	e.retained(pgstream.Retention{})
+	due("nothing was ever published")
+	e.publish("orders", 100)
+	due("messages are kept without a limit")
+	e.retained(pgstream.Retention{MaxAge: time.Hour})
+	due("a segment is young")
+	e.run("update millrace_engine.stream set segment_started_at = now() - interval '21 minutes'") // of 4 segments, one covers a third of the limit
+	due("a segment is old", "orders")
+	e.maintain(1)
+	due("an old segment may have to be removed", "orders")
+	e.retained(pgstream.Retention{MaxMessages: 1000})
+	e.run("select millrace.trim('orders', p_max_messages => 0)")
+	e.maintain(2)
+	due("all is removed, and there is a limit of messages that nothing is near")
+	e.publish("orders", 1)
+	due("a limit of messages is looked at while there are any", "orders")
+	e.retained(pgstream.Retention{})
+	due("without it not")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", LapseAfter: time.Hour})
+	due("a group may lapse", "orders")
+
+	groups := func(when string, want int) {
+		t.Helper()
+		if got := one[int](e, "select count(*) from millrace_engine.groups_to_carry()"); got != want {
+			t.Errorf("%s: %d groups have something to carry over, want %d", when, got, want)
+		}
+	}
+	groups("in the current ring", 0)
+	e.run("select setval('millrace_engine.ring', 1)")
+	groups("after a rotation", 1)
+	e.maintain(1)
+	groups("after maintenance", 0)
+}
