@@ -4,9 +4,8 @@ select s.id, s.partitions, s.payload_type, s.segments, s.retention_policy, s.max
     case when seq.oid is null then 0 else coalesce(pg_sequence_last_value(seq.oid), 0) end,
     case when seq.oid is null then 0 else millrace_engine.horizon(s.id) end,
     coalesce(millrace_engine.horizon_holder(s.id), 0),
-    (select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint from pg_class c
-        where c.relnamespace = 'millrace_engine'::regnamespace and c.relkind = 'r' and c.relname ~ '^segment_[0-9]+_[0-9]+$'
-            and split_part(c.relname, '_', 2) in (select l.id::text from millrace_engine.stream l where l.id = s.id or l.parent_id = s.id))
+    (select coalesce(sum(pg_total_relation_size(to_regclass(format('millrace_engine.segment_%s_%s', l.id, k)))), 0)::bigint
+        from millrace_engine.stream l cross join generate_series(0, l.segments - 1) k where l.id = s.id or l.parent_id = s.id)
 from millrace_engine.stream s
 left join pg_class seq on seq.relname = 'position_' || s.id and seq.relkind = 'S' and seq.relnamespace = 'millrace_engine'::regnamespace
 where s.name = $1

@@ -11,8 +11,10 @@ as $$
 begin
     return query
         select s.stream, s."group", s.mode, s.lag, s.in_flight, s.retrying, s.dead_letters, s.oldest_age, s.ack_floor, s.members, s.paused, s.lapsed,
-               (select coalesce(sum(pg_sequence_last_value(to_regclass('millrace_engine.position_' || x.id))), 0)::bigint
-                from millrace_engine.stream x where x.id = t.id or x.parent_id = t.id),
+               -- Two probes and no OR, which would look at every stream for every group.
+               (coalesce(pg_sequence_last_value(to_regclass('millrace_engine.position_' || t.id)), 0)
+                + (select coalesce(sum(pg_sequence_last_value(to_regclass('millrace_engine.position_' || x.id))), 0)
+                   from millrace_engine.stream x where x.parent_id = t.id))::bigint,
                coalesce(h.holders, '[]'), h.deliveries, e.error, e.at
         from millrace.stats() s
         join millrace_engine.stream t on t.name = s.stream
