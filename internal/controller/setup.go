@@ -4,6 +4,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
@@ -99,7 +100,7 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	poller := lag.NewPoller(o.LagInterval)
 	o.Database.Changed = poller.Now
 	registry := database.NewRegistry(o.Database)
-	databases := &database.Resolver{Reader: live, Registry: registry, Default: o.DefaultDatabase}
+	databases := &database.Resolver{Reader: live, Metadata: c, Registry: registry, Default: o.DefaultDatabase}
 	if err := o.Metrics.Register(poller); err != nil {
 		return fmt.Errorf("register the lag metrics: %w", err)
 	}
@@ -156,20 +157,15 @@ func Scheme() *runtime.Scheme {
 	return scheme
 }
 
-// CacheOptions bound what the manager keeps in memory: of the built-in kinds only what is labelled as ours, and of Secrets
-// no more than their names and versions. namespaces limits everything to some namespaces; empty means all.
+// CacheOptions bound what the manager keeps in memory: of the built-in kinds only what is labelled as ours, of Secrets
+// no more than their names and versions, and of nothing who owns which field, unless it is ours to compare. namespaces limits everything to some namespaces; empty means all.
 func CacheOptions(namespaces []string) cache.Options {
 	ours := cache.ByObject{Label: k8slabels.SelectorFromSet(k8slabels.Set{"app.kubernetes.io/managed-by": "millrace"})}
 	o := cache.Options{
 		ByObject: map[client.Object]cache.ByObject{
 			&appsv1.Deployment{}: ours, &corev1.ConfigMap{}: ours, &corev1.ServiceAccount{}: ours, &policyv1.PodDisruptionBudget{}: ours,
 		},
-		DefaultTransform: func(o any) (any, error) {
-			if m, ok := o.(*metav1.PartialObjectMetadata); ok {
-				m.Annotations, m.Labels, m.ManagedFields, m.OwnerReferences = nil, nil, nil, nil
-			}
-			return o, nil
-		},
+		DefaultTransform: slim,
 	}
 	if len(namespaces) > 0 {
 		o.DefaultNamespaces = map[string]cache.Config{}
@@ -178,6 +174,20 @@ func CacheOptions(namespaces []string) cache.Options {
 		}
 	}
 	return o
+}
+
+// slim removes what nobody here reads before an object is kept. The fields that the manager owns in its Deployments and the like are compared with
+// what it wants (package processor); those of others, and all of our own kinds, are half of an object's size.
+func slim(o any) (any, error) {
+	switch o := o.(type) {
+	case *metav1.PartialObjectMetadata:
+		o.Annotations, o.Labels, o.ManagedFields, o.OwnerReferences = nil, nil, nil, nil
+	case phase.Object:
+		o.SetManagedFields(nil)
+	case metav1.Object:
+		o.SetManagedFields(slices.DeleteFunc(o.GetManagedFields(), func(f metav1.ManagedFieldsEntry) bool { return f.Manager != string(phase.FieldOwner) }))
+	}
+	return o, nil
 }
 
 // ClusterID identifies this Kubernetes cluster: the UID of its kube-system namespace, which lives as long as the cluster.

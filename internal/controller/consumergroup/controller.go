@@ -22,6 +22,7 @@ import (
 	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/lag"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/controller/stream"
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
@@ -67,12 +68,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, g *v1alpha1.ConsumerGroup) (
 	return r.report(ctx, sc, phase.Run(ctx, sc, phases))
 }
 
-// Fields by which groups are found.
-const indexStream = "spec.streamRef.name"
+// IndexStream finds the groups of a Stream.
+const IndexStream = "spec.streamRef.name"
 
 // SetupWithManager registers the controller.
 func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, workers int) error {
-	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ConsumerGroup{}, indexStream, func(o client.Object) []string {
+	if err := mgr.GetFieldIndexer().IndexField(ctx, &v1alpha1.ConsumerGroup{}, IndexStream, func(o client.Object) []string {
 		return []string{o.(*v1alpha1.ConsumerGroup).Spec.StreamRef.Name}
 	}); err != nil {
 		return err
@@ -90,9 +91,9 @@ func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, wor
 }
 
 // ofStream lists the groups of a Stream that changed, and makes them due.
-func (r *Reconciler) ofStream(ctx context.Context, stream client.Object) []reconcile.Request {
+func (r *Reconciler) ofStream(ctx context.Context, s client.Object) []reconcile.Request {
 	var list v1alpha1.ConsumerGroupList
-	if err := r.Client.List(ctx, &list, client.InNamespace(stream.GetNamespace()), client.MatchingFields{indexStream: stream.GetName()}); err != nil {
+	if err := r.Client.List(ctx, &list, client.InNamespace(s.GetNamespace()), client.MatchingFields{IndexStream: s.GetName()}); err != nil {
 		return nil
 	}
 	requests := make([]reconcile.Request, 0, len(list.Items))
@@ -106,14 +107,12 @@ func (r *Reconciler) ofStream(ctx context.Context, stream client.Object) []recon
 // ofSecret lists the groups whose Stream names a Secret that changed.
 func (r *Reconciler) ofSecret(ctx context.Context, secret client.Object) []reconcile.Request {
 	var streams v1alpha1.StreamList
-	if err := r.Client.List(ctx, &streams, client.InNamespace(secret.GetNamespace())); err != nil {
+	if err := r.Client.List(ctx, &streams, client.InNamespace(secret.GetNamespace()), client.MatchingFields{stream.IndexSecret: secret.GetName()}); err != nil {
 		return nil
 	}
 	var requests []reconcile.Request
 	for i := range streams.Items {
-		if ref := streams.Items[i].Spec.DatabaseSecretRef; ref != nil && ref.Name == secret.GetName() {
-			requests = append(requests, r.ofStream(ctx, &streams.Items[i])...)
-		}
+		requests = append(requests, r.ofStream(ctx, &streams.Items[i])...)
 	}
 	return requests
 }

@@ -107,6 +107,17 @@ func (r *Registry) Get(dsn string) (*Database, error) {
 	return d, nil
 }
 
+// holds says whether the registry still has a database, and then keeps its pool for longer.
+func (r *Registry) holds(d *Database) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.databases[d.id] != d {
+		return false
+	}
+	d.used = r.opts.Clock.Now()
+	return true
+}
+
 func (r *Registry) open(id ID, cfg *pgxpool.Config) *Database {
 	c := cfg.ConnConfig
 	cfg.MaxConns = r.opts.MaxConns
@@ -125,7 +136,7 @@ func (r *Registry) open(id ID, cfg *pgxpool.Config) *Database {
 		registry: r, id: id, config: cfg,
 		host: net.JoinHostPort(c.Host, strconv.Itoa(int(c.Port))), name: c.Database, user: c.User,
 		breaker: &breaker{clock: r.opts.Clock},
-		turns:   make(chan struct{}, r.opts.MaxConns),
+		turns:   make(chan struct{}, r.opts.MaxConns), altering: make(chan struct{}, 1),
 	}
 }
 
@@ -201,6 +212,7 @@ type Database struct {
 	host, name, user string
 	breaker          *breaker
 	turns            chan struct{} // as many as connections, so that waiting for one is waiting here, where it is bounded
+	altering         chan struct{} // the turn of Alter
 	used             time.Time     // guarded by registry.mu
 
 	mu       sync.Mutex

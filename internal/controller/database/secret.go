@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
@@ -20,6 +21,8 @@ import (
 type Resolver struct {
 	// Reader reads Secrets from the API server and caches nothing.
 	Reader client.Reader
+	// Metadata reads the versions of Secrets from a cache, so that one which has not changed is not read again. Optional.
+	Metadata client.Reader
 	// Registry holds the pools.
 	Registry *Registry
 	// Default is the connection string of the installation's default database; empty when there is none.
@@ -28,6 +31,8 @@ type Resolver struct {
 	mu sync.Mutex
 	// last is the database that each Secret key led to, for deletions whose Secret went first.
 	last map[secretKey]*Database
+	// versions are the resource versions of the Secrets that said so.
+	versions map[secretKey]string
 }
 
 type secretKey struct{ namespace, name, key string }
@@ -46,7 +51,11 @@ func (r *Resolver) Resolve(ctx context.Context, namespace string, ref *v1alpha1.
 		}
 		return d, nil
 	}
-	value, _, err := ReadSecret(ctx, r.Reader, namespace, *ref)
+	key := secretKey{namespace, ref.Name, ref.Key}
+	if d := r.unchanged(ctx, key); d != nil {
+		return d, nil
+	}
+	value, version, err := ReadSecret(ctx, r.Reader, namespace, *ref)
 	if err != nil {
 		return nil, err
 	}
@@ -54,22 +63,40 @@ func (r *Resolver) Resolve(ctx context.Context, namespace string, ref *v1alpha1.
 	if err != nil {
 		return nil, phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", ref.Name, ref.Key, err)
 	}
-	r.leads(secretKey{namespace, ref.Name, ref.Key}, d)
+	r.leads(key, d, version)
 	return d, nil
 }
 
-// leads remembers where a Secret key leads, and lets go of the database that no key leads to any more.
-func (r *Resolver) leads(key secretKey, d *Database) {
+// leads remembers where a version of a Secret key leads, and lets go of the database that no key leads to any more.
+func (r *Resolver) leads(key secretKey, d *Database, version string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.last == nil {
-		r.last = map[secretKey]*Database{}
+		r.last, r.versions = map[secretKey]*Database{}, map[secretKey]string{}
 	}
 	before := r.last[key]
-	r.last[key] = d
+	r.last[key], r.versions[key] = d, version
 	if before != nil && before != d && !slices.Contains(slices.Collect(maps.Values(r.last)), before) {
 		r.Registry.forget(before)
 	}
+}
+
+// unchanged returns the database that a Secret key led to, if the Secret is still the one that was read; nil when it has to be read. The cache may be
+// late: the watch that makes it newer wakes the resource, too.
+func (r *Resolver) unchanged(ctx context.Context, key secretKey) *Database {
+	r.mu.Lock()
+	d, version := r.last[key], r.versions[key]
+	r.mu.Unlock()
+	if d == nil || version == "" || r.Metadata == nil {
+		return nil
+	}
+	var secret metav1.PartialObjectMetadata
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	err := r.Metadata.Get(ctx, client.ObjectKey{Namespace: key.namespace, Name: key.name}, &secret)
+	if err != nil || secret.ResourceVersion != version || !r.Registry.holds(d) {
+		return nil
+	}
+	return d
 }
 
 // ResolveForDeletion is Resolve for a resource that is going away: when a whole namespace is deleted its Secrets may go

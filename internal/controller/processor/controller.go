@@ -20,9 +20,11 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/reconcile"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
+	"github.com/millrace-dev/millrace/internal/controller/consumergroup"
 	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/lag"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/controller/stream"
 )
 
 // Kind of the resource.
@@ -136,16 +138,14 @@ func (r *Reconciler) ofGroup(ctx context.Context, group client.Object) []reconci
 	return r.list(ctx, group.GetNamespace(), client.MatchingFields{indexGroup: group.GetName()})
 }
 
-func (r *Reconciler) ofStream(ctx context.Context, stream client.Object) []reconcile.Request {
+func (r *Reconciler) ofStream(ctx context.Context, s client.Object) []reconcile.Request {
 	var groups v1alpha1.ConsumerGroupList
-	if err := r.Client.List(ctx, &groups, client.InNamespace(stream.GetNamespace())); err != nil {
+	if err := r.Client.List(ctx, &groups, client.InNamespace(s.GetNamespace()), client.MatchingFields{consumergroup.IndexStream: s.GetName()}); err != nil {
 		return nil
 	}
 	var requests []reconcile.Request
 	for i := range groups.Items {
-		if groups.Items[i].Spec.StreamRef.Name == stream.GetName() {
-			requests = append(requests, r.ofGroup(ctx, &groups.Items[i])...)
-		}
+		requests = append(requests, r.ofGroup(ctx, &groups.Items[i])...)
 	}
 	return requests
 }
@@ -153,13 +153,11 @@ func (r *Reconciler) ofStream(ctx context.Context, stream client.Object) []recon
 func (r *Reconciler) ofSecret(ctx context.Context, secret client.Object) []reconcile.Request {
 	requests := r.list(ctx, secret.GetNamespace(), client.MatchingFields{indexSecret: secret.GetName()})
 	var streams v1alpha1.StreamList
-	if err := r.Client.List(ctx, &streams, client.InNamespace(secret.GetNamespace())); err != nil {
+	if err := r.Client.List(ctx, &streams, client.InNamespace(secret.GetNamespace()), client.MatchingFields{stream.IndexSecret: secret.GetName()}); err != nil {
 		return requests
 	}
 	for i := range streams.Items {
-		if ref := streams.Items[i].Spec.DatabaseSecretRef; ref != nil && ref.Name == secret.GetName() {
-			requests = append(requests, r.ofStream(ctx, &streams.Items[i])...)
-		}
+		requests = append(requests, r.ofStream(ctx, &streams.Items[i])...)
 	}
 	return requests
 }

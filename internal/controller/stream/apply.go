@@ -19,7 +19,7 @@ func (r *Reconciler) apply(ctx context.Context, sc *scope) error {
 	if err := phase.SetFinalizer(ctx, r.Client, sc.stream, wantsFinalizer(sc.stream)); err != nil {
 		return err
 	}
-	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+	if err := sc.db.Alter(ctx, func(ctx context.Context, db pgstream.DB) error {
 		if sc.approved == "" {
 			return r.change(ctx, db, sc)
 		}

@@ -64,8 +64,8 @@ func (r *Reconciler) Reconcile(ctx context.Context, s *v1alpha1.Stream) (ctrl.Re
 	return r.report(ctx, sc, phase.Run(ctx, sc, phases))
 }
 
-// indexSecret finds the Streams of a Secret.
-const indexSecret = "spec.databaseSecretRef.name"
+// IndexSecret finds the Streams of a Secret.
+const IndexSecret = "spec.databaseSecretRef.name"
 
 // indexName finds the Streams that claim a name in their databases.
 const indexName = "databaseName"
@@ -73,7 +73,7 @@ const indexName = "databaseName"
 // SetupWithManager registers the controller.
 func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, workers int) error {
 	index := mgr.GetFieldIndexer()
-	if err := index.IndexField(ctx, &v1alpha1.Stream{}, indexSecret, func(o client.Object) []string {
+	if err := index.IndexField(ctx, &v1alpha1.Stream{}, IndexSecret, func(o client.Object) []string {
 		if ref := o.(*v1alpha1.Stream).Spec.DatabaseSecretRef; ref != nil {
 			return []string{ref.Name}
 		}
@@ -108,7 +108,7 @@ func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.
 // ofSecret lists the Streams whose Secret changed.
 func (r *Reconciler) ofSecret(ctx context.Context, secret client.Object) []reconcile.Request {
 	var list v1alpha1.StreamList
-	if err := r.Client.List(ctx, &list, client.InNamespace(secret.GetNamespace()), client.MatchingFields{indexSecret: secret.GetName()}); err != nil {
+	if err := r.Client.List(ctx, &list, client.InNamespace(secret.GetNamespace()), client.MatchingFields{IndexSecret: secret.GetName()}); err != nil {
 		return nil
 	}
 	requests := make([]reconcile.Request, 0, len(list.Items))
