@@ -15,13 +15,13 @@ func TestTheOldConnectionStringOfASecretIsForgotten(t *testing.T) {
 	old, fresh := get(t, r, "postgres://a:old@h/d"), get(t, r, "postgres://a:new@h/d")
 	resolver := &Resolver{Registry: r}
 	one, two := secretKey{"n", "one", "dsn"}, secretKey{"n", "two", "dsn"}
-	resolver.leads(one, old)
-	resolver.leads(two, old)
-	resolver.leads(one, fresh)
+	resolver.leads(one, old, "1")
+	resolver.leads(two, old, "1")
+	resolver.leads(one, fresh, "1")
 	if len(r.Active()) != 2 {
 		t.Errorf("%d databases while one Secret holds the old string, want 2", len(r.Active()))
 	}
-	resolver.leads(two, fresh)
+	resolver.leads(two, fresh, "1")
 	if active := r.Active(); len(active) != 1 || active[0] != fresh {
 		t.Errorf("%d databases when no Secret holds the old string, want the new one", len(active))
 	}

@@ -43,6 +43,7 @@ type Poller struct {
 	mu        sync.Mutex
 	wake      map[string]Wake // by kind
 	followers map[Follower]target
+	since     map[Follower]time.Time // when it began to follow that target
 	figures   map[Follower]Figures
 	streams   map[Follower]StreamFigures
 	polling   map[database.ID]bool      // in flight
@@ -55,7 +56,7 @@ type Poller struct {
 func NewPoller(interval time.Duration) *Poller {
 	return &Poller{
 		interval: interval, kick: make(chan struct{}, 1),
-		wake: map[string]Wake{}, followers: map[Follower]target{}, figures: map[Follower]Figures{},
+		wake: map[string]Wake{}, followers: map[Follower]target{}, since: map[Follower]time.Time{}, figures: map[Follower]Figures{},
 		streams: map[Follower]StreamFigures{}, streamsAt: map[database.ID]time.Time{},
 		polling: map[database.ID]bool{}, urgent: map[database.ID]bool{}, lost: map[database.ID]bool{},
 	}
@@ -75,6 +76,7 @@ func (p *Poller) Follow(f Follower, db *database.Database, stream, group string)
 	known := p.followers[f] == t
 	if !known {
 		p.followers[f] = t
+		p.since[f] = time.Now()
 		delete(p.figures, f)
 		delete(p.streams, f)
 	}
@@ -104,6 +106,7 @@ func (p *Poller) Unfollow(f Follower) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.followers, f)
+	delete(p.since, f)
 	delete(p.figures, f)
 	delete(p.streams, f)
 }
@@ -143,14 +146,21 @@ func (p *Poller) Run(ctx context.Context) error {
 	defer tick.Stop()
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	var soon <-chan time.Time
 	for {
 		all := true
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-soon:
+			soon, all = nil, false
 		case <-p.kick:
-			all = false
+			// Not at once: where one follower is new, more are coming, and a reading for each of a thousand would read a thousand each time.
+			if soon == nil {
+				soon = time.After(p.interval / 10)
+			}
+			continue
 		}
 		for _, db := range p.idle(all) {
 			wg.Go(func() { p.poll(ctx, db) })
@@ -195,15 +205,29 @@ func (p *Poller) poll(ctx context.Context, db *database.Database) {
 	}
 }
 
-// streamsDue says whether it is time to read the streams of a database, and then that it is done.
+// streamsDue says whether it is time to read the streams of a database, and then that it is done. One that is new has no figures yet, and does not have
+// to wait as long.
 func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if now.Sub(p.streamsAt[id]) < streamsEvery*p.interval {
+	switch age := now.Sub(p.streamsAt[id]); {
+	case age >= streamsEvery*p.interval:
+	case age < p.interval/2 || !p.hasNewStream(id, now):
 		return false
 	}
 	p.streamsAt[id] = now
 	return true
+}
+
+// hasNewStream says whether a stream without figures is followed since a short time. One that stays without is not in its database, and is not
+// waited for. The caller holds mu.
+func (p *Poller) hasNewStream(id database.ID, now time.Time) bool {
+	for f, t := range p.followers {
+		if t.group == "" && t.db.ID() == id && !p.streams[f].Known && now.Sub(p.since[f]) < streamsEvery*p.interval {
+			return true
+		}
+	}
+	return false
 }
 
 // pollStreams reads the streams of a database, and returns whom to wake. A failure concerns nobody: groups are read more often and say it.

@@ -140,3 +140,31 @@ func TestRecordStreamsWakesWhenSomethingHoldsAStreamUp(t *testing.T) {
 		}
 	}
 }
+
+// A stream that is new gets its figures at the next reading; one that is not in its database waits as long as the others.
+func TestStreamsAreReadSoonForANewOne(t *testing.T) {
+	db, err := database.NewRegistry(database.Options{}).Get("postgres://a:b@h/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const interval = 10 * time.Second
+	p := NewPoller(interval)
+	at := time.Now()
+	due := func(after time.Duration, want bool) {
+		t.Helper()
+		if got := p.streamsDue(db.ID(), at.Add(after)); got != want {
+			t.Errorf("after %s due is %t", after, got)
+		}
+	}
+	due(0, true)
+	p.Follow(Follower{Kind: "Stream", UID: "s"}, db, "orders", "")
+	due(interval/10, false)
+	due(interval, true)
+	due(2*interval, true) // it was not there
+	p.recordStreams(db.ID(), []pgstream.StreamStats{{Stream: "orders"}})
+	due(3*interval, false)
+	p.Follow(Follower{Kind: "Stream", UID: "lost"}, db, "elsewhere", "")
+	due(4*interval, true)
+	due((streamsEvery+4)*interval, true)
+	due((streamsEvery+5)*interval, false)
+}
