@@ -3,6 +3,7 @@ package consumergroup
 import (
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
@@ -15,7 +16,10 @@ import (
 // are not a measurement leave status as it is (G3).
 func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	status := &g.Status
-	if !f.Known {
+	switch {
+	case !f.Known && f.Err == nil && meta.FindStatusCondition(status.Conditions, v1alpha1.ConditionLagKnown) != nil:
+		return // the manager has just started; what the one before it knew is a few seconds old
+	case !f.Known:
 		reason, message := v1alpha1.ReasonNotMeasured, "no lag has been read since the manager started"
 		if f.Err != nil {
 			reason, message = phase.Reason(f.Err, v1alpha1.ReasonFailed), f.Err.Error()
@@ -34,7 +38,8 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 	if f.Deliveries > 0 {
 		status.Deliveries = ptr.To(f.Deliveries)
 	}
-	if f.Rates != nil {
+	// That nothing moves in a group in which nothing ever did is no news, and would be one more write for each of them.
+	if f.Rates != nil && (status.PublishedPerMinute != nil || *f.Rates != (lag.Rates{})) {
 		status.PublishedPerMinute = ptr.To(lag.PerMinute(f.Rates.Published, status.PublishedPerMinute))
 		status.SettledPerMinute = ptr.To(lag.PerMinute(f.Rates.Settled, status.SettledPerMinute))
 	}
