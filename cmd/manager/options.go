@@ -49,7 +49,7 @@ func parse(args []string, output io.Writer) (*options, error) {
 	f.StringVar(&o.processorImage, "processor-image", os.Getenv("MILLRACE_PROCESSOR_IMAGE"), "image of Processor pods; default: the variable MILLRACE_PROCESSOR_IMAGE")
 	f.StringVar(&o.pullPolicy, "processor-image-pull-policy", "", "pull policy of Processor pods: Always, IfNotPresent or Never; default: Kubernetes' own")
 	f.StringVar(&pullSecrets, "processor-image-pull-secrets", "", "comma-separated names of the Secrets for pulling the image of Processor pods, in their namespaces")
-	f.DurationVar(&o.verifyInterval, "verify-interval", 5*time.Minute, "time between two comparisons of a resource with its database")
+	f.DurationVar(&o.verifyInterval, "verify-interval", 5*time.Minute, "time between two comparisons of a resource with its database; longer where there are more than 300 resources of a kind")
 	f.DurationVar(&o.lagInterval, "lag-interval", 10*time.Second, "time between two readings of lag")
 	f.DurationVar(&o.deletionPatience, "deletion-patience", 5*time.Minute, "how long a deletion waits for its database before it says that a person has to act")
 	f.IntVar(&o.workers, "workers", 16, "resources of a kind that are worked on at the same time")

@@ -24,8 +24,12 @@ type verified struct {
 	next       time.Time
 }
 
-// NewSchedule returns a schedule that verifies every interval, up to a tenth later each time: resources that were made
-// together would otherwise reach the database together for ever.
+// perInterval is how many resources of a kind are verified in one interval. Where there are more, each waits longer, so that databases at rest are not asked
+// more and more: with the usual five minutes, once a second.
+const perInterval = 300
+
+// NewSchedule returns a schedule that verifies every interval, or less often when there are many resources (perInterval), and up to a tenth later each time:
+// resources that were made together would otherwise reach the database together for ever.
 func NewSchedule(c clock.PassiveClock, interval time.Duration) *Schedule {
 	return &Schedule{clock: c, interval: interval, next: map[types.UID]verified{}}
 }
@@ -40,9 +44,10 @@ func (s *Schedule) Due(uid types.UID, generation int64) bool {
 
 // Done records a verification and returns the time until the next.
 func (s *Schedule) Done(uid types.UID, generation int64) time.Duration {
-	wait := s.interval + rand.N(s.interval/10+1)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	wait := max(s.interval, s.interval/perInterval*time.Duration(len(s.next)))
+	wait += rand.N(wait/10 + 1)
 	s.next[uid] = verified{generation: generation, next: s.clock.Now().Add(wait)}
 	return wait
 }

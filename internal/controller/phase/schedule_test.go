@@ -1,9 +1,11 @@
 package phase
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
 	clocktesting "k8s.io/utils/clock/testing"
 )
 
@@ -31,5 +33,17 @@ func TestScheduleIsDueWhenItShouldBe(t *testing.T) {
 	clock.SetTime(time.Unix(70, 0))
 	if !s.Due("a", 1) {
 		t.Error("it is not due after the interval")
+	}
+}
+
+func TestManyResourcesAreVerifiedLessOften(t *testing.T) {
+	clock := clocktesting.NewFakePassiveClock(time.Unix(0, 0))
+	s := NewSchedule(clock, 5*time.Minute)
+	for i := range 1000 {
+		s.Done(types.UID(strconv.Itoa(i)), 1)
+	}
+	// A thousand in about a thousand seconds, or a little more: one each second.
+	if wait := s.Done("0", 1); wait < 1000*time.Second || wait > 1100*time.Second {
+		t.Errorf("with a thousand resources the next verification is in %s", wait)
 	}
 }
