@@ -179,6 +179,15 @@ func (r *Reconciler) announceScale(_ context.Context, sc *scope) error {
 	return nil
 }
 
+// recallScale puts the time of the last change into a status that comes from a cache which has not seen it yet. Else a reconcile right after the change
+// would write what was before.
+func (r *Reconciler) recallScale(p *v1alpha1.Processor) {
+	last := metav1.NewTime(r.memory.history(p.UID).scaled.Truncate(time.Second))
+	if s := p.Status.Autoscaling; !last.IsZero() && (s == nil || s.LastScaleTime == nil || s.LastScaleTime.Before(&last)) {
+		p.Status.Autoscaling = &v1alpha1.AutoscalingStatus{LastScaleTime: &last}
+	}
+}
+
 // showScaling puts what the autoscaler decided into status.
 func showScaling(sc *scope) {
 	p := sc.processor

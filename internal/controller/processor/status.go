@@ -32,6 +32,7 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	if d := sc.deployment; d != nil {
 		p.Status.Replicas, p.Status.ReadyReplicas, p.Status.UpdatedReplicas = d.Status.Replicas, d.Status.ReadyReplicas, d.Status.UpdatedReplicas
 	}
+	r.recallScale(p)
 	showScaling(sc)
 	conditions := &p.Status.Conditions
 	if p.Spec.Suspend {
