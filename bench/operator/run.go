@@ -286,8 +286,8 @@ func (r *run) newPlace(ctx context.Context, watches *errgroup.Group, namespace s
 	if err := tenant(ctx, r.cluster.client, namespace, r.server.postgres.DSN(p.database)); err != nil {
 		return nil, err
 	}
-	p.watcher, err = newWatcher(ctx, watches, r.cluster.client, namespace)
-	return p, err
+	p.watcher = newWatcher(ctx, watches, r.cluster.client, namespace)
+	return p, nil
 }
 
 // running says what has ended that should run.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/watch"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -41,33 +42,58 @@ type watched interface {
 	GetConditions() []metav1.Condition
 }
 
-// newWatcher watches until ctx ends. A watch that breaks ends the benchmark through group.
-func newWatcher(ctx context.Context, group *errgroup.Group, c client.WithWatch, namespace string) (*watcher, error) {
+// newWatcher watches until ctx ends. Whoever takes the API server's events too slowly loses the watch, which then begins anew with what is there.
+func newWatcher(ctx context.Context, group *errgroup.Group, c client.WithWatch, namespace string) *watcher {
 	w := &watcher{states: map[types.UID]*state{}, changed: make(chan struct{}, 1)}
 	for i, list := range []client.ObjectList{&v1alpha1.StreamList{}, &v1alpha1.ConsumerGroupList{}, &v1alpha1.ProcessorList{}} {
-		events, err := c.Watch(ctx, list, client.InNamespace(namespace))
-		if err != nil {
-			return nil, fmt.Errorf("watch the resources: %w", err)
-		}
 		group.Go(func() error {
-			defer events.Stop()
 			for {
-				select {
-				case <-ctx.Done():
+				if err := w.follow(ctx, c, namespace, kinds[i], list); err != nil && ctx.Err() == nil {
+					return fmt.Errorf("watch the %ss: %w", kinds[i], err)
+				}
+				if ctx.Err() != nil {
 					return nil
-				case e, open := <-events.ResultChan():
-					if !open && ctx.Err() != nil {
-						return nil
-					}
-					if !open || e.Type == watch.Error {
-						return fmt.Errorf("the watch of %ss broke: %v", kinds[i], e.Object)
-					}
-					w.note(kinds[i], e)
 				}
 			}
 		})
 	}
-	return w, nil
+	return w
+}
+
+// follow lists the resources of a kind and watches them until the watch ends.
+func (w *watcher) follow(ctx context.Context, c client.WithWatch, namespace, kind string, list client.ObjectList) error {
+	if err := c.List(ctx, list, client.InNamespace(namespace)); err != nil {
+		return err
+	}
+	there := map[types.UID]bool{}
+	if err := meta.EachListItem(list, func(o runtime.Object) error {
+		if o, ok := o.(watched); ok {
+			there[o.GetUID()] = true
+			w.note(kind, watch.Event{Type: watch.Added, Object: o})
+		}
+		return nil
+	}); err != nil {
+		return err
+	}
+	w.mu.Lock()
+	for uid, s := range w.states {
+		if s.kind == kind && !there[uid] {
+			delete(w.states, uid)
+		}
+	}
+	w.mu.Unlock()
+	events, err := c.Watch(ctx, list, client.InNamespace(namespace), &client.ListOptions{Raw: &metav1.ListOptions{ResourceVersion: list.GetResourceVersion()}})
+	if err != nil {
+		return err
+	}
+	defer events.Stop()
+	for e := range events.ResultChan() {
+		if e.Type == watch.Error {
+			return nil // too old a version, or too slow a reader: list again
+		}
+		w.note(kind, e)
+	}
+	return nil
 }
 
 func (w *watcher) note(kind string, e watch.Event) {

@@ -147,7 +147,7 @@ func orDefault[T comparable](v, d T) T {
 // lowered, payload type changed) and ErrOwned when another owner holds the name. The repairs of a stream include those of its priorities.
 func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	plan := Plan{Spec: spec}
-	info, err := DescribeStream(ctx, db, spec.Name)
+	info, err := StreamSettings(ctx, db, spec.Name)
 	if errors.Is(err, ErrNotFound) {
 		return NewStreamPlan(spec), nil
 	}
@@ -262,10 +262,19 @@ func ApplyStream(ctx context.Context, db DB, plan Plan) error {
 // DescribeStream reads one stream; ErrNotFound when there is none. Positions and the horizon are those of priority 0, Bytes is the sum of all
 // priorities.
 func DescribeStream(ctx context.Context, db DB, name string) (StreamInfo, error) {
+	return describeStream(ctx, db, name, true)
+}
+
+// StreamSettings is DescribeStream without what moves: positions, the horizon and sizes are zero. It costs a fraction.
+func StreamSettings(ctx context.Context, db DB, name string) (StreamInfo, error) {
+	return describeStream(ctx, db, name, false)
+}
+
+func describeStream(ctx context.Context, db DB, name string, figures bool) (StreamInfo, error) {
 	info := StreamInfo{Spec: StreamSpec{Name: name}}
 	var owner *Owner
 	var age, window int64
-	err := db.QueryRow(ctx, describeStreamSQL, name).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
+	err := db.QueryRow(ctx, describeStreamSQL, name, figures).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
 		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages,
 		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &info.Spec.Versions, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
 	if errors.Is(err, pgx.ErrNoRows) {

@@ -2,6 +2,7 @@ package consumergroup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -23,6 +24,9 @@ func (r *Reconciler) connect(ctx context.Context, sc *scope) error {
 	}
 	if err != nil {
 		return fmt.Errorf("read Stream %q: %w", g.Spec.StreamRef.Name, err)
+	}
+	if phase.New(&stream, r.Clock.Now()) {
+		return phase.Again(phase.NewFor, errors.New("the Stream has not been looked at yet")) // its first status wakes this group
 	}
 	if !stream.InDatabase() {
 		return phase.Waitf(v1alpha1.ReasonStreamNotReady, 0, "%s", notReady(&stream))

@@ -49,6 +49,7 @@ type Poller struct {
 	polling   map[database.ID]bool      // in flight
 	urgent    map[database.ID]bool      // to be polled before the next tick
 	lost      map[database.ID]bool      // the last poll failed
+	took      time.Duration             // the last poll that did not
 	streamsAt map[database.ID]time.Time // when streams were read
 }
 
@@ -158,7 +159,7 @@ func (p *Poller) Run(ctx context.Context) error {
 		case <-p.kick:
 			// Not at once: where one follower is new, more are coming, and a reading for each of a thousand would read a thousand each time.
 			if soon == nil {
-				soon = time.After(p.interval / 10)
+				soon = time.After(p.pause())
 			}
 			continue
 		}
@@ -166,6 +167,14 @@ func (p *Poller) Run(ctx context.Context) error {
 			wg.Go(func() { p.poll(ctx, db) })
 		}
 	}
+}
+
+// pause is how long a reading out of turn waits for more that ask for one: ten times what a reading takes, so that they never keep a database busy, and
+// not more than half an interval.
+func (p *Poller) pause() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return min(max(p.interval/10, 10*p.took), p.interval/2)
 }
 
 // idle marks as in flight, and returns, the followed databases of which no poll is: all of them, or only the urgent ones.
@@ -187,12 +196,18 @@ func (p *Poller) idle(all bool) []*database.Database {
 func (p *Poller) poll(ctx context.Context, db *database.Database) {
 	db.Touch()
 	var reports []pgstream.GroupReport
+	begin := time.Now()
 	err := db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
 		reports, err = pgstream.GroupReports(ctx, conn)
 		return err
 	})
 	at := time.Now()
+	if err == nil {
+		p.mu.Lock()
+		p.took = at.Sub(begin)
+		p.mu.Unlock()
+	}
 	woken := p.record(db.ID(), reports, at, err)
 	if err != nil && !phase.IsAgain(err) && !errors.Is(err, context.Canceled) {
 		logf.FromContext(ctx).V(1).Info("reading lag failed", "database", db.String(), "reason", phase.Reason(err, "Failed"))
@@ -212,7 +227,7 @@ func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
 	defer p.mu.Unlock()
 	switch age := now.Sub(p.streamsAt[id]); {
 	case age >= streamsEvery*p.interval:
-	case age < p.interval/2 || !p.hasNewStream(id, now):
+	case age < p.interval || !p.hasNewStream(id, now):
 		return false
 	}
 	p.streamsAt[id] = now

@@ -122,6 +122,9 @@ func (r *Reconciler) resolveGroup(ctx context.Context, sc *scope, source *v1alph
 	if err != nil {
 		return nil, fmt.Errorf("read ConsumerGroup %q: %w", source.Name, err)
 	}
+	if phase.New(&group, r.Clock.Now()) {
+		return nil, phase.Again(phase.NewFor, errors.New("the ConsumerGroup has not been looked at yet"))
+	}
 	if !group.InDatabase() {
 		text := fmt.Sprintf("ConsumerGroup %q is not in its database yet", group.Name)
 		if c := meta.FindStatusCondition(group.Status.Conditions, v1alpha1.ConditionReady); c != nil && c.Message != "" {

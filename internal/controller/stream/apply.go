@@ -52,7 +52,7 @@ func (r *Reconciler) change(ctx context.Context, db pgstream.DB, sc *scope) erro
 // unchanged makes sure that the plan is still the one that was approved. tx keeps others from changing what it depends on.
 func (r *Reconciler) unchanged(ctx context.Context, tx pgstream.DB, sc *scope) error {
 	var now *pgstream.StreamInfo
-	info, err := pgstream.DescribeStream(ctx, tx, sc.plan.Spec.Name)
+	info, err := pgstream.StreamSettings(ctx, tx, sc.plan.Spec.Name)
 	switch {
 	case err == nil:
 		now = &info

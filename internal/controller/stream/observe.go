@@ -17,7 +17,7 @@ import (
 func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 	if len(sc.plan.Steps) > 0 || sc.info == nil {
 		if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-			info, err := pgstream.DescribeStream(ctx, db, sc.stream.DatabaseName())
+			info, err := pgstream.StreamSettings(ctx, db, sc.stream.DatabaseName())
 			sc.info = &info
 			return err
 		}); err != nil {

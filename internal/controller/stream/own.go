@@ -23,7 +23,7 @@ func (r *Reconciler) own(ctx context.Context, sc *scope) error {
 		call = sc.db.Look // nobody has approved that anything is made
 	}
 	err := call(ctx, func(ctx context.Context, db pgstream.DB) error {
-		info, err := pgstream.DescribeStream(ctx, db, name)
+		info, err := pgstream.StreamSettings(ctx, db, name)
 		if errors.Is(err, pgstream.ErrNotFound) {
 			return nil
 		}
