@@ -37,8 +37,9 @@ func TestEveryWork(t *testing.T) {
 			t.Errorf("%s is %+v", work, row)
 		}
 	}
-	for _, work := range []string{"rest-10-api-writes", "rest-12-api-writes", "restart-api-writes"} {
-		if row, found := rows[[2]string{work, "millrace"}]; !found || row.Max != 0 {
+	// A manager that begins to lead sends one event that says so.
+	for work, most := range map[string]float64{"rest-10-api-writes": 0, "rest-12-api-writes": 0, "restart-api-writes": 1} {
+		if row, found := rows[[2]string{work, "millrace"}]; !found || row.Max > most {
 			t.Errorf("%s is %+v: nothing has changed\n%s", work, row, progress.String())
 		}
 	}

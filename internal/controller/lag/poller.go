@@ -50,6 +50,8 @@ type Poller struct {
 	urgent    map[database.ID]bool      // to be polled before the next tick
 	lost      map[database.ID]bool      // the last poll failed
 	took      time.Duration             // the last poll that did not
+
+	tookStreams time.Duration // the last reading of streams
 	streamsAt map[database.ID]time.Time // when streams were read
 }
 
@@ -169,12 +171,12 @@ func (p *Poller) Run(ctx context.Context) error {
 	}
 }
 
-// pause is how long a reading out of turn waits for more that ask for one: ten times what a reading takes, so that they never keep a database busy, and
-// not more than half an interval.
+// pause is how long a reading out of turn waits for more that ask for one: twenty times what a reading takes, so that they never keep a database busy,
+// and not more than an interval.
 func (p *Poller) pause() time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return min(max(p.interval/10, 10*p.took), p.interval/2)
+	return min(max(p.interval/10, 20*p.took), p.interval)
 }
 
 // idle marks as in flight, and returns, the followed databases of which no poll is: all of them, or only the urgent ones.
@@ -227,7 +229,7 @@ func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
 	defer p.mu.Unlock()
 	switch age := now.Sub(p.streamsAt[id]); {
 	case age >= streamsEvery*p.interval:
-	case age < p.interval || !p.hasNewStream(id, now):
+	case age < max(p.interval, 20*p.tookStreams) || !p.hasNewStream(id, now):
 		return false
 	}
 	p.streamsAt[id] = now
@@ -248,6 +250,7 @@ func (p *Poller) hasNewStream(id database.ID, now time.Time) bool {
 // pollStreams reads the streams of a database, and returns whom to wake. A failure concerns nobody: groups are read more often and say it.
 func (p *Poller) pollStreams(ctx context.Context, db *database.Database) []wakeUp {
 	var stats []pgstream.StreamStats
+	begin := time.Now()
 	err := db.Look(ctx, func(ctx context.Context, conn pgstream.DB) error {
 		var err error
 		stats, err = pgstream.AllStreamStats(ctx, conn)
@@ -259,6 +262,9 @@ func (p *Poller) pollStreams(ctx context.Context, db *database.Database) []wakeU
 		}
 		return nil
 	}
+	p.mu.Lock()
+	p.tookStreams = time.Since(begin)
+	p.mu.Unlock()
 	return p.recordStreams(db.ID(), stats)
 }
 

@@ -84,15 +84,18 @@ begin
         leaf_name := format('segment_%s_%s', p_stream, k);
         leaf := to_regclass('millrace_engine.' || leaf_name);
         if leaf is null then
-            summary := format('create segment %s of %s', k + 1, s.segments);
-            statement := format('create table millrace_engine.%s partition of millrace.%I for values in (%s)
-                with (autovacuum_vacuum_insert_threshold = -1)', leaf_name, s.name, k);
+            -- All that a segment needs in one step and in as few statements as can be: they are most of the time that a new stream takes.
+            summary := format('create segment %s of %s, with its index and its guard', k + 1, s.segments);
+            statement := format('create table millrace_engine.%1$s partition of millrace.%2$I (segment default %3$s) for values in (%3$s)
+                    with (autovacuum_vacuum_insert_threshold = -1);
+                create index %1$s_position_idx on millrace_engine.%1$s ("position");
+                create trigger publish_guard before insert on millrace_engine.%1$s for each statement
+                    execute function millrace_engine.publish_guard_%4$s();
+                alter table millrace_engine.%1$s enable always trigger publish_guard', leaf_name, s.name, k, p_stream);
             return next;
-            summary := format('default of segment %s', k + 1);
-            statement := format('alter table millrace_engine.%s alter column segment set default %s', leaf_name, k);
-            return next;
+            continue;
         end if;
-        if leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
+        if not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
                 and i.indkey::text = (select a.attnum::text from pg_attribute a where a.attrelid = leaf and a.attname = 'position')) then
             summary := format('index the positions of segment %s', k + 1);
             statement := format('drop index if exists millrace_engine.%1$s_position_idx;
@@ -107,7 +110,7 @@ begin
                 create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name);
             return next;
         end if;
-        if leaf is null or not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+        if not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
             summary := format('guard inserts into segment %s', k + 1);
             statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
             return next;
