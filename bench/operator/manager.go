@@ -105,10 +105,13 @@ func (m *Manager) read(o *unstructured.Unstructured) error {
 	container := d.Spec.Template.Spec.Containers[0]
 	m.args = container.Args
 	for _, e := range container.Env {
-		if e.Name == "GOMEMLIMIT" && e.ValueFrom != nil && e.ValueFrom.ResourceFieldRef != nil {
-			m.env = append(m.env, "GOMEMLIMIT="+strconv.FormatInt(container.Resources.Limits.Memory().Value(), 10))
-		} else if e.ValueFrom == nil {
+		switch {
+		case e.ValueFrom == nil:
 			m.env = append(m.env, e.Name+"="+e.Value)
+		case e.ValueFrom.FieldRef != nil:
+			m.env = append(m.env, e.Name+"="+release+"-bench") // a field of the pod: its name
+		case e.ValueFrom.ResourceFieldRef != nil:
+			m.env = append(m.env, e.Name+"="+strconv.FormatInt(container.Resources.Limits.Memory().Value(), 10))
 		}
 	}
 	return nil
