@@ -24,8 +24,8 @@ func podLock(cfg *rest.Config, o *options) (*resourcelock.LeaseLock, error) {
 	if !o.leaderElect || pod == "" || o.leaderElectionNamespace == "" {
 		return nil, nil
 	}
-	cfg = rest.AddUserAgent(cfg, "leader-election")
-	cfg.Timeout = apiTimeout // one request that hangs must not cost the Lease
+	cfg = rest.AddUserAgent(rest.CopyConfig(cfg), "leader-election") // a copy: AddUserAgent changes what it is given
+	cfg.Timeout = apiTimeout                                         // one request that hangs must not cost the Lease
 	client, err := coordinationv1.NewForConfig(cfg)
 	if err != nil {
 		return nil, fmt.Errorf("create a client for leader election: %w", err)
