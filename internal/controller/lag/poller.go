@@ -46,13 +46,13 @@ type Poller struct {
 	since     map[Follower]time.Time // when it began to follow that target
 	figures   map[Follower]Figures
 	streams   map[Follower]StreamFigures
-	polling   map[database.ID]bool      // in flight
-	urgent    map[database.ID]bool      // to be polled before the next tick
-	lost      map[database.ID]bool      // the last poll failed
-	took      time.Duration             // the last poll that did not
+	polling   map[database.ID]bool // in flight
+	urgent    map[database.ID]bool // to be polled before the next tick
+	lost      map[database.ID]bool // the last poll failed
+	took      time.Duration        // the last poll that did not
 
-	tookStreams time.Duration // the last reading of streams
-	streamsAt map[database.ID]time.Time // when streams were read
+	tookStreams time.Duration             // the last reading of streams
+	streamsAt   map[database.ID]time.Time // when streams were read
 }
 
 // NewPoller returns a poller that reads every interval once it runs.
