@@ -264,6 +264,9 @@ func TestLostPartsAreMadeAgain(t *testing.T) {
 			w.want(s, v1alpha1.ConditionDrifted, metav1.ConditionFalse, v1alpha1.ReasonRepaired, "repaired: ")
 			w.wantEvent(s, v1alpha1.EventDriftRepaired)
 			w.wantReady(s)
+			if n := scalar[int](w, conn, "select count(*) from millrace_engine.stream_repairs($1)", id); n > 0 {
+				t.Errorf("%d repairs are left", n)
+			}
 			w.exec(conn, `select millrace.publish('orders', '2', p_priority => 1)`)
 			if n := scalar[int](w, conn, "select count(*) from millrace.orders"); n != 1 {
 				t.Errorf("%d messages of priority 0", n)
