@@ -22,7 +22,7 @@ import (
 
 // TestInstalling does what install.md, upgrade.md and security.md say, from top to bottom, with real helm and kubectl on a Kubernetes API
 // server of its own, from the root of the source tree. This test plays the nodes: every Deployment gets its pods, and the pod of helm test
-// succeeds; what that pod really says is tested in cmd/manager, and on real nodes in test/e2e. What a text block shows has to be
+// succeeds; what that pod really says is tested in cmd/manager. What a text block shows has to be
 // printed by the command before it.
 func TestInstalling(t *testing.T) {
 	t.Parallel()
