@@ -16,7 +16,7 @@ import (
 func TestEveryWork(t *testing.T) {
 	out := filepath.Join(t.TempDir(), "operator.json")
 	var table, progress strings.Builder
-	if err := run(t.Context(), []string{"-n", "12", "-processors", "3", "-changes", "3", "-rest", "1s", "-runs", "1", "-out", out}, &table, &progress); err != nil {
+	if err := run(t.Context(), []string{"-n", "12", "-processors", "3", "-changes", "3", "-rest", "4s", "-runs", "1", "-out", out}, &table, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
 	text, err := os.ReadFile(out)
