@@ -982,6 +982,11 @@ type ProcessorStatus struct {
 	// +optional
 	Selector string `json:"selector,omitempty"`
 
+	// lastError is the last that kept a pod from working, and stays when pods have recovered.
+	//
+	// +optional
+	LastError *PodError `json:"lastError,omitempty"`
+
 	// lag of the source, with a consumerGroup source.
 	//
 	// +optional
@@ -999,6 +1004,18 @@ type ProcessorStatus struct {
 	// +listMapKey=type
 	// +optional
 	Conditions []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// PodError is what kept a pod from working.
+type PodError struct {
+	// time when the container stopped, or when it was first seen to say so.
+	Time metav1.Time `json:"time"`
+
+	// pod that it was.
+	Pod string `json:"pod"`
+
+	// message: the pod's own words, or those of Kubernetes.
+	Message string `json:"message"`
 }
 
 // Processor moves messages from a source to a sink, in pods of its own.

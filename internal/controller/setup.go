@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	policyv1 "k8s.io/api/policy/v1"
@@ -101,8 +102,10 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 	o.Database.Changed = poller.Now
 	registry := database.NewRegistry(o.Database)
 	databases := &database.Resolver{Reader: live, Metadata: c, Registry: registry, Default: o.DefaultDatabase}
-	if err := o.Metrics.Register(poller); err != nil {
-		return fmt.Errorf("register the lag metrics: %w", err)
+	for _, collector := range []prometheus.Collector{poller, registry, &resources{cache: c, elected: mgr.Elected()}} {
+		if err := o.Metrics.Register(collector); err != nil {
+			return fmt.Errorf("register the metrics: %w", err)
+		}
 	}
 	maintainer := &database.Maintainer{Registry: registry, Interval: o.MaintenanceInterval}
 	scouts := &database.Scouts{Registry: registry}

@@ -65,6 +65,9 @@ func (m *Maintainer) once(ctx context.Context, d *Database) {
 		}
 		return err
 	})
+	if err == nil {
+		d.noteMaintained(m.Registry.opts.Clock.Now())
+	}
 	if err != nil && !phase.IsAgain(err) && ctx.Err() == nil {
 		log.Info("maintenance failed; it is tried again", "database", d.String(), "cause", err.Error())
 	}

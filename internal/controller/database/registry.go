@@ -215,10 +215,11 @@ type Database struct {
 	altering         chan struct{} // the turn of Alter
 	used             time.Time     // guarded by registry.mu
 
-	mu       sync.Mutex
-	pool     *pgxpool.Pool
-	migrated bool
-	shut     bool
+	mu         sync.Mutex
+	pool       *pgxpool.Pool
+	migrated   bool
+	shut       bool
+	maintained time.Time // when upkeep last ran to its end
 }
 
 // ID identifies the database.
@@ -385,6 +386,18 @@ func (d *Database) forgetSchema() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.migrated = false
+}
+
+func (d *Database) maintainedAt() time.Time {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.maintained
+}
+
+func (d *Database) noteMaintained(at time.Time) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.maintained = at
 }
 
 func (d *Database) close() {

@@ -37,6 +37,10 @@ var (
 		"Size of a Stream on disk, with its indexes.", groupLabels, nil)
 	descStreamDelayed = prometheus.NewDesc("millrace_stream_delayed_messages",
 		"Messages of a Stream that wait for their time to be delivered.", groupLabels, nil)
+	descStreamPublished = prometheus.NewDesc("millrace_stream_published_messages_per_second",
+		"Messages that came into a Stream, over the last minute.", groupLabels, nil)
+	descStreamSegments = prometheus.NewDesc("millrace_stream_segments_used_ratio",
+		"Segments of a Stream that hold messages, of all it has: at 1 retention cannot free any, and the stream grows.", groupLabels, nil)
 	descStreamHeld = prometheus.NewDesc("millrace_stream_horizon_held_seconds",
 		"For how long an open transaction has kept what was published to a Stream from being read; 0 when there is none.", groupLabels, nil)
 	descKnown = prometheus.NewDesc("millrace_group_lag_known",
@@ -47,7 +51,7 @@ var (
 func (p *Poller) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descDeliveries, descPublished, descSettled, descMembers, descPaused,
 		descLapsed, descKnown,
-		descStreamMessages, descStreamBytes, descStreamDelayed, descStreamHeld} {
+		descStreamMessages, descStreamBytes, descStreamDelayed, descStreamHeld, descStreamPublished, descStreamSegments} {
 		ch <- d
 	}
 }
@@ -58,6 +62,7 @@ func (p *Poller) Collect(ch chan<- prometheus.Metric) {
 	for f, v := range streams {
 		for d, value := range map[*prometheus.Desc]float64{
 			descStreamMessages: float64(v.Messages), descStreamBytes: float64(v.Bytes), descStreamDelayed: float64(v.Delayed), descStreamHeld: v.HeldFor.Seconds(),
+			descStreamPublished: v.PublishedPerSecond, descStreamSegments: v.SegmentsUsed,
 		} {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, f.Namespace, f.Name)
 		}

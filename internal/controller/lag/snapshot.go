@@ -217,6 +217,10 @@ type StreamFigures struct {
 	Known bool
 
 	Messages, Bytes, Delayed int64
+	// PublishedPerSecond over the last minute.
+	PublishedPerSecond float64
+	// SegmentsUsed of all segments, from 0 to 1: at 1 retention cannot free any.
+	SegmentsUsed float64
 	// HeldBy is the open transaction that has kept consumers from reading on for longer than the interval between two readings of
 	// streams, "pid 123" or "prepared transaction <gid>"; empty when there is none.
 	HeldBy string
@@ -227,7 +231,10 @@ type StreamFigures struct {
 // streamFiguresOf turns one row of statistics into figures. A transaction that has been open for less than patience is none of
 // anybody's business.
 func streamFiguresOf(s pgstream.StreamStats, patience time.Duration) StreamFigures {
-	f := StreamFigures{Known: true, Messages: s.Messages, Bytes: s.Bytes, Delayed: s.Delayed, HeldFor: s.StalledFor}
+	f := StreamFigures{Known: true, Messages: s.Messages, Bytes: s.Bytes, Delayed: s.Delayed, HeldFor: s.StalledFor, PublishedPerSecond: s.PublishedPerSecond}
+	if s.Segments > 0 {
+		f.SegmentsUsed = float64(s.SegmentsUsed) / float64(s.Segments)
+	}
 	if s.StalledFor >= patience {
 		f.HeldBy = s.StalledBy
 	}

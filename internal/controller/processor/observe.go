@@ -58,8 +58,14 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 	if err := r.Live.List(ctx, &pods, client.InNamespace(p.Namespace), client.MatchingLabels(selectorLabels(p)), client.Limit(podsMax)); err != nil {
 		return fmt.Errorf("read the pods: %w", err)
 	}
-	if trouble := diagnose(pods.Items, r.Clock.Now()); trouble != "" {
-		return phase.Waitf(v1alpha1.ReasonPodsFailing, rolloutLook, "%s. %s", message, trouble)
+	if t := diagnose(pods.Items, r.Clock.Now()); t != nil {
+		if t.ip != "" {
+			if words := whyNotReady(ctx, t.ip); words != "" {
+				t.what, t.said = ": runs and is not ready; it says: ", words
+			}
+		}
+		remember(p, t, r.Clock.Now())
+		return phase.Waitf(v1alpha1.ReasonPodsFailing, rolloutLook, "%s. %s", message, t)
 	}
 	if !current {
 		return phase.Waitf(v1alpha1.ReasonRollingOut, rolloutLook, "%s", message)
@@ -71,6 +77,23 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 		return phase.Stallf(v1alpha1.ReasonPodsFailing, "%s. The rollout stands still: %s", message, progress.Message)
 	}
 	return phase.Waitf(v1alpha1.ReasonRollingOut, rolloutLook, "%s", message)
+}
+
+// remember keeps the trouble in status. What is said again is no news, unless a container has stopped once more.
+func remember(p *v1alpha1.Processor, t *trouble, now time.Time) {
+	text := t.said
+	if text == "" {
+		text = strings.TrimLeft(t.what, ":, ")
+	}
+	at := t.at
+	if at.IsZero() {
+		at = now
+	}
+	before := p.Status.LastError
+	if before != nil && before.Pod == t.pod && before.Message == text && !t.at.After(before.Time.Time) {
+		return
+	}
+	p.Status.LastError = &v1alpha1.PodError{Time: metav1.NewTime(at.Truncate(time.Second)), Pod: t.pod, Message: text}
 }
 
 // done says whether exactly the wanted pods run with the newest template, and are ready.
@@ -95,8 +118,25 @@ const unreadyAfter = 30 * time.Second
 // normal are the reasons for which a container that just waits is not in trouble.
 var normal = map[string]bool{"": true, "ContainerCreating": true, "PodInitializing": true}
 
-// diagnose says what keeps pods from being ready, in the words of the first that is in trouble; empty when they only need time.
-func diagnose(pods []corev1.Pod, now time.Time) string {
+// trouble is what keeps one pod from being ready.
+type trouble struct {
+	pod  string
+	what string    // about the pod: for a sentence that begins with its name
+	said string    // the pod's own words, or those of Kubernetes
+	at   time.Time // when its container stopped; zero when it did not
+	ip   string    // of a pod that runs and is not ready: it can be asked why
+}
+
+// String is the sentence.
+func (t *trouble) String() string {
+	if t.said == "" {
+		return "Pod " + t.pod + t.what
+	}
+	return "Pod " + t.pod + t.what + t.said
+}
+
+// diagnose says what keeps pods from being ready, of the first that is in trouble; nil when they only need time.
+func diagnose(pods []corev1.Pod, now time.Time) *trouble {
 	for i := range pods {
 		pod := &pods[i]
 		if !pod.DeletionTimestamp.IsZero() {
@@ -104,62 +144,71 @@ func diagnose(pods []corev1.Pod, now time.Time) string {
 		}
 		for _, c := range pod.Status.Conditions {
 			if c.Type == corev1.PodScheduled && c.Status == corev1.ConditionFalse && c.Reason == corev1.PodReasonUnschedulable {
-				return fmt.Sprintf("Pod %s cannot be scheduled: %s", pod.Name, c.Message)
+				return &trouble{pod: pod.Name, what: " cannot be scheduled: ", said: c.Message}
 			}
 		}
 		for _, c := range pod.Status.InitContainerStatuses {
-			if text := containerTrouble(c, now); text != "" {
-				return fmt.Sprintf("Pod %s, container %s: %s", pod.Name, c.Name, text)
+			if t := containerTrouble(c, now); t != nil {
+				t.pod, t.what = pod.Name, ", container "+c.Name+": "+t.what
+				return t
 			}
 		}
 		for _, c := range pod.Status.ContainerStatuses {
-			text := containerTrouble(c, now)
-			if text == "" {
-				text = readyNoMore(pod, c)
+			t := containerTrouble(c, now)
+			if t == nil {
+				t = readyNoMore(pod, c)
 			}
-			if text != "" {
-				return fmt.Sprintf("Pod %s: %s", pod.Name, text)
+			if t != nil {
+				t.pod, t.what = pod.Name, ": "+t.what
+				if c.State.Running != nil && c.Name == container {
+					t.ip = pod.Status.PodIP
+				}
+				return t
 			}
 		}
 	}
-	return ""
+	return nil
 }
 
-func containerTrouble(c corev1.ContainerStatus, now time.Time) string {
+func containerTrouble(c corev1.ContainerStatus, now time.Time) *trouble {
 	last := c.LastTerminationState.Terminated
 	if c.State.Terminated != nil {
 		last = c.State.Terminated
+	}
+	at := time.Time{}
+	if last != nil {
+		at = last.FinishedAt.Time
 	}
 	switch {
 	case c.State.Waiting != nil && !normal[c.State.Waiting.Reason]:
 		text := c.State.Waiting.Reason
 		if m := said(last); m != "" {
-			return text + "; it said: " + m
+			return &trouble{what: text + "; it said: ", said: m, at: at}
 		}
 		if c.State.Waiting.Message != "" {
-			text += ": " + c.State.Waiting.Message
+			return &trouble{what: text + ": ", said: c.State.Waiting.Message}
 		}
-		return text
+		return &trouble{what: text}
 	case !c.Ready && last != nil && last.ExitCode != 0:
-		return fmt.Sprintf("stopped with exit code %d; it said: %s", last.ExitCode, said(last))
+		return &trouble{what: fmt.Sprintf("stopped with exit code %d; it said: ", last.ExitCode), said: said(last), at: at}
 	case c.State.Running != nil && !c.Ready && now.Sub(c.State.Running.StartedAt.Time) > unreadyAfter:
-		return fmt.Sprintf("runs since %s and is not ready; kubectl logs tells why", c.State.Running.StartedAt.UTC().Format(time.RFC3339))
+		return &trouble{what: fmt.Sprintf("runs since %s and is not ready; kubectl logs tells why", c.State.Running.StartedAt.UTC().Format(time.RFC3339))}
 	}
-	return ""
+	return nil
 }
 
 // readyNoMore tells that a container has been ready since it was started and is no more. Such a pod needs no time, and nothing rolls
 // out: it lost something that it needs, such as its database.
-func readyNoMore(pod *corev1.Pod, c corev1.ContainerStatus) string {
+func readyNoMore(pod *corev1.Pod, c corev1.ContainerStatus) *trouble {
 	if c.State.Running == nil || c.Ready {
-		return ""
+		return nil
 	}
 	for _, ready := range pod.Status.Conditions {
 		if ready.Type == corev1.PodReady && ready.Status == corev1.ConditionFalse && ready.LastTransitionTime.After(c.State.Running.StartedAt.Time) {
-			return fmt.Sprintf("was ready until %s and is no more; kubectl logs tells why", ready.LastTransitionTime.UTC().Format(time.RFC3339))
+			return &trouble{what: fmt.Sprintf("was ready until %s and is no more; kubectl logs tells why", ready.LastTransitionTime.UTC().Format(time.RFC3339))}
 		}
 	}
-	return ""
+	return nil
 }
 
 // saidMax bounds the last words of a pod in a condition.
@@ -185,6 +234,10 @@ func said(t *corev1.ContainerStateTerminated) string {
 			text += ": " + line.Error
 		}
 	}
+	return shorten(text)
+}
+
+func shorten(text string) string {
 	if len(text) > saidMax {
 		text = strings.ToValidUTF8(text[:saidMax], "") + "…"
 	}

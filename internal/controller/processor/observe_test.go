@@ -1,12 +1,17 @@
 package processor
 
 import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/millrace-dev/millrace/api/v1alpha1"
 )
 
 func TestDiagnose(t *testing.T) {
@@ -60,10 +65,70 @@ func TestDiagnose(t *testing.T) {
 		{"a pod without a node", unschedulable, "cannot be scheduled: 0/1 nodes are available"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got := diagnose([]corev1.Pod{c.pod}, now)
+			got := ""
+			if t := diagnose([]corev1.Pod{c.pod}, now); t != nil {
+				got = t.String()
+			}
 			if c.want == "" && got != "" || !strings.Contains(got, c.want) {
 				t.Errorf("%q", got)
 			}
 		})
+	}
+}
+
+// A pod that runs and is not ready says why itself. Nothing else it may answer gets into status.
+func TestReadinessIsAskedOfThePod(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		status  int
+		body    string
+		want    string
+		refused bool
+	}{
+		{"what stands against it", 503, "sink: connect to db: connection refused\n", "sink: connect to db: connection refused", false},
+		{"ready meanwhile", 200, "ready\n", "", false},
+		{"another program", 404, "not found", "", true},
+		{"one that leads elsewhere", 302, "", "", true},
+		{"a long story", 503, strings.Repeat("x", 2*saidMax), strings.Repeat("x", saidMax) + "…", false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pod := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path != "/readyz" {
+					t.Errorf("asked for %s", r.URL.Path)
+				}
+				w.Header().Set("Location", "http://169.254.169.254/")
+				w.WriteHeader(c.status)
+				fmt.Fprint(w, c.body)
+			}))
+			defer pod.Close()
+			got, err := readiness(t.Context(), pod.Listener.Addr().String())
+			if got != c.want || (err != nil) != c.refused {
+				t.Errorf("%q, %v", got, err)
+			}
+		})
+	}
+}
+
+// The last error stays when pods have recovered; said again it is no news, unless the container stopped once more.
+func TestTheLastErrorIsRemembered(t *testing.T) {
+	start := time.Unix(1000, 0)
+	p := &v1alpha1.Processor{}
+	for _, step := range []struct {
+		name string
+		t    trouble
+		now  time.Duration
+		want v1alpha1.PodError
+	}{
+		{"the first", trouble{pod: "a", what: ": it said: ", said: "no"}, 0, v1alpha1.PodError{Time: metav1.NewTime(start), Pod: "a", Message: "no"}},
+		{"said again", trouble{pod: "a", what: ": it said: ", said: "no"}, time.Minute, v1alpha1.PodError{Time: metav1.NewTime(start), Pod: "a", Message: "no"}},
+		{"stopped once more", trouble{pod: "a", what: ": it said: ", said: "no", at: start.Add(time.Hour)}, 2 * time.Hour,
+			v1alpha1.PodError{Time: metav1.NewTime(start.Add(time.Hour)), Pod: "a", Message: "no"}},
+		{"no words", trouble{pod: "b", what: ": InvalidImageName"}, 3 * time.Hour,
+			v1alpha1.PodError{Time: metav1.NewTime(start.Add(3 * time.Hour)), Pod: "b", Message: "InvalidImageName"}},
+	} {
+		remember(p, &step.t, start.Add(step.now))
+		if *p.Status.LastError != step.want {
+			t.Errorf("%s: %+v, want %+v", step.name, *p.Status.LastError, step.want)
+		}
 	}
 }
