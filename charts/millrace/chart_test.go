@@ -13,6 +13,7 @@ import (
 	"strings"
 	"testing"
 
+	monitoringv1 "github.com/prometheus-operator/prometheus-operator/pkg/apis/monitoring/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -116,7 +117,9 @@ func decode(t *testing.T, text string) objects {
 			"ClusterRole": &rbacv1.ClusterRole{}, "ClusterRoleBinding": &rbacv1.ClusterRoleBinding{},
 			"Role": &rbacv1.Role{}, "RoleBinding": &rbacv1.RoleBinding{},
 			"NetworkPolicy": &networkingv1.NetworkPolicy{}, "PodDisruptionBudget": &policyv1.PodDisruptionBudget{},
-			"CustomResourceDefinition": &metav1.PartialObjectMetadata{}, "Namespace": &corev1.Namespace{},
+			"Namespace":                &corev1.Namespace{},
+			"CustomResourceDefinition": &metav1.PartialObjectMetadata{}, "ConfigMap": &corev1.ConfigMap{}, "Secret": &corev1.Secret{},
+			"PodMonitor": &monitoringv1.PodMonitor{}, "PrometheusRule": &monitoringv1.PrometheusRule{},
 		}[meta.Kind]
 		if typed == nil {
 			t.Errorf("an unexpected kind: %s", meta.Kind)
