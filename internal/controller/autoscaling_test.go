@@ -247,7 +247,7 @@ func TestAutoscalerScalesToZeroAndBack(t *testing.T) {
 	w.eventually("the retry is known", func() error {
 		var g v1alpha1.ConsumerGroup
 		if err := suite.client.Get(t.Context(), clientKey(w, "sink"), &g); err != nil || ptr.Deref(g.Status.Retrying, 0) != 1 {
-			return fmt.Errorf("%v, status %+v", err, g.Status)
+			return fmt.Errorf("status %+v, error %w", g.Status, err)
 		}
 		return nil
 	})
@@ -414,7 +414,7 @@ func TestAutoscalerOfASuspendedProcessorKeepsStill(t *testing.T) {
 	w.eventually("the lag is known", func() error {
 		var g v1alpha1.ConsumerGroup
 		if err := suite.client.Get(t.Context(), clientKey(w, "sink"), &g); err != nil || ptr.Deref(g.Status.Lag, 0) != 90 {
-			return fmt.Errorf("%v, status %+v", err, g.Status)
+			return fmt.Errorf("status %+v, error %w", g.Status, err)
 		}
 		return nil
 	})

@@ -114,7 +114,7 @@ func run(m *testing.M) int {
 	if suite.kubeconfig, err = writeKubeconfig(user); err != nil {
 		return fail(err)
 	}
-	defer os.Remove(suite.kubeconfig)
+	defer func() { _ = os.Remove(suite.kubeconfig) }()
 	if suite.client, err = client.New(cfg, client.Options{Scheme: controller.Scheme()}); err != nil {
 		return fail(err)
 	}

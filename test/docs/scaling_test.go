@@ -37,7 +37,7 @@ func kedaModule(ctx context.Context) (string, error) {
 	out, err := cmd.Output()
 	var module struct{ Dir, Error string }
 	if jsonErr := json.Unmarshal(out, &module); err != nil || jsonErr != nil || module.Error != "" {
-		return "", fmt.Errorf("download %s: %v %v %s", keda, err, jsonErr, module.Error)
+		return "", errors.Join(fmt.Errorf("download %s: %s", keda, module.Error), err, jsonErr)
 	}
 	return module.Dir, nil
 }

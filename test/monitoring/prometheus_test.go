@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -292,7 +293,7 @@ func (w *world) runProcessor() string {
 	w.eventually("the Deployment", func() error {
 		var list appsv1.DeploymentList
 		if err := w.admin.List(w.Context(), &list, client.InNamespace("default")); err != nil || len(list.Items) != 1 {
-			return fmt.Errorf("%d, %v", len(list.Items), err)
+			return fmt.Errorf("%d, error %w", len(list.Items), err)
 		}
 		d = list.Items[0]
 		return w.admin.Get(w.Context(), client.ObjectKeyFromObject(&d), &c)
@@ -367,7 +368,7 @@ func (w *world) monitors() map[string]*monitoringv1.PodMonitor {
 	documents := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(out)))
 	for {
 		document, err := documents.Read()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all
 		}
 		if err != nil {

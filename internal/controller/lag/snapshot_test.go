@@ -136,7 +136,7 @@ func TestHoldersAreThoseWithTheMost(t *testing.T) {
 		t.Errorf("got %v, want %v", got, want)
 	}
 	for i := range int32(20) {
-		report.Members = append(report.Members, pgstream.GroupMember{Name: string(rune('m' + i)), Partitions: []int32{10 + i}})
+		report.Members = append(report.Members, pgstream.GroupMember{Name: string('m' + i), Partitions: []int32{10 + i}})
 	}
 	if got := holdersOf(report); len(got) != holdersMax || !slices.Equal(got[:3], want) {
 		t.Errorf("of many: %v", got)
