@@ -64,6 +64,7 @@ func TestTroubleshootingAPoisonMessage(t *testing.T) {
 		w.create(o)
 		w.wantReady(o)
 	}
+	w.wantMeasured(shared, ordered)
 	db := w.sql(dsn)
 	w.exec(db, `select millrace.publish('orders', to_jsonb(i), 'customer-' || i) from generate_series(1, 8) i`)
 	for range 3 {
@@ -90,6 +91,7 @@ func TestTroubleshootingNobodyConsumes(t *testing.T) {
 		w.create(o)
 		w.wantReady(o)
 	}
+	w.wantMeasured(g)
 	w.create(p)
 	w.exec(w.sql(dsn), `select millrace.publish('orders', to_jsonb(i)) from generate_series(1, 20) i`)
 	w.want(p, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonScaledToZero)
@@ -157,6 +159,14 @@ func TestTroubleshootingAPodThatDoesNotStart(t *testing.T) {
 	w.wantNotReady(p, v1alpha1.ReasonPodsFailing, "ImagePullBackOff")
 	w.wantEvent(p, v1alpha1.ReasonPodsFailing)
 	w.transcripts("A pod does not start")
+}
+
+// wantMeasured waits for the first figures of groups: what happens before them is no rate.
+func (w *world) wantMeasured(groups ...*v1alpha1.ConsumerGroup) {
+	w.Helper()
+	for _, g := range groups {
+		w.want(g, v1alpha1.ConditionLagKnown, metav1.ConditionTrue, v1alpha1.ReasonMeasured)
+	}
 }
 
 // newShop makes a world and a database for it.
