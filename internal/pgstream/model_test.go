@@ -1188,14 +1188,17 @@ func failed(t *testing.T, e *engine, mode pgstream.Mode, s schedule, m *model, s
 	t.Fatalf("%s\nrepeat with: %s go test ./internal/pgstream -run '^%s$/%s' (the whole schedule: MILLRACE_SCHEDULE=%d)", now, short, test, mode, s.seed)
 }
 
-// manySchedules is how many schedules each mode runs at least, if there is time.
-const manySchedules = 1500
+// The short form of the model ends after modelTime, or when each mode has run manySchedules.
+const (
+	modelTime     = 2 * time.Minute
+	manySchedules = 1500
+)
 
 func TestTheEngineDoesWhatItsModelDoes(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
 		r := random(t)
-		length := soak(t, 45*time.Second)
+		length := soak(t, modelTime)
 		e := newEngine(t)
 		e.extendDeadline(length)
 		// No crash here, so nothing needs to be on disk.
@@ -1220,7 +1223,7 @@ func TestTheEngineDoesWhatItsModelDoes(t *testing.T) {
 			}
 			settled += len(m.settled)
 			steps += m.steps
-			if asked || time.Since(start) > length || length < time.Minute && schedules >= manySchedules {
+			if asked || time.Since(start) > length || length == modelTime && schedules >= manySchedules {
 				break
 			}
 			if time.Since(told) > 30*time.Second {
