@@ -63,7 +63,7 @@ comment on function millrace.append(text, text, jsonb[], bigint, jsonb[]) is
     'Appends messages to the history of one key of a stream with versions, if the key has the expected version.';
 
 -- millrace_engine.append_template(key, payloads, headers, first version) returns bigint
--- Copied once per stream (install_functions.sql); only the copies of streams with versions are ever called. Returns the positions.
+-- Copied once per stream with versions (install_functions.sql). Returns the positions.
 create or replace function millrace_engine.append_template(p_key text, p_payloads jsonb[], p_headers jsonb[], p_first bigint) returns bigint[]
 language plpgsql volatile as $$
 declare

@@ -35,7 +35,7 @@ end $$;
 comment on function millrace.read_entity(text, text, bigint, bigint, integer) is 'Reads the history of one key of a stream with versions.';
 
 -- millrace_engine.read_entity_template(key, first version, last version or null, max) returns messages
--- Copied once per stream (install_functions.sql); only the copies of streams with versions are ever called.
+-- Copied once per stream with versions (install_functions.sql).
 create or replace function millrace_engine.read_entity_template(p_key text, p_first bigint, p_last bigint, p_max integer)
 returns table (version bigint, "position" bigint, headers jsonb, payload jsonb, created_at timestamptz)
 language plpgsql stable

@@ -16,7 +16,8 @@ begin
     select * into strict s from millrace_engine.stream x where x.id = p_stream;
     select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
     for f in select p.oid, p.proname from pg_proc p
-             where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template' loop
+             where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template'
+               and (s.versions or p.proname not in ('append_template', 'read_entity_template', 'lowest_version_template')) loop
         source := pg_get_functiondef(f.oid);
         source := replace(source, 'millrace.stream_template', format('millrace.%I', s.name));
         source := replace(source, '/* stream id */ 0', p_stream::text);

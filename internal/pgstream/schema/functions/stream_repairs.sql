@@ -68,7 +68,7 @@ begin
 
     if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null
             or to_regproc('millrace_engine.publish_' || p_stream) is null or to_regproc('millrace_engine.publish_batch_' || p_stream) is null
-            or to_regproc('millrace_engine.append_' || p_stream) is null then
+            or s.versions and to_regproc('millrace_engine.append_' || p_stream) is null then
         summary := 'create the functions of the stream';
         statement := format('select millrace_engine.install_functions(%s)', p_stream);
         return next;
