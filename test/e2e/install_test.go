@@ -32,6 +32,7 @@ func TestInstallation(t *testing.T) {
 	must(t, err)
 	must(t, contains(out, "ok    the CRDs are those of this version", "ok    the manager may read what it looks after", "ok    a manager works", "ok    the metrics are refused to strangers"))
 
+	execute(ctx, t, ns.DSN, ordersTable)
 	must(t, ns.Apply(ctx, manifest(t, "orders")))
 	must(t, ns.WaitReady(ctx, 2*time.Minute))
 	pods, err := ns.Pods(ctx, "orders-sink")
