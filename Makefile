@@ -70,8 +70,8 @@ soak-pipeline: deps ## The processor's faults with servers that stand still or a
 	@MILLRACE_SOAK=$(if $(filter 1h,$(SOAK)),2m,$(SOAK)) go test -count=1 -timeout 0 -v -run '$(or $(RUN),Stalls|MemoryIsFlat)' ./internal/pipeline
 
 .PHONY: e2e
-e2e: deps ## The end-to-end tests, on real pods.
-	@go test -count=1 -timeout 60m -p 1 -parallel 4 -v $(if $(RUN),-run '$(RUN)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
+e2e: deps ## The end-to-end tests, on real pods; SKIP=<regexp> leaves some out.
+	@go test -count=1 -timeout 60m -p 1 -parallel 4 -v $(if $(RUN),-run '$(RUN)') $(if $(SKIP),-skip '$(SKIP)') ./test/env/cluster $(shell go list ./test/e2e/... 2>/dev/null)
 
 # BENCH holds flags of the benchmark: BENCH='-short -work latency-500'.
 BENCH ?=
