@@ -685,6 +685,12 @@ func deadTuples(e *engine, published int64) []string {
 		Inserted, Updated, Deleted, Dead int64
 	}
 	var all []row
+	e.eventually("the backends of the pool have ended", func() bool {
+		var ended bool
+		must(e.t, conn.QueryRow(e.ctx, `select not exists (select from pg_stat_activity a where a.datname = current_database() and a.backend_type = 'client backend'
+			and a.state = 'idle' and a.pid <> pg_backend_pid())`).Scan(&ended))
+		return ended
+	})
 	e.eventually("the statistics know every message", func() bool {
 		rows, err := conn.Query(e.ctx, `select relid::regclass::text, n_tup_ins, n_tup_upd, n_tup_del, n_dead_tup from pg_stat_all_tables where relid in (`+hot+`)`)
 		must(e.t, err)
