@@ -76,7 +76,7 @@ func (f *fixture) add(n int) []string {
 func (f *fixture) read(m *Member, n int) []Entry {
 	f.t.Helper()
 	var all []Entry
-	for deadline := time.Now().Add(10 * time.Second); len(all) < n; {
+	for deadline := time.Now().Add(30 * time.Second); len(all) < n; {
 		entries, _, err := m.Read(f.ctx, n-len(all), 10*time.Millisecond)
 		if err != nil {
 			f.t.Fatal(err)
