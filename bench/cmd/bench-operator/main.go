@@ -7,31 +7,18 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
+	"github.com/millrace-dev/millrace/bench/command"
 	"github.com/millrace-dev/millrace/bench/operator"
 	"github.com/millrace-dev/millrace/bench/report"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return
-		}
-		fmt.Fprintln(os.Stderr, "bench-operator:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { command.Main("bench-operator", run) }
 
 // The files of a whole run, and of one that measured only a part and must not replace it.
 var (
@@ -71,10 +58,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	if o.Sizes.Streams < 0 || o.Sizes.Groups < 0 || o.Sizes.Processors < 0 || o.Rest < 0 || o.Runs < 0 || o.Changes < 1 {
 		return o, errors.New("sizes cannot be negative, and -changes is 1 or more")
 	}
-	split := func(names string) []string {
-		return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
-	}
-	o.Works, o.Systems = split(works), split(systems)
+	o.Works, o.Systems = command.List(works), command.List(systems)
 	if o.out == "" {
 		o.out = whole
 		if short || len(o.Works) > 0 || len(o.Systems) > 0 || o.Sizes != (operator.Sizes{}) || o.Program != "" {
@@ -108,8 +92,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	start := time.Now()
-	o.Log = func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }
+	o.Log = command.Progress(progress)
 	samples, settings, err := operator.Run(ctx, o.Options)
 	if err != nil {
 		return fmt.Errorf("nothing is written: %w", err)

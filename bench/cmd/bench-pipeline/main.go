@@ -9,31 +9,18 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
+	"github.com/millrace-dev/millrace/bench/command"
 	"github.com/millrace-dev/millrace/bench/pipeline"
 	"github.com/millrace-dev/millrace/bench/report"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return
-		}
-		fmt.Fprintln(os.Stderr, "bench-pipeline:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { command.Main("bench-pipeline", run) }
 
 // The files of a whole run, and of one that measured only a part and must not replace it.
 var (
@@ -74,10 +61,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 			o.Runs = 2
 		}
 	}
-	split := func(names string) []string {
-		return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
-	}
-	o.Works, o.Systems = split(works), split(systems)
+	o.Works, o.Systems = command.List(works), command.List(systems)
 	if o.out == "" {
 		o.out = whole
 		if !o.merge && (len(o.Works) > 0 || len(o.Systems) > 0 || o.N > 0) {
@@ -92,8 +76,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	start := time.Now()
-	o.Log = func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }
+	o.Log = command.Progress(progress)
 	servers, err := pipeline.StartServers(ctx)
 	if err != nil {
 		return err

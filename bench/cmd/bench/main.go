@@ -7,33 +7,19 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
+	"github.com/millrace-dev/millrace/bench/command"
 	"github.com/millrace-dev/millrace/bench/engine"
 	"github.com/millrace-dev/millrace/bench/report"
 	"github.com/millrace-dev/millrace/bench/system"
 )
 
-func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	if err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return
-		}
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		stop()
-		os.Exit(1)
-	}
-}
+func main() { command.Main("bench", run) }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	o, err := parse(args, progress)
@@ -59,10 +45,9 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	describeRun(settings, o)
 
-	start := time.Now()
 	samples, err := engine.Run(ctx, server, engine.Options{Works: o.works, Systems: systems, N: o.n, Payload: o.payload, Runs: o.runs, Short: o.short,
 		Rival: func(name string) bool { return !strings.HasPrefix(name, "millrace") },
-		Log:   func(line string) { fmt.Fprintf(progress, "%5.0fs  %s\n", time.Since(start).Seconds(), line) }})
+		Log:   command.Progress(progress)})
 	if err != nil {
 		return fmt.Errorf("nothing is written: %w", err)
 	}
@@ -121,7 +106,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 			o.runs = 3
 		}
 	}
-	o.works, o.systems = list(works), list(systems)
+	o.works, o.systems = command.List(works), command.List(systems)
 	if o.out == "" {
 		o.out = whole
 		if len(o.works) > 0 || len(o.systems) > 0 || o.n > 0 || o.payload > 0 {
@@ -129,10 +114,6 @@ func parse(args []string, usage io.Writer) (options, error) {
 		}
 	}
 	return o, nil
-}
-
-func list(names string) []string {
-	return strings.FieldsFunc(names, func(r rune) bool { return r == ',' || r == ' ' })
 }
 
 // describeRun adds to the server's settings what the figures depend on besides.
