@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"time"
 
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -48,6 +49,18 @@ func (p Plan) Hash() (string, error) {
 	}
 	sum := sha256.Sum256(text)
 	return hex.EncodeToString(sum[:8]), nil
+}
+
+// Confirm makes sure that a plan, made again behind the lock of the change, is the one with the approved hash. Otherwise the error asks for another try.
+func (p Plan) Confirm(approved string) error {
+	hash, err := p.Hash()
+	if err != nil {
+		return err
+	}
+	if hash != approved {
+		return phase.Again(time.Second, fmt.Errorf("plan %s became %s while it was carried out; nothing was changed", approved, hash))
+	}
+	return nil
 }
 
 // Show returns the plan for status, under its hash.

@@ -3,8 +3,6 @@ package stream
 import (
 	"context"
 	"errors"
-	"fmt"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -69,12 +67,5 @@ func (r *Reconciler) unchanged(ctx context.Context, tx pgstream.DB, sc *scope) e
 			return err
 		}
 	}
-	hash, err := again.Hash()
-	if err != nil {
-		return err
-	}
-	if hash != sc.approved {
-		return phase.Again(time.Second, fmt.Errorf("plan %s became %s while it was carried out; nothing was changed", sc.approved, hash))
-	}
-	return nil
+	return again.Confirm(sc.approved)
 }
