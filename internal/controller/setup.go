@@ -122,15 +122,15 @@ func Setup(ctx context.Context, mgr ctrl.Manager, o Options) error {
 		SetupWithManager(ctx context.Context, mgr ctrl.Manager, workers int) error
 	}{
 		&stream.Reconciler{
-			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Schedule: schedule(),
+			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Announcer: phase.NewAnnouncer(recorder), Schedule: schedule(),
 			Cluster: o.Cluster, Patience: o.DeletionPatience, Clock: real,
 		},
 		&consumergroup.Reconciler{
-			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Schedule: schedule(),
+			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Announcer: phase.NewAnnouncer(recorder), Schedule: schedule(),
 			Cluster: o.Cluster, Patience: o.DeletionPatience, Clock: real,
 		},
 		&processor.Reconciler{
-			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Schedule: schedule(),
+			Client: c, Live: live, Databases: databases, Poller: poller, Recorder: recorder, Announcer: phase.NewAnnouncer(recorder), Schedule: schedule(),
 			Image: o.ProcessorImage, ImagePullPolicy: o.ProcessorImagePullPolicy, ImagePullSecrets: o.ProcessorImagePullSecrets, Clock: real,
 		},
 	}

@@ -252,11 +252,6 @@ func (w *world) normalised(command string) string {
 	} {
 		out = regexp.MustCompile(r[0]).ReplaceAllString(out, r[1])
 	}
-	// A status that the manager's cache does not show yet can be announced twice.
-	lines := strings.Split(out, "\n")
-	out = strings.Join(slices.CompactFunc(lines, func(a, b string) bool {
-		return a == b && strings.Contains(a, " 5m ") && strings.Contains(a, " millrace ")
-	}), "\n")
 	return aligned(out)
 }
 

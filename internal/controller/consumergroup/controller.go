@@ -41,6 +41,8 @@ type Reconciler struct {
 	Poller *lag.Poller
 	// Recorder sends events.
 	Recorder events.EventRecorder
+	// Announcer sends the events of changes of Ready.
+	Announcer *phase.Announcer
 	// Schedule says when a group is compared with its database again.
 	Schedule *phase.Schedule
 	// Cluster identifies this Kubernetes cluster to the databases.
@@ -122,6 +124,7 @@ func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.
 	if g, ok := e.Object.(*v1alpha1.ConsumerGroup); ok {
 		r.Poller.Unfollow(r.follower(g))
 		r.Schedule.Forget(g.UID)
+		r.Announcer.Forget(g.UID)
 	}
 }
 

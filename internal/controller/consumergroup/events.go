@@ -25,7 +25,7 @@ func (r *Reconciler) events(sc *scope) {
 		phase.Event(r.Recorder, sc.group, corev1.EventTypeNormal, v1alpha1.EventPlanApplied, "carried out plan "+sc.approved+": "+strings.Join(summaries(sc), "; "))
 	}
 	r.figureEvents(sc)
-	phase.Announce(r.Recorder, sc.before, sc.group)
+	r.Announcer.Announce(sc.before, sc.group)
 }
 
 // figureEvents speaks of what figures tell once: that a group which consumed does so no longer, and that one without dead letters has some.

@@ -3,6 +3,7 @@ package phase
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -11,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/events"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/apiutil"
@@ -87,11 +89,49 @@ func statusOf(o Object) (map[string]any, error) {
 	return status, nil
 }
 
+// Announcer sends an event at each change of a resource's Ready, and one only: the cache may still show what was before a status that this process has
+// written a moment ago. What it has forgotten is announced again.
+type Announcer struct {
+	recorder events.EventRecorder
+
+	mu   sync.Mutex
+	last map[types.UID]announced
+}
+
+type announced struct {
+	status metav1.ConditionStatus
+	reason string
+}
+
+// NewAnnouncer returns one that has announced nothing.
+func NewAnnouncer(recorder events.EventRecorder) *Announcer {
+	return &Announcer{recorder: recorder, last: map[types.UID]announced{}}
+}
+
+// Forget lets go of a resource that is gone.
+func (a *Announcer) Forget(uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.last, uid)
+}
+
+// isNews notes what is announced of a resource, and says whether it was not announced last.
+func (a *Announcer) isNews(uid types.UID, is *metav1.Condition) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := announced{is.Status, is.Reason}
+	if a.last[uid] == now {
+		return false
+	}
+	a.last[uid] = now
+	return true
+}
+
 // Announce sends an event when the status or reason of Ready differs between before and after.
-func Announce(recorder events.EventRecorder, before, after Object) {
+func (a *Announcer) Announce(before, after Object) {
 	was := meta.FindStatusCondition(before.GetConditions(), v1alpha1.ConditionReady)
 	is := meta.FindStatusCondition(after.GetConditions(), v1alpha1.ConditionReady)
-	if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason {
+	if is == nil || was != nil && was.Status == is.Status && was.Reason == is.Reason || !a.isNews(after.GetUID(), is) {
 		return
 	}
 	kind := corev1.EventTypeNormal
@@ -102,7 +142,7 @@ func Announce(recorder events.EventRecorder, before, after Object) {
 			kind = corev1.EventTypeWarning
 		}
 	}
-	Event(recorder, after, kind, is.Reason, is.Message)
+	Event(a.recorder, after, kind, is.Reason, is.Message)
 }
 
 // eventMax is the longest note that the API server takes.

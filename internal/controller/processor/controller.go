@@ -42,6 +42,8 @@ type Reconciler struct {
 	Poller *lag.Poller
 	// Recorder sends events.
 	Recorder events.EventRecorder
+	// Announcer sends the events of changes of Ready.
+	Announcer *phase.Announcer
 	// Schedule says when a Processor is looked at although nothing changed.
 	Schedule *phase.Schedule
 	// Image of the pods, unless spec names one.
@@ -178,6 +180,7 @@ func (r *Reconciler) list(ctx context.Context, namespace string, fields client.M
 func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.TypedRateLimitingInterface[reconcile.Request]) {
 	if p, ok := e.Object.(*v1alpha1.Processor); ok {
 		r.Schedule.Forget(p.UID)
+		r.Announcer.Forget(p.UID)
 		r.memory.forget(p.UID)
 	}
 }

@@ -44,7 +44,7 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	}
 	phase.Sort(*conditions)
 
-	phase.Announce(r.Recorder, sc.before, p)
+	r.Announcer.Announce(sc.before, p)
 	r.announceScaling(sc.before, p)
 	if err := phase.WriteStatus(ctx, r.Client, sc.before, p); err != nil {
 		return ctrl.Result{}, err

@@ -40,6 +40,8 @@ type Reconciler struct {
 	Poller *lag.Poller
 	// Recorder sends events.
 	Recorder events.EventRecorder
+	// Announcer sends the events of changes of Ready.
+	Announcer *phase.Announcer
 	// Schedule says when a Stream is compared with its database again.
 	Schedule *phase.Schedule
 	// Cluster identifies this Kubernetes cluster to the databases.
@@ -102,6 +104,7 @@ func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.
 	if s, ok := e.Object.(*v1alpha1.Stream); ok {
 		r.Poller.Unfollow(r.follower(s))
 		r.Schedule.Forget(s.UID)
+		r.Announcer.Forget(s.UID)
 	}
 }
 

@@ -26,5 +26,5 @@ func (r *Reconciler) events(sc *scope) {
 		!meta.IsStatusConditionTrue(sc.before.Status.Conditions, v1alpha1.ConditionHorizonHeld) {
 		phase.Event(r.Recorder, sc.stream, corev1.EventTypeWarning, held.Reason, held.Message)
 	}
-	phase.Announce(r.Recorder, sc.before, sc.stream)
+	r.Announcer.Announce(sc.before, sc.stream)
 }
