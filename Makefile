@@ -48,11 +48,20 @@ QUIET = | sed -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
 # As the tools are built, so that the parts of Argo CD are compiled once.
 GITOPS = CGO_ENABLED=0 GOFLAGS=-trimpath go
 
+# Whether RUN or PKG picks something. If not, make test leaves the tests of the rows to make seeds, so that none runs twice.
+PICKED = $(RUN)$(filter-out ./...,$(PKG))
+REST = $(if $(PICKED),,-skip '^TestSeed_')
+
 .PHONY: test
 test: deps assets ## Everything that needs no node, on real PostgreSQL, Redis and Kubernetes API.
-	@$(GOTEST) $(UNIT) $(QUIET)
-	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd bench && go test ./... $(QUIET))
-	@$(if $(RUN)$(filter-out ./...,$(PKG)),,cd test/gitops && $(GITOPS) test ./... $(QUIET))
+	@$(GOTEST) $(REST) $(UNIT) $(QUIET)
+	@$(if $(PICKED),,cd bench && go test $(REST) ./... $(QUIET))
+	@$(if $(PICKED),,cd test/gitops && $(GITOPS) test $(REST) ./... $(QUIET))
+	@$(if $(PICKED),,$(MAKE) --no-print-directory seeds)
+
+.PHONY: seeds
+seeds: deps assets ## The promises of the seed documents: a table of all rows, each with the tests that show it; RUN=H07: some.
+	@KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go run ./hack/seeds -lenient $(if $(RUN),-run '$(RUN)')
 
 .PHONY: test-race
 test-race: deps assets ## The same with the race detector.
