@@ -72,7 +72,7 @@ func discover(root string) ([]*test, error) {
 		}
 		for _, m := range testFunction.FindAllSubmatch(text, -1) {
 			t := &test{name: string(m[1]), file: below}
-			if err := t.place(modules); err != nil {
+			if err := t.locate(modules); err != nil {
 				return err
 			}
 			tests = append(tests, t)
@@ -83,8 +83,8 @@ func discover(root string) ([]*test, error) {
 	return tests, err
 }
 
-// place finds the module and the package of the test's file.
-func (t *test) place(modules map[string]string) error {
+// locate finds the module and the package of the test's file.
+func (t *test) locate(modules map[string]string) error {
 	for dir := path.Dir(t.file); ; dir = path.Dir(dir) {
 		if module, ok := modules[dir]; ok {
 			t.module = dir

@@ -62,11 +62,11 @@ func TestEveryRowIsShown(t *testing.T) {
 	}
 	want := regexp.MustCompile(`(?s)^
   first
-  ✓ X01  it runs   Runs           a/a_test\.go            +\d\.\d s
-                   RunsElsewhere  b/b_test\.go            +\d\.\d s
+  ✓ X01  it runs   Runs           a            +\d\.\d s
+                   RunsElsewhere  b            +\d\.\d s
 
   second
-  ✓ Y01  it walks  Walks          test/gitops/y_test\.go  +\d\.\d s
+  ✓ Y01  it walks  Walks          test/gitops  +\d\.\d s
 
   2 of 2 rows are shown by tests[^,]*\. \d+ s
 \n$`)

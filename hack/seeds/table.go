@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"path"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -45,7 +46,7 @@ func (s *screen) print(seeds []seed, tests []*test, output string, lenient bool,
 			widths.promise = max(widths.promise, utf8.RuneCountInString(r.Promise))
 			for _, t := range byRow[r.ID] {
 				widths.test = max(widths.test, len(t.words()))
-				widths.file = max(widths.file, len(t.file))
+				widths.pkg = max(widths.pkg, len(t.place()))
 			}
 		}
 	}
@@ -87,7 +88,7 @@ func (s *screen) print(seeds []seed, tests []*test, output string, lenient bool,
 }
 
 // columns are the widths of those that are as wide as what is in them.
-type columns struct{ promise, test, file int }
+type columns struct{ promise, test, pkg int }
 
 // row writes one line for each test of the row.
 func (s *screen) row(r row, v verdict, tests []*test, widths columns) {
@@ -107,12 +108,15 @@ func (s *screen) row(r row, v verdict, tests []*test, widths columns) {
 		if one := verdictOf([]*test{t}); one != tick {
 			outcome = s.paint(red, string(one))
 		}
-		fmt.Fprintf(s.w, "%s  %-*s  %s  %s\n", left, widths.test, t.words(), s.paint(dim, fmt.Sprintf("%-*s", widths.file, t.file)), outcome)
+		fmt.Fprintf(s.w, "%s  %-*s  %s  %s\n", left, widths.test, t.words(), s.paint(dim, fmt.Sprintf("%-*s", widths.pkg, t.place())), outcome)
 	}
 }
 
 // words is the name without what the row's id says already.
 func (t *test) words() string { return strings.TrimPrefix(t.name, "TestSeed_"+t.row+"_") }
+
+// place is the directory of the test's package.
+func (t *test) place() string { return path.Dir(t.file) }
 
 // verdict is what the tests of a row say together.
 type verdict string
