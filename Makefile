@@ -122,7 +122,7 @@ DOCTOOL = go tool -modfile=tools/docs/go.mod
 docs: ## Write the reference of the API and the README of the chart.
 	@$(DOCTOOL) crd-ref-docs --log-level ERROR --config tools/docs/crd-ref-docs.yaml --templates-dir tools/docs/templates \
 		--renderer markdown --source-path api/v1alpha1 --output-path docs/reference/api.md
-	@$(DOCTOOL) helm-docs --log-level error --documentation-strict-mode --chart-search-root charts/millrace --sort-values-order file
+	@$(DOCTOOL) helm-docs --log-level error --chart-search-root charts/millrace --sort-values-order file
 
 .PHONY: lint
 lint: ## Run the linters.
