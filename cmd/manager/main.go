@@ -25,6 +25,7 @@ import (
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/installation"
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // commands are what the program does besides running the controllers.
@@ -107,6 +108,7 @@ func run(ctx context.Context, o *options) error {
 		Cluster: cluster, DefaultDatabase: defaultDatabase,
 		ProcessorImage: o.processorImage, ProcessorImagePullPolicy: o.pullPolicy, ProcessorImagePullSecrets: o.pullSecrets,
 		VerifyInterval: o.verifyInterval, LagInterval: o.lagInterval, DeletionPatience: o.deletionPatience, Workers: o.workers,
+		Database: database.Options{Migration: schema.Policy(o.migration)},
 	}); err != nil {
 		return err
 	}

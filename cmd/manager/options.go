@@ -8,6 +8,8 @@ import (
 	"os"
 	"strings"
 	"time"
+
+	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
 
 // envDatabaseURL is the variable that holds the connection string of the default database.
@@ -27,6 +29,7 @@ type options struct {
 	pullSecrets                    []string
 	verifyInterval, lagInterval    time.Duration
 	deletionPatience               time.Duration
+	migration                      string
 	workers                        int
 	logLevel                       string
 }
@@ -52,6 +55,8 @@ func parse(args []string, output io.Writer) (*options, error) {
 	f.DurationVar(&o.verifyInterval, "verify-interval", 5*time.Minute, "time between two comparisons of a resource with its database; longer where there are more than 300 resources of a kind")
 	f.DurationVar(&o.lagInterval, "lag-interval", 10*time.Second, "time between two readings of lag")
 	f.DurationVar(&o.deletionPatience, "deletion-patience", 5*time.Minute, "how long a deletion waits for its database before it says that a person has to act")
+	f.StringVar(&o.migration, "migration-policy", string(schema.CreateOrUpdate),
+		"what may be done to the schema millrace of databases: create-or-update, create (only where there is none) or none (others bring it, for example millrace migrate run)")
 	f.IntVar(&o.workers, "workers", 16, "resources of a kind that are worked on at the same time")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	if err := f.Parse(args); err != nil {
@@ -91,6 +96,9 @@ func (o *options) validate(rest []string) error {
 		if d < time.Second {
 			errs = append(errs, fmt.Errorf("%s is %s: write 1s or more", name, d))
 		}
+	}
+	if _, err := schema.ParsePolicy(o.migration); err != nil {
+		errs = append(errs, fmt.Errorf("--migration-policy: %w", err))
 	}
 	if o.workers < 1 {
 		errs = append(errs, fmt.Errorf("--workers is %d: write 1 or more", o.workers))

@@ -23,11 +23,12 @@ import (
 const schemaUsage = `usage: manager schema <verb> [flags]
 
   print    write the SQL that an empty database gets, for review or for other tools
-  apply    bring a database to this version: --runtime-role <role> may publish and consume, and change nothing else
+  apply    bring a database to this version: --runtime-role <role> may publish and consume, and change nothing else;
+           --policy create makes the schema where there is none and leaves others, none only looks (default: create-or-update)
   serve    do what the manager does for a database without Kubernetes, until it is stopped: retention, delayed
            messages, wake-ups
 
-apply and serve take the database from MILLRACE_DATABASE_URL.
+apply and serve take the database from MILLRACE_DATABASE_URL. The command millrace migrate does the same as print and apply, and more.
 `
 
 // schemaCommand is for databases without Kubernetes, and for those whose owner applies SQL by other means.
@@ -40,6 +41,7 @@ func schemaCommand(args []string, out, problems io.Writer) error {
 	flags.SetOutput(problems)
 	flags.Usage = func() { fmt.Fprint(problems, schemaUsage) }
 	role := flags.String("runtime-role", "", "")
+	policy := flags.String("policy", string(schema.CreateOrUpdate), "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -53,7 +55,7 @@ func schemaCommand(args []string, out, problems io.Writer) error {
 		_, err := io.WriteString(out, schema.SQL())
 		return err
 	case "apply":
-		return applySchema(ctx, *role, out)
+		return applySchema(ctx, *policy, *role, out)
 	case "serve":
 		return serveSchema(ctx, problems)
 	case "-h", "-help", "--help", "help":
@@ -72,7 +74,11 @@ func schemaURL() (string, error) {
 	return url, database.Check(url)
 }
 
-func applySchema(ctx context.Context, role string, out io.Writer) error {
+func applySchema(ctx context.Context, policyName, role string, out io.Writer) error {
+	policy, err := schema.ParsePolicy(policyName)
+	if err != nil {
+		return err
+	}
 	url, err := schemaURL()
 	if err != nil {
 		return err
@@ -82,15 +88,14 @@ func applySchema(ctx context.Context, role string, out io.Writer) error {
 		return fmt.Errorf("connect: %w", err) // pgx leaves the password out
 	}
 	defer func() { _ = conn.Close(context.WithoutCancel(ctx)) }()
-	versions, err := schema.Migrate(ctx, conn, schema.Options{RuntimeRole: role})
+	before, _, err := schema.Apply(ctx, conn, policy, "", schema.Options{RuntimeRole: role})
 	if err != nil {
 		return err
 	}
-	if len(versions) == 0 {
-		_, err = fmt.Fprintf(out, "the schema has version %d already\n", schema.Version())
-	} else {
-		_, err = fmt.Fprintf(out, "the schema has version %d now\n", schema.Version())
+	if policy == schema.None && !before.Current() {
+		return errors.New(before.String())
 	}
+	_, err = fmt.Fprintln(out, schema.Report(before, policy))
 	return err
 }
 

@@ -38,6 +38,8 @@ type Options struct {
 	// IdleAfter is how long a database that no resource asks for keeps its pool. Default 30m. It has to be longer than the
 	// interval of verification.
 	IdleAfter time.Duration
+	// Migration says what may be done to databases whose schema is not this manager's. Default schema.CreateOrUpdate.
+	Migration schema.Policy
 	// Migrated is told which versions were applied to a database. Optional.
 	Migrated func(d *Database, versions []int)
 	// Changed is told when a database is lost, or found again. Optional.
@@ -67,6 +69,7 @@ func NewRegistry(o Options) *Registry {
 	setDefault(&o.CallTimeout, 30*time.Second)
 	setDefault(&o.MigrateTimeout, 2*time.Minute)
 	setDefault(&o.IdleAfter, 30*time.Minute)
+	setDefault(&o.Migration, schema.CreateOrUpdate)
 	if o.Clock == nil {
 		o.Clock = clock.RealClock{}
 	}
@@ -362,9 +365,15 @@ func (d *Database) migrate(ctx context.Context, pool *pgxpool.Pool, install bool
 				return phase.Again(breakerFirst, fmt.Errorf("%s: %w", d, ErrNoSchema))
 			}
 		}
+		policy := d.registry.opts.Migration
 		var err error
-		versions, err = schema.Migrate(ctx, conn.Conn(), schema.Options{})
-		return err
+		if _, versions, err = schema.Apply(ctx, conn.Conn(), policy, "", schema.Options{}); err != nil || policy == schema.CreateOrUpdate {
+			return err
+		}
+		if err := schema.Check(ctx, conn); err != nil {
+			return fmt.Errorf("the migration policy %s lets this manager not do it: %w", policy, err)
+		}
+		return nil
 	})
 	if phase.IsAgain(err) {
 		return err

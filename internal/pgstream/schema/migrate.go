@@ -99,7 +99,7 @@ func Check(ctx context.Context, db queryer) error {
 	case current > Version():
 		return newer(current)
 	case current == 0:
-		return fmt.Errorf("%w: it has no Millrace schema; the manager makes it for the first Stream of this database", ErrOlder)
+		return fmt.Errorf("%w: it has no Millrace schema; the manager makes it for the first Stream of this database, and millrace migrate run does at once", ErrOlder)
 	case current < previousRelease:
 		return fmt.Errorf("%w: it has version %d, this binary needs %d or more; let the manager of this release migrate it, or run an older Millrace",
 			ErrOlder, current, previousRelease)
@@ -117,18 +117,7 @@ func Installed(ctx context.Context, db queryer) (bool, error) {
 }
 
 // SQL returns everything that Migrate would run on an empty database, for review or for those who apply it by other means.
-func SQL() string {
-	var b strings.Builder
-	b.WriteString(bootstrap)
-	for _, m := range migrations() {
-		fmt.Fprintf(&b, "\n%s\ninsert into millrace_engine.schema_version (version) values (%d);\n", m.sql, m.version)
-	}
-	for _, f := range functions() {
-		b.WriteString("\n" + f)
-	}
-	fmt.Fprintf(&b, "\nupdate millrace_engine.schema_version set functions = '%s' where version = %d;\n", installed(""), Version())
-	return b.String()
-}
+func SQL() string { return State{}.SQL() }
 
 const bootstrap = `create schema if not exists millrace_engine;
 create table if not exists millrace_engine.schema_version (
@@ -153,35 +142,41 @@ func migrate(ctx context.Context, conn *pgx.Conn, opts Options) (applied []int, 
 		if err != nil {
 			return err
 		}
-		if current == 0 {
-			if _, err := tx.Exec(ctx, bootstrap); err != nil {
-				return fmt.Errorf("create the schema: %w", err)
-			}
-		}
 		if current > 0 && current < Version() {
 			if err := lockTables(ctx, tx); err != nil {
 				return fmt.Errorf("lock the engine's tables: %w", err)
 			}
 		}
-		for _, m := range migrations() {
-			if m.version <= current {
-				continue
-			}
-			if _, err := tx.Exec(ctx, m.sql); err != nil {
-				return fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
-			}
-			if _, err := tx.Exec(ctx, "insert into millrace_engine.schema_version (version) values ($1)", m.version); err != nil {
-				return fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
-			}
-			applied = append(applied, m.version)
-		}
-		if err := replaceFunctions(ctx, tx, opts); err != nil {
-			return fmt.Errorf("install the engine's functions: %w", err)
-		}
-		return nil
+		applied, err = install(ctx, tx, current, opts)
+		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	return applied, nil
+}
+
+// install runs what a database of some version lacks, and returns the versions that it applied.
+func install(ctx context.Context, tx pgx.Tx, current int, opts Options) (applied []int, err error) {
+	if current == 0 {
+		if _, err := tx.Exec(ctx, bootstrap); err != nil {
+			return nil, fmt.Errorf("create the schema: %w", err)
+		}
+	}
+	for _, m := range migrations() {
+		if m.version <= current {
+			continue
+		}
+		if _, err := tx.Exec(ctx, m.sql); err != nil {
+			return nil, fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
+		}
+		if _, err := tx.Exec(ctx, "insert into millrace_engine.schema_version (version) values ($1)", m.version); err != nil {
+			return nil, fmt.Errorf("migrate to version %d (%s): %w", m.version, m.name, err)
+		}
+		applied = append(applied, m.version)
+	}
+	if err := replaceFunctions(ctx, tx, opts); err != nil {
+		return nil, fmt.Errorf("install the engine's functions: %w", err)
 	}
 	return applied, nil
 }
@@ -277,10 +272,10 @@ func newer(current int) error {
 	return fmt.Errorf("%w: it has version %d, this binary knows up to %d; run a newer Millrace", ErrNewer, current, Version())
 }
 
-// grant gives role what publishing and consuming need.
-func grant(ctx context.Context, tx pgx.Tx, role string) error {
+// grants are the statements that give role what publishing and consuming need.
+func grants(role string) []string {
 	to := pgx.Identifier{role}.Sanitize()
-	for _, sql := range []string{
+	return []string{
 		"grant usage on schema millrace, millrace_engine to " + to,
 		"grant execute on all functions in schema millrace, millrace_engine to " + to,
 		"grant select on all tables in schema millrace, millrace_engine to " + to,
@@ -292,7 +287,12 @@ func grant(ctx context.Context, tx pgx.Tx, role string) error {
 		"grant update on millrace_engine.scout to " + to,
 		"grant insert, update on millrace_engine.entity to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,
-	} {
+	}
+}
+
+// grant gives role what publishing and consuming need.
+func grant(ctx context.Context, tx pgx.Tx, role string) error {
+	for _, sql := range grants(role) {
 		if _, err := tx.Exec(ctx, sql); err != nil {
 			return err
 		}
