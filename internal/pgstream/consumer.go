@@ -42,6 +42,9 @@ type ConsumerConfig struct {
 	PollInterval  time.Duration // fallback when no notification comes; default 1s
 	Listener      *Listener     // nil: polling only
 	AutoAck       bool          // settle messages as they are received: at most once
+	// CallTimeout bounds every round trip of receiving, so that a server that does not answer is an error and not a wait without an end. What has been
+	// sent is then not cut short by the caller's ctx, because a claim that was made would be nobody's. 0: as long as ctx lets it.
+	CallTimeout time.Duration
 }
 
 // facts are what a consumer knows of its stream and group. They are read again every factsAge, because priorities can be added to a stream
@@ -78,7 +81,7 @@ func NewConsumer(ctx context.Context, pool *pgxpool.Pool, cfg ConsumerConfig) (*
 	if cfg.Member == "" {
 		cfg.Member = memberName()
 	}
-	c := &Consumer{pool: pool, cfg: cfg, waiter: waiter{pool: pool, listener: cfg.Listener, poll: cfg.PollInterval}}
+	c := &Consumer{pool: pool, cfg: cfg, waiter: waiter{pool: pool, listener: cfg.Listener, poll: cfg.PollInterval, limit: cfg.CallTimeout}}
 	if err := c.learn(ctx); err != nil {
 		return nil, err
 	}
@@ -173,6 +176,9 @@ func (c *Consumer) TryReceive(ctx context.Context) (*Claim, error) {
 //
 // It commits asynchronously: a crash of the server may forget it, and then messages are delivered again, never lost.
 func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, error) {
+	begun := ctx
+	ctx, cancel := limited(ctx, c.cfg.CallTimeout)
+	defer cancel()
 	if time.Since(c.facts.Load().readAt) > factsAge {
 		if err := c.learn(ctx); err != nil {
 			return nil, err
@@ -192,6 +198,11 @@ func (c *Consumer) AckAndTryReceive(ctx context.Context, token string) (*Claim, 
 		return nil, fmt.Errorf("receive from group %q: %w", c.cfg.Group, translate(err))
 	}
 	defer conn.Release()
+	if c.cfg.CallTimeout > 0 {
+		var cancelSent context.CancelFunc
+		ctx, cancelSent = limited(context.WithoutCancel(begun), c.cfg.CallTimeout)
+		defer cancelSent()
+	}
 	receive := c.receive
 	if c.fetches(conn) {
 		receive = c.claimAndFetch

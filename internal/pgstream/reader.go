@@ -24,6 +24,9 @@ const readerPoll = time.Second
 // written or acked. Of a stream with priorities it reads the lowest; the others are streams of their own, "<name>.p1" and so on. Its methods are for
 // one goroutine at a time.
 type Reader struct {
+	// CallTimeout bounds every round trip of reading, so that a server that does not answer is an error. 0: as long as ctx lets it. Set it before reading.
+	CallTimeout time.Duration
+
 	pool   *pgxpool.Pool
 	name   string
 	waits  int32 // the stream that publishers notify: the parent of a priority
@@ -75,6 +78,7 @@ func (r *Reader) MoveTo(position int64) { r.next = position }
 // left, and Position stays.
 func (r *Reader) Next(ctx context.Context, maximum int) ([]Message, error) {
 	var messages []Message
+	r.waiter.limit = r.CallTimeout
 	err := r.waiter.until(ctx, func() int32 { return r.waits }, func() (bool, error) {
 		var err error
 		messages, err = r.TryNext(ctx, maximum)
@@ -85,6 +89,8 @@ func (r *Reader) Next(ctx context.Context, maximum int) ([]Message, error) {
 
 // TryNext is Next without waiting: no message when there is none now.
 func (r *Reader) TryNext(ctx context.Context, maximum int) ([]Message, error) {
+	ctx, cancel := limited(ctx, r.CallTimeout)
+	defer cancel()
 	var safe *int64
 	if r.safe >= r.next {
 		safe = &r.safe

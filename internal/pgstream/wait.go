@@ -22,6 +22,7 @@ type waiter struct {
 	pool     *pgxpool.Pool
 	listener *Listener     // nil: polling only
 	poll     time.Duration // the longest pause between two looks
+	limit    time.Duration // of one round trip; 0: none
 
 	mu         sync.Mutex
 	registered time.Time // when publishers were last asked to notify
@@ -79,6 +80,8 @@ func (w *waiter) register(ctx context.Context, stream int32) (fresh bool, err er
 	if since < waitRegistration {
 		return false, nil
 	}
+	ctx, cancel := limited(ctx, w.limit)
+	defer cancel()
 	if _, err := w.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", stream); err != nil {
 		return false, fmt.Errorf("wait for messages: %w", translate(err))
 	}
@@ -86,4 +89,12 @@ func (w *waiter) register(ctx context.Context, stream int32) (fresh bool, err er
 	w.registered = time.Now()
 	w.mu.Unlock()
 	return true, nil
+}
+
+// limited is ctx that ends after limit at the latest; 0: ctx.
+func limited(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	if limit <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, limit)
 }

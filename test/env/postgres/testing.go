@@ -73,6 +73,20 @@ func NewClone(tb testing.TB, recipe string, prepare func(ctx context.Context, ds
 	return newDatabase(tb, "TEMPLATE "+pgx.Identifier{template}.Sanitize()+" STRATEGY FILE_COPY")
 }
 
+// ExampleDatabase makes a database for the examples of a package, which have no testing.TB, and returns its DSN. It goes with the server, or when it is made again.
+func ExampleDatabase(name string) (string, error) {
+	if shared.dsn == nil {
+		return "", errors.New("no shared server")
+	}
+	quoted := pgx.Identifier{name}.Sanitize()
+	for _, sql := range []string{"DROP DATABASE IF EXISTS " + quoted + " WITH (FORCE)", "CREATE DATABASE " + quoted + " TEMPLATE template0"} {
+		if err := administer(sql); err != nil {
+			return "", fmt.Errorf("make the examples' database: %w", err)
+		}
+	}
+	return shared.dsn(name), nil
+}
+
 func newDatabase(tb testing.TB, options string) string {
 	tb.Helper()
 	if shared.dsn == nil {
