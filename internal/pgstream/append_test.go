@@ -102,6 +102,33 @@ func TestAppendComparesTheVersion(t *testing.T) {
 	}
 }
 
+// A stream with versions has its indexes from the beginning, and a history is read by them, whatever else is in the log.
+func TestHistoriesAreReadByTheirIndex(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	if n := one[int](e, "select count(*) from millrace_engine.stream_repairs((select id from millrace_engine.stream where name = 'accounts'))"); n != 0 {
+		t.Errorf("a new stream lacks %d things", n)
+	}
+	for _, key := range []string{"a", "b"} {
+		_, err := pgstream.Append(e.ctx, e.Pool, "accounts", key, pgstream.NoVersion, events(1, 2, 3))
+		must(t, err)
+	}
+	tx, err := e.Pool.Begin(e.ctx)
+	must(t, err)
+	defer tx.Rollback(e.ctx)
+	scans := func() (whole, index int) {
+		must(t, tx.QueryRow(e.ctx, "select sum(seq_scan), sum(idx_scan) from pg_stat_xact_user_tables where relname like 'segment\\_%'").Scan(&whole, &index))
+		return whole, index
+	}
+	wholeBefore, indexBefore := scans()
+	history, err := pgstream.ReadEntity(e.ctx, tx, "accounts", "b", 2, 0, 100)
+	must(t, err)
+	if whole, index := scans(); len(history) != 2 || whole != wholeBefore || index == indexBefore {
+		t.Errorf("%d messages, %d scans of a whole segment, %d of indexes", len(history), whole-wholeBefore, index-indexBefore)
+	}
+}
+
 // Of writers that decide upon the same version one wins. Each that loses reads again, so that no increment is lost.
 func TestConcurrentAppendsLoseNoUpdate(t *testing.T) {
 	t.Parallel()

@@ -91,7 +91,8 @@ begin
                 create index %1$s_position_idx on millrace_engine.%1$s ("position");
                 create trigger publish_guard before insert on millrace_engine.%1$s for each statement
                     execute function millrace_engine.publish_guard_%4$s();
-                alter table millrace_engine.%1$s enable always trigger publish_guard', leaf_name, s.name, k, p_stream);
+                alter table millrace_engine.%1$s enable always trigger publish_guard', leaf_name, s.name, k, p_stream)
+                || case when s.versions then format('; create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name) else '' end;
             return next;
             continue;
         end if;
