@@ -19,9 +19,9 @@ const (
 	NoVersion int64 = 0
 )
 
-// VersionError means that a key has another version than the one that was expected. Nothing was appended.
+// VersionError means that a key, or a workflow of a memory, has another version than the one that was expected. Nothing was appended or written.
 type VersionError struct {
-	Present int64 // the version of the key's newest message; 0 when it has none
+	Present int64 // the version that it has; 0 when there is none
 }
 
 func (e *VersionError) Error() string { return "another version than expected" }
@@ -82,7 +82,7 @@ func ReadEntity(ctx context.Context, db DB, stream, key string, from, to int64, 
 	return messages, nil
 }
 
-// IsVersionError says which version a key has when Append was refused for it.
+// IsVersionError says which version a key or a workflow has when Append or Memory.Write was refused for it.
 func IsVersionError(err error) (present int64, ok bool) {
 	var v *VersionError
 	if errors.As(err, &v) {

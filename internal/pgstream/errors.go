@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	// ErrNotFound means that the stream or group does not exist.
+	// ErrNotFound means that the stream, group or memory does not exist.
 	ErrNotFound = errors.New("not found")
 	// ErrOwned means that another owner holds the stream or group.
 	ErrOwned = errors.New("owned by another resource")
@@ -25,6 +25,10 @@ var (
 	ErrOutOfRange = errors.New("position out of range")
 	// ErrLapsed means that the group was too far behind and keeps nothing any more: messages may have been removed unseen. ResetGroup ends it.
 	ErrLapsed = errors.New("the group has lapsed")
+	// ErrLockEnded means that a lock of a workflow is no longer the caller's: it was given up, or expired and somebody else has locked the workflow.
+	ErrLockEnded = errors.New("the lock has ended")
+	// ErrLocked means that somebody else has locked a workflow. The same call may succeed later.
+	ErrLocked = errors.New("locked by somebody else")
 )
 
 // The engine's SQLSTATEs, as the functions in schema/functions raise them.
@@ -38,6 +42,8 @@ const (
 	codeLapsed   = "MR010"
 	codeVersion  = "MR011"
 	codeIsolated = "MR003"
+	codeLockLost = "MR012"
+	codeLocked   = "MR013"
 )
 
 // translate is the one place that turns SQLSTATEs of our class into the errors above. The server's message and hint are kept; they
@@ -64,6 +70,10 @@ func translate(err error) error {
 		return fmt.Errorf("%w: %s", ErrOutOfRange, text)
 	case codeLapsed:
 		return fmt.Errorf("%w: %s", ErrLapsed, text)
+	case codeLockLost:
+		return fmt.Errorf("%w: %s", ErrLockEnded, text)
+	case codeLocked:
+		return fmt.Errorf("%w: %s", ErrLocked, text)
 	case codeVersion:
 		present, _ := strconv.ParseInt(pg.Detail, 10, 64) // 0 when it is no number, as for a key without messages
 		return fmt.Errorf("%w: %s", &VersionError{Present: present}, text)

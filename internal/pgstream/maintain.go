@@ -9,7 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Expired dedupe keys are removed in steps that hold their locks for a moment, and in a round no more than this many, for the rest has a next one.
+// Expired dedupe keys and completed workflows are removed in steps that hold their locks for a moment, and in a round no more than this many, for the rest has a next one.
 const (
 	purgeStep  = 1000
 	purgeSteps = 500
@@ -19,7 +19,7 @@ const (
 const LedgerRingBytes = 16 << 20
 
 // Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, it keeps
-// the ledgers short, and it forgets expired dedupe keys. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
+// the ledgers short, it forgets expired dedupe keys, and it removes completed workflows. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
 // number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
 // stream does not keep the others waiting.
 func Maintain(ctx context.Context, db DB) ([]string, error) {
@@ -65,7 +65,11 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 	if purged > 0 {
 		did = append(did, fmt.Sprintf("removed %d expired dedupe keys", purged))
 	}
-	return did, errors.Join(failed...)
+	cleaned, err := cleanMemories(ctx, db)
+	if err != nil {
+		failed = append(failed, err)
+	}
+	return append(did, cleaned...), errors.Join(failed...)
 }
 
 func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, error) {

@@ -181,9 +181,10 @@ func isObject(text []byte) bool {
 	return bytes.HasPrefix(bytes.TrimLeft(text, " \t\r\n"), []byte("{")) && json.Valid(text)
 }
 
-func orZero(position *int64) int64 {
-	if position == nil {
-		return 0
+func orZero[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
 	}
-	return *position
+	return *p
 }

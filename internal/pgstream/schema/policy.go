@@ -110,7 +110,6 @@ func (s State) SQL() string {
 	for _, f := range functions() {
 		b.WriteString("\n" + f)
 	}
-	b.WriteString("\n" + listTemplates + ";\n")
 	if s.role != "" {
 		b.WriteString("\n" + strings.Join(grants(s.role), ";\n") + ";\n")
 		fmt.Fprintf(&b, "insert into millrace_engine.setting (name, value) values ('runtime_role', %s)\n    on conflict (name) do update set value = excluded.value;\n",
