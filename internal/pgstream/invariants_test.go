@@ -365,7 +365,7 @@ func TestInvariant1IsSeenBrokenWithout(t *testing.T) {
 		{"a guard that fires for replicas", late("set local session_replication_role = replica", insertIntoSegment),
 			func(e *engine) { e.run("alter table millrace_engine.segment_1_2 enable trigger publish_guard") }},
 		{"the transaction's id in the setting",
-			late("select set_config('millrace.guard_1', 'adone', false)", insert),
+			late("select set_config('millrace.guard_1', 'adone', false), pg_current_xact_id()", insert),
 			func(e *engine) { e.mutate("millrace_engine.publish_guard_1", "pg_current_xact_id()::text", "'done'") }},
 		{"a sequence without cache", cachedPositions,
 			func(e *engine) { e.run("alter sequence millrace_engine.position_1 cache 20") }},

@@ -213,12 +213,26 @@ func lockTables(ctx context.Context, tx pgx.Tx) error {
 	}
 }
 
+// listTemplates notes which functions each stream has copies of. Looking for them by the end of their names reads all functions of the database, so a new
+// stream would cost the more, the more streams there are.
+const listTemplates = `insert into millrace_engine.setting (name, value)
+    select 'templates', string_agg(p.proname, ' ' order by p.proname) from pg_proc p
+        where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template'
+    on conflict (name) do update set value = excluded.value`
+
+// copyTemplates brings the copies that streams and memories have to the functions' new text.
+const copyTemplates = `select millrace_engine.install_functions(s.id) from millrace_engine.stream s;
+select millrace_engine.install_memory(m.id) from millrace_engine.memory m`
+
 // replaceFunctions installs the functions, the copies that each stream and each memory has, and what the runtime role may do.
 func replaceFunctions(ctx context.Context, tx pgx.Tx, opts Options) error {
 	for _, name := range files(functionFiles, "functions") {
 		if _, err := tx.Exec(ctx, read(functionFiles, "functions/"+name)); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
 		}
+	}
+	if _, err := tx.Exec(ctx, listTemplates); err != nil {
+		return err
 	}
 	role, err := runtimeRole(ctx, tx, opts)
 	if err != nil {
@@ -229,10 +243,7 @@ func replaceFunctions(ctx context.Context, tx pgx.Tx, opts Options) error {
 			return fmt.Errorf("grant to the runtime role: %w", err)
 		}
 	}
-	if _, err := tx.Exec(ctx, "select millrace_engine.install_functions(s.id) from millrace_engine.stream s"); err != nil {
-		return err
-	}
-	if _, err := tx.Exec(ctx, "select millrace_engine.install_memory(m.id) from millrace_engine.memory m"); err != nil {
+	if _, err := tx.Exec(ctx, copyTemplates); err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, "update millrace_engine.schema_version set functions = $1 where version = $2", installed(role), Version())

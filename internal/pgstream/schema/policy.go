@@ -110,13 +110,14 @@ func (s State) SQL() string {
 	for _, f := range functions() {
 		b.WriteString("\n" + f)
 	}
+	b.WriteString("\n" + listTemplates + ";\n")
 	if s.role != "" {
 		b.WriteString("\n" + strings.Join(grants(s.role), ";\n") + ";\n")
 		fmt.Fprintf(&b, "insert into millrace_engine.setting (name, value) values ('runtime_role', %s)\n    on conflict (name) do update set value = excluded.value;\n",
 			"'"+strings.ReplaceAll(s.role, "'", "''")+"'")
 	}
 	if s.Version > 0 {
-		b.WriteString("\nselect millrace_engine.install_functions(s.id) from millrace_engine.stream s;\n")
+		b.WriteString("\n" + copyTemplates + ";\n")
 	}
 	fmt.Fprintf(&b, "\nupdate millrace_engine.schema_version set functions = '%s' where version = %d;\n", installed(s.role), Version())
 	return b.String()

@@ -13,30 +13,35 @@
 -- PostgreSQL cannot PREPARE a transaction that has notified: whoever uses two-phase commit sets millrace.notify to off, and waiting consumers poll.
 -- A child of a stream with priorities asks the state of its parent whether somebody waits, and notifies the parent (install_functions.sql).
 -- Enabled ALWAYS, on the stream and on every segment. It is on every publisher's path, so it runs no query: conditions and assignments of single
--- functions are far cheaper in PL/pgSQL.
+-- functions are far cheaper in PL/pgSQL. Each operator costs about a thousand instructions, whether it is evaluated or not, because PL/pgSQL prepares
+-- an expression again in each transaction; hence conditions within conditions.
 create or replace function millrace_engine.publish_guard_template() returns trigger
 language plpgsql volatile as $$
 declare
-    xid text := pg_current_xact_id()::text;
     state bigint;
     now_ms bigint;
+    guard text;
 begin
-    if substr(current_setting('millrace.guard_template', true), 2) = xid then
-        return null;
+    if pg_current_xact_id_if_assigned() is not null then   -- or this cannot be the second time
+        if substr(current_setting('millrace.guard_template', true), 2) = pg_current_xact_id()::text then
+            return null;
+        end if;
     end if;
     if pg_advisory_xact_lock_shared((/* stream id */ 0::bigint << 40)
             | (coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) & 1099511627775)) is null then
         return null;   -- cannot be: a void is not null
     end if;
     state := pg_sequence_last_value('millrace_engine.state_template');
-    if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
-        now_ms := extract(epoch from clock_timestamp()) * 1000;
-        if now_ms <> pg_sequence_last_value('millrace_engine.notified_template') then
-            now_ms := setval('millrace_engine.notified_template', now_ms);
-            perform pg_notify('millrace', '/* notified stream */ 0');
+    if /* waiting */ state > 15 then   -- somebody has waited, ever
+        if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
+            now_ms := extract(epoch from clock_timestamp()) * 1000;
+            if now_ms <> pg_sequence_last_value('millrace_engine.notified_template') then
+                now_ms := setval('millrace_engine.notified_template', now_ms);
+                perform pg_notify('millrace', '/* notified stream */ 0');
+            end if;
         end if;
     end if;
-    xid := set_config('millrace.guard_template', chr(97 + (state & 15)::integer) || xid, true);
+    guard := set_config('millrace.guard_template', chr(97 + (state & 15)::integer) || pg_current_xact_id()::text, true);
     return null;
 end $$;
 comment on function millrace_engine.publish_guard_template() is
