@@ -47,11 +47,30 @@ const (
 	FailurePark  FailurePolicy = "Park"  // the message and those of its key wait, in order; the others go on
 )
 
+// QueuePolicy is how many messages of one key may be in which state, in a Shared group. Messages without a key count as one key.
+type QueuePolicy string
+
+// Queue policies.
+const (
+	QueueStandard  QueuePolicy = "Standard"  // as many as there are
+	QueueShort     QueuePolicy = "Short"     // at most one is queued; one that comes while another is queued is passed over
+	QueueSingleton QueuePolicy = "Singleton" // at most one is active
+	QueueStately   QueuePolicy = "Stately"   // at most one is queued, one waits for another delivery, one is active
+)
+
 // Filter lets messages pass that have everything it asks for. The zero Filter lets every message pass.
 type Filter struct {
-	Headers   map[string]any `json:"headers,omitempty"`    // each is in the message's headers with that string, number, boolean or null
-	Keys      []string       `json:"keys,omitempty"`       // the message's key is one of these, at most 1,000
-	KeyPrefix string         `json:"key_prefix,omitempty"` // the message's key begins with it
+	// Headers that a message has, each with that string, number, boolean or null, or with one of a list of them.
+	Headers        map[string]any `json:"headers,omitempty"`
+	WithoutHeaders []string       `json:"without_headers,omitempty"` // the message has none of these headers
+	Keys           []string       `json:"keys,omitempty"`            // the message's key is one of these, at most 1,000
+	KeyPrefix      string         `json:"key_prefix,omitempty"`      // the message's key begins with it
+	// Unrouted lets only messages pass that no other group's filter of the stream takes. It cannot be set or unset later.
+	Unrouted bool `json:"unrouted,omitempty"`
+}
+
+func (f Filter) isZero() bool {
+	return len(f.Headers) == 0 && len(f.WithoutHeaders) == 0 && len(f.Keys) == 0 && f.KeyPrefix == "" && !f.Unrouted
 }
 
 // GroupSpec is the desired state of one consumer group. Mode and Start never change after creation. In a stream with priorities the group begins in each
@@ -68,6 +87,7 @@ type GroupSpec struct {
 	BackoffInitial time.Duration
 	BackoffMax     time.Duration
 	FailurePolicy  FailurePolicy
+	QueuePolicy    QueuePolicy // cannot change
 	Paused         bool
 	// Filter holds for what is handed out from the log after it was set: retries, parked messages and dead letters stay. Messages that a changed filter
 	// lets pass, and that the group has gone past already, are not delivered.
@@ -99,13 +119,14 @@ func (g GroupSpec) spec() map[string]any {
 		"backoff_initial_ms": initial.Milliseconds(),
 		"backoff_max_ms":     max(orDefault(g.BackoffMax, 5*time.Minute), initial).Milliseconds(),
 		"failure_policy":     orDefault(g.FailurePolicy, FailureBlock),
+		"queue_policy":       orDefault(g.QueuePolicy, QueueStandard),
 		"paused":             g.Paused,
 		"filter":             nil,
 		// Rounded up, because zero would mean never.
 		"lapse_after_seconds": int64(math.Ceil(g.LapseAfter.Seconds())),
 		"lapse_lag":           g.LapseLag,
 	}
-	if len(g.Filter.Headers) > 0 || len(g.Filter.Keys) > 0 || g.Filter.KeyPrefix != "" {
+	if !g.Filter.isZero() {
 		m["filter"] = g.Filter
 	}
 	put(m, "owner", g.Owner)
@@ -169,6 +190,7 @@ func DescribeGroup(ctx context.Context, db DB, stream, name string) (GroupInfo, 
 		BackoffInitialMS  int64         `json:"backoff_initial_ms"`
 		BackoffMaxMS      int64         `json:"backoff_max_ms"`
 		FailurePolicy     FailurePolicy `json:"failure_policy"`
+		QueuePolicy       QueuePolicy   `json:"queue_policy"`
 		Paused            bool
 		Filter            Filter
 		LapseAfterSeconds int64 `json:"lapse_after_seconds"`
@@ -185,7 +207,7 @@ func DescribeGroup(ctx context.Context, db DB, stream, name string) (GroupInfo, 
 		Stream: stream, Name: name, Mode: has.Mode, StartFrom: has.Start.From, StartPosition: has.Start.Position, StartTime: has.Start.Time,
 		AckWait: time.Duration(has.AckWaitMS) * time.Millisecond, MaxAttempts: has.MaxAttempts,
 		BackoffInitial: time.Duration(has.BackoffInitialMS) * time.Millisecond, BackoffMax: time.Duration(has.BackoffMaxMS) * time.Millisecond,
-		FailurePolicy: has.FailurePolicy, Paused: has.Paused, Filter: has.Filter,
+		FailurePolicy: has.FailurePolicy, QueuePolicy: has.QueuePolicy, Paused: has.Paused, Filter: has.Filter,
 		LapseAfter: time.Duration(has.LapseAfterSeconds) * time.Second, LapseLag: has.LapseLag, Owner: g.owner,
 	}}, nil
 }
@@ -222,10 +244,11 @@ func PlanGroup(ctx context.Context, db DB, spec GroupSpec) ([]Step, error) {
 	if samePlace(has["start"], want["start"]) {
 		want["start"] = has["start"]
 	}
-	for _, name := range []string{"mode", "start"} {
+	for _, name := range []string{"mode", "start", "queue_policy"} {
 		if !reflect.DeepEqual(has[name], want[name]) {
+			what := strings.ReplaceAll(name, "_", " ")
 			return nil, fmt.Errorf("%w: the %s of consumer group %q is %v and cannot become %v. Create another group with that %s",
-				ErrRefused, name, spec.Name, has[name], want[name], name)
+				ErrRefused, what, spec.Name, has[name], want[name], what)
 		}
 	}
 	var steps []Step

@@ -19,7 +19,8 @@ const (
 const LedgerRingBytes = 16 << 20
 
 // Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, it keeps
-// the ledgers short, it forgets expired dedupe keys, and it removes completed workflows. Publishing and consuming never wait for it and never need it: without it only disk space grows. Any
+// the ledgers short, it forgets expired dedupe keys, it copies to queued groups what nobody receives, and it removes completed workflows. Publishing and consuming
+// never wait for it and never need it: without it only disk space grows, and what no handler takes is not counted. Any
 // number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
 // stream does not keep the others waiting.
 func Maintain(ctx context.Context, db DB) ([]string, error) {
@@ -53,6 +54,9 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 			did = append(did, s.Name+": "+a)
 		}
 	}
+	if err := enqueue(ctx, db); err != nil && (!IsTransient(err) || ctx.Err() != nil) {
+		failed = append(failed, fmt.Errorf("queue messages: %w", translate(err)))
+	}
 	ledger, err := maintainLedger(ctx, db, ringBytes)
 	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
 		failed = append(failed, fmt.Errorf("maintain the ledgers: %w", translate(err)))
@@ -70,6 +74,30 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 		failed = append(failed, err)
 	}
 	return append(did, cleaned...), errors.Join(failed...)
+}
+
+// enqueueSteps bounds a round: what a group has not come to then waits for the next one, or for a receive.
+const enqueueSteps = 100
+
+// enqueue copies messages of the log to the groups that hand out from the delivery table, so that what nobody receives is counted, and kept.
+func enqueue(ctx context.Context, db DB) error {
+	rows, err := db.Query(ctx, "select * from millrace_engine.groups_to_enqueue()")
+	if err != nil {
+		return err
+	}
+	groups, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return err
+	}
+	for _, g := range groups {
+		more := true
+		for n := 0; more && n < enqueueSteps; n++ {
+			if err := db.QueryRow(ctx, "select millrace_engine.enqueue_group($1)", g).Scan(&more); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, error) {

@@ -29,10 +29,15 @@ type NewMessage struct {
 	// Serialize makes the message wait for open transactions that have published its key with Serialize, so that the positions of the key
 	// are in the order of commits.
 	Serialize bool
+	// Throttle appends at most one message of DedupeKey in each slot of that many seconds, instead of the stream's window: publishing another one returns the
+	// position of the first. Slots are counted from the epoch, so all publishers have the same. Whole seconds.
+	Throttle time.Duration
+	// NextSlot delivers a message whose slot is taken at the beginning of the next one, unless one waits for that already. Publishing it returns 0 either way.
+	NextSlot bool
 }
 
 func (m NewMessage) options() options {
-	return options{m.Delay, m.DeliverAt, m.Priority, m.Serialize}
+	return options{m.Delay, m.DeliverAt, m.Priority, m.Serialize, m.Throttle, m.NextSlot}
 }
 
 // options are those that all messages of one call share.
@@ -41,6 +46,17 @@ type options struct {
 	deliverAt time.Time
 	priority  int
 	serialize bool
+	throttle  time.Duration
+	nextSlot  bool
+}
+
+// slot returns the value of p_throttle_seconds.
+func (o options) slot() *int64 {
+	if o.throttle == 0 {
+		return nil
+	}
+	seconds := int64(o.throttle / time.Second)
+	return &seconds
 }
 
 // due returns the values of p_delay_seconds and p_deliver_at.

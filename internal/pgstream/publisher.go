@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 )
@@ -64,9 +65,13 @@ func (p *Publisher) Publish(ctx context.Context, db DB, m NewMessage) (int64, er
 	}
 	var position *int64
 	delay, at := o.due()
-	err := db.QueryRow(ctx, "select "+p.function("millrace.publish")+"($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), $9)",
-		p.stream, m.Payload, m.Key, m.Headers, delay, at, o.priority, m.DedupeKey, o.serialize).Scan(&position)
-	if err != nil {
+	sql := "select " + p.function("millrace.publish") + "($1, $2, $3, $4, $5, $6, $7, nullif($8, ''), $9"
+	args := []any{p.stream, m.Payload, m.Key, m.Headers, delay, at, o.priority, m.DedupeKey, o.serialize}
+	if o.throttle != 0 || o.nextSlot {
+		sql += ", $10, $11" // the functions of the previous release have no more than those before
+		args = append(args, o.slot(), o.nextSlot)
+	}
+	if err := db.QueryRow(ctx, sql+")", args...).Scan(&position); err != nil {
 		return 0, publishError(p.stream, err)
 	}
 	return orZero(position), nil
@@ -86,6 +91,9 @@ func (p *Publisher) PublishBatch(ctx context.Context, db DB, ms []NewMessage) ([
 		return nil, err
 	}
 	o := ms[0].options()
+	if o.nextSlot {
+		return nil, p.refused("the messages of a batch cannot wait for the next slot. Publish them one by one; several calls in one transaction are as atomic as one")
+	}
 	payloads := make([][]byte, len(ms))
 	keys := make([]*string, len(ms))
 	headers := make([][]byte, len(ms))
@@ -111,8 +119,13 @@ func (p *Publisher) PublishBatch(ctx context.Context, db DB, ms []NewMessage) ([
 		sql += "($1, $2, $3, $4)" // the functions of the previous release have no more
 	} else {
 		delay, at := o.due()
-		sql += "($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+		sql += "($1, $2, $3, $4, $5, $6, $7, $8, $9"
 		args = append(args, delay, at, o.priority, dedupe, o.serialize)
+		if o.throttle != 0 {
+			sql += ", $10"
+			args = append(args, o.slot())
+		}
+		sql += ")"
 	}
 	rows, err := db.Query(ctx, sql, args...)
 	if err != nil {
@@ -144,6 +157,9 @@ func (p *Publisher) check(ctx context.Context, db DB, ms []NewMessage) error {
 	for _, m := range ms {
 		if m.Payload == nil {
 			return p.refused("a payload is nil. Publish the JSON value null as []byte(\"null\"), and no bytes as []byte{}")
+		}
+		if m.Throttle%time.Second != 0 || m.Throttle < 0 {
+			return p.refused("a message cannot be throttled to one in %s. Use whole seconds", m.Throttle)
 		}
 		if m.Headers != nil && !isObject(m.Headers) {
 			return p.refused("headers must be a JSON object. Pass one such as {\"trace\": \"abc\"}, or nil")

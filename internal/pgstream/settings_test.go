@@ -50,7 +50,7 @@ func TestAFilterThatIsNoneIsRefused(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	e.stream("orders")
-	for _, filter := range []string{`[]`, `"x"`, `{"header": {"a": 1}}`, `{"headers": ["a"]}`, `{"headers": {"a": {"b": 1}}}`, `{"headers": {"a": [1]}}`,
+	for _, filter := range []string{`[]`, `"x"`, `{"header": {"a": 1}}`, `{"headers": ["a"]}`, `{"headers": {"a": {"b": 1}}}`, `{"headers": {"a": [[1]]}}`,
 		`{"keys": "a"}`, `{"keys": []}`, `{"keys": [1]}`, `{"key_prefix": 1}`, `{"key_prefix": "a", "x": 1}`} {
 		_, err := e.Exec(e.ctx, "select millrace.create_group('orders', 'g', p_filter => $1)", filter)
 		if sqlState(err) != "MR004" || !strings.Contains(hint(err), "key_prefix") {

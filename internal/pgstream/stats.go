@@ -28,6 +28,9 @@ type GroupStats struct {
 	Members       []GroupMember
 	Paused        bool
 	Lapsed        string // why the group does not receive any more; empty while it does
+	// Queued is how many messages wait, for their first delivery or another one, and Active how many members hold. Of a group with a filter Queued counts those that
+	// the filter takes: it is counted for the next 2,000 positions, and estimated beyond them.
+	Queued, Active int64
 }
 
 // StreamStats describes what a stream holds and how it fares. The priorities of a stream are counted together; positions are those of the
@@ -52,15 +55,16 @@ type StreamStats struct {
 // Stats returns the statistics of every group in the database, in one call. Its cost does not depend on the backlog.
 func Stats(ctx context.Context, db DB) ([]GroupStats, error) {
 	rows, err := db.Query(ctx, `select stream, "group", mode, lag, in_flight, retrying, dead_letters,
-		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members, paused, coalesce(lapsed, '')
-		from millrace.stats()`)
+		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members, paused, coalesce(lapsed, ''),
+		queued, active from millrace.stats()`)
 	if err != nil {
 		return nil, fmt.Errorf("read statistics: %w", translate(err))
 	}
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (GroupStats, error) {
 		var s GroupStats
 		var age float64
-		err := row.Scan(&s.Stream, &s.Group, &s.Mode, &s.Lag, &s.InFlight, &s.Retrying, &s.DeadLetters, &age, &s.AckFloor, &s.Members, &s.Paused, &s.Lapsed)
+		err := row.Scan(&s.Stream, &s.Group, &s.Mode, &s.Lag, &s.InFlight, &s.Retrying, &s.DeadLetters, &age, &s.AckFloor, &s.Members, &s.Paused, &s.Lapsed,
+			&s.Queued, &s.Active)
 		s.OldestAge = time.Duration(age * float64(time.Second))
 		return s, err
 	})
@@ -121,7 +125,7 @@ func (r GroupReport) Settled() int64 { return r.LastPosition - r.Lag - r.InFligh
 func GroupReports(ctx context.Context, db DB) ([]GroupReport, error) {
 	rows, err := db.Query(ctx, `select stream, "group", mode, lag, in_flight, retrying, dead_letters,
 		coalesce(extract(epoch from oldest_age), 0)::float8, ack_floor, members, paused, coalesce(lapsed, ''),
-		last_position, holders, coalesce(deliveries, 0), coalesce(error, ''), error_at
+		last_position, holders, coalesce(deliveries, 0), coalesce(error, ''), error_at, queued, active
 		from millrace_engine.group_report()`)
 	if err != nil {
 		return nil, fmt.Errorf("read the reports of groups: %w", translate(err))
@@ -131,7 +135,7 @@ func GroupReports(ctx context.Context, db DB) ([]GroupReport, error) {
 		var age float64
 		var at *time.Time
 		err := row.Scan(&r.Stream, &r.Group, &r.Mode, &r.Lag, &r.InFlight, &r.Retrying, &r.DeadLetters, &age, &r.AckFloor, &r.Members, &r.Paused, &r.Lapsed,
-			&r.LastPosition, &r.Holders, &r.Deliveries, &r.Error, &at)
+			&r.LastPosition, &r.Holders, &r.Deliveries, &r.Error, &at, &r.Queued, &r.Active)
 		r.OldestAge = time.Duration(age * float64(time.Second))
 		if at != nil {
 			r.ErrorAt = *at

@@ -1,8 +1,9 @@
 -- millrace_engine.apply_group(spec jsonb) returns integer
 -- Creates the consumer group, or brings its settings to the spec. Idempotent.
 -- Keys: stream, name, mode, start {from, position, time}, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms, failure_policy,
---       paused, filter, lapse_after_seconds, lapse_lag, owner. A missing key keeps the present value, or takes the default; a filter that is null
+--       queue_policy, paused, filter, lapse_after_seconds, lapse_lag, owner. A missing key keeps the present value, or takes the default; a filter that is null
 --       or empty ends filtering. A changed filter holds for what is handed out from the log from then on, also again: what is set aside or dead stays.
+-- A group with a filter is a route: what a new filter takes no more, and nobody else does, goes to the groups for unrouted messages (unrouted.sql).
 -- A stream with priorities: the group is mirrored to every lane (mirror_group). Its lanes lapse together.
 -- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
@@ -26,6 +27,7 @@ begin
     select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_spec ->> 'name' for no key update;
     if found then
         wanted := jsonb_populate_record(g, spec);
+        wanted.queue_policy := nullif(wanted.queue_policy, 'Standard');
         if p_spec ? 'filter' then
             wanted.filter := millrace_engine.checked_filter(p_spec -> 'filter');
         end if;
@@ -36,6 +38,10 @@ begin
             raise exception 'consumer group "%" is % and cannot become %', g.name, g.mode, wanted.mode using errcode = 'MR004',
                 hint = 'Create another group with that mode, starting at the position this one has reached.';
         end if;
+        if wanted.queue_policy is distinct from g.queue_policy or coalesce(wanted.filter ? 'unrouted', false) <> coalesce(g.filter ? 'unrouted', false) then
+            raise exception 'the queue policy of consumer group "%", and whether it is for unrouted messages, cannot change', g.name using errcode = 'MR004',
+                hint = 'It says how the group keeps what waits. Create another group, starting at the position this one has reached.';
+        end if;
         if not millrace_engine.same_place(wanted.start, g.start) then
             raise exception 'consumer group "%" has started at % and cannot start elsewhere', g.name, g.start using errcode = 'MR004',
                 hint = 'Move it with millrace.reset_group, or create another group with that start.';
@@ -43,12 +49,18 @@ begin
         wanted.start := g.start;
         if wanted is distinct from g then
             perform millrace_engine.check_group(wanted);
+            if wanted.filter is distinct from g.filter then
+                perform millrace_engine.route_all(stream);
+            end if;
             update millrace_engine.consumer_group x set ack_wait_ms = wanted.ack_wait_ms, max_attempts = wanted.max_attempts,
                     backoff_initial_ms = wanted.backoff_initial_ms, backoff_max_ms = wanted.backoff_max_ms,
                     failure_policy = wanted.failure_policy, paused = wanted.paused, filter = wanted.filter,
                     lapse_after_seconds = wanted.lapse_after_seconds, lapse_lag = wanted.lapse_lag, owner = wanted.owner
                 where x.id = g.id;
             perform millrace_engine.mirror_group(g.id);
+            if wanted.filter is distinct from g.filter and wanted.filter is not null then
+                perform millrace_engine.hand_over(g.id, g.filter, false);
+            end if;
         end if;
         return g.id;
     end if;
@@ -60,13 +72,22 @@ begin
         '{"mode": "Shared", "start": {"from": "Earliest"}, "ack_wait_ms": 30000, "max_attempts": 10, "backoff_initial_ms": 1000,
           "backoff_max_ms": 300000, "failure_policy": "Block", "paused": false, "lapse_after_seconds": 0, "lapse_lag": 0}'::jsonb || spec);
     wanted.filter := millrace_engine.checked_filter(p_spec -> 'filter');
+    wanted.queue_policy := nullif(wanted.queue_policy, 'Standard');
     perform millrace_engine.check_group(wanted);
+    if wanted.queue_policy is not null and s.priorities > 1 then
+        raise exception 'a group of stream "%" cannot have queue policy %: the stream has priorities', s.name, wanted.queue_policy using errcode = 'MR004',
+            hint = 'Use a stream without priorities: each priority is a line of its own, and the policy would hold in each of them.';
+    end if;
     first_ := millrace_engine.place(s, wanted.start);
+    if wanted.filter is not null then
+        -- After the place was found, so that a message between the two is seen by one of them at least.
+        perform millrace_engine.route_all(stream);
+    end if;
     insert into millrace_engine.consumer_group (stream_id, name, mode, start, ack_wait_ms, max_attempts, backoff_initial_ms, backoff_max_ms,
-            failure_policy, paused, filter, lapse_after_seconds, lapse_lag, owner, first_position)
+            failure_policy, queue_policy, paused, filter, lapse_after_seconds, lapse_lag, owner, first_position)
         values (stream, wanted.name, wanted.mode, wanted.start, wanted.ack_wait_ms, wanted.max_attempts, wanted.backoff_initial_ms,
-            wanted.backoff_max_ms, wanted.failure_policy, wanted.paused, wanted.filter, wanted.lapse_after_seconds, wanted.lapse_lag, wanted.owner,
-            s.first_position)
+            wanted.backoff_max_ms, wanted.failure_policy, wanted.queue_policy, wanted.paused, wanted.filter, wanted.lapse_after_seconds,
+            wanted.lapse_lag, wanted.owner, s.first_position)
         returning * into g;
     perform millrace_engine.open_lane(g.id, 0, 1024, first_ - 1, null);
     perform millrace_engine.mirror_group(g.id);
@@ -90,6 +111,14 @@ begin
     end if;
     if p_group.failure_policy not in ('Block', 'Park', 'Skip') then
         raise exception 'failure policy % is not known', quote_literal(p_group.failure_policy) using errcode = 'MR004', hint = 'Use Block, Park or Skip.';
+    end if;
+    if p_group.queue_policy not in ('Short', 'Singleton', 'Stately') then
+        raise exception 'queue policy % is not known', quote_literal(p_group.queue_policy) using errcode = 'MR004',
+            hint = 'Use Standard, Short, Singleton or Stately.';
+    end if;
+    if p_group.mode = 'Ordered' and (p_group.queue_policy is not null or p_group.filter ? 'unrouted') then
+        raise exception 'an Ordered group can neither have a queue policy nor be for unrouted messages' using errcode = 'MR004',
+            hint = 'Use mode Shared. An Ordered group gives the messages of a key to one member at a time anyway.';
     end if;
     if p_group.mode = 'Shared' and p_group.failure_policy = 'Park' then
         raise exception 'a Shared group cannot park: it has no order to keep' using errcode = 'MR004',
@@ -150,25 +179,27 @@ return a ->> 'from' is not distinct from b ->> 'from'
     and (a ->> 'from' is distinct from 'Position' or (a ->> 'position')::bigint is not distinct from (b ->> 'position')::bigint)
     and (a ->> 'from' is distinct from 'Time' or (a ->> 'time')::timestamptz is not distinct from (b ->> 'time')::timestamptz);
 
--- millrace.create_group(stream, group, mode, start, filter, failure_policy, max_attempts, ack_wait_seconds, position, time) returns integer
+-- millrace.create_group(stream, group, mode, start, filter, failure_policy, max_attempts, ack_wait_seconds, position, time, queue_policy) returns integer
 -- For users without Kubernetes. Creates the group, or changes what is given of the settings that can change; null leaves a setting as it is, or takes its
--- default. mode is Shared or Ordered; start is Earliest, Latest, Position (with position) or Time (with time). An empty filter, '{}', ends filtering.
+-- default. mode is Shared or Ordered; queue_policy is Standard, Short, Singleton or Stately (enqueue.sql); start is Earliest, Latest, Position (with position) or Time (with time). An empty filter, '{}', ends filtering.
 -- Raises: as apply_group.
 create or replace function millrace.create_group(p_stream text, p_group text, p_mode text default 'Shared', p_start text default 'Earliest',
     p_filter jsonb default null, p_failure_policy text default null, p_max_attempts integer default null, p_ack_wait_seconds double precision default null,
-    p_position bigint default null, p_time timestamptz default null)
+    p_position bigint default null, p_time timestamptz default null, p_queue_policy text default null)
 returns integer
 language sql volatile
 return millrace_engine.apply_group(jsonb_build_object('stream', p_stream, 'name', p_group, 'mode', p_mode,
     'start', jsonb_strip_nulls(jsonb_build_object('from', p_start, 'position', p_position,
         'time', to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))),
-    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', (p_ack_wait_seconds * 1000)::bigint)
+    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', (p_ack_wait_seconds * 1000)::bigint,
+    'queue_policy', p_queue_policy)
     || case when p_filter is null then '{}' else jsonb_build_object('filter', p_filter) end);
-comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz) is
+comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz, text) is
     'Creates a consumer group of a stream, or changes its settings. Repeating it is harmless.';
 
 -- millrace_engine.drop_group(stream, group) returns void
--- Removes the group with its deliveries and dead letters, in every priority lane. Nothing happens when it does not exist. Rows left in the ledgers are
+-- Removes the group with its deliveries and dead letters, in every priority lane. What it had not settled, and no other group's filter takes, goes to the
+-- groups for unrouted messages first. Nothing happens when it does not exist. Rows left in the ledgers are
 -- unreachable without their lane, and go with the next truncation.
 -- Raises: MR004 when the stream is a priority lane.
 create or replace function millrace_engine.drop_group(p_stream text, p_group text) returns void
@@ -176,13 +207,21 @@ language plpgsql volatile as $$
 declare
     s millrace_engine.stream;
     g integer;
+    filter_ jsonb;
 begin
     select x.* into s from millrace_engine.stream x where x.name = p_stream;
     perform millrace_engine.refuse_lane(s);
-    select x.id into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
+    perform from millrace_engine.stream x where x.id = s.id for no key update;
+    select x.id, x.filter into g, filter_ from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
     if found then
+        if filter_ is not null then
+            perform millrace_engine.route_all(s.id);
+        end if;
         -- Before the group's row, because receive refers to the row while it holds this lock.
         perform millrace_engine.hold_receives(g);
+        if filter_ is not null then
+            perform millrace_engine.hand_over(g, filter_, true);
+        end if;
         delete from millrace_engine.consumer_group x where x.id = g;
     end if;
 end $$;

@@ -2,7 +2,7 @@
 -- Copied once per stream (install_functions.sql). The hot path of receive: claims the next positions of a Shared group, above low and up to high, for a member
 -- that acks its last claim with the call, and settles that one by the row of the new one. It does not read the messages. Rollbacks may have
 -- left positions empty: whoever reads them tells note_claimed.
--- All null, with nothing changed, when anything is unusual: another mode, a pause, a filter, retries or expired claims, a claim to ack that has ended,
+-- All null, with nothing changed, when anything is unusual: another mode, a pause, a filter, a queue policy, retries or expired claims, a claim to ack that has ended,
 -- nothing new. Then receive decides. Each 64th claim is left to receive too, because it raises the floor.
 -- Locks:   as receive.
 -- Raises:  nothing of its own.
@@ -51,7 +51,7 @@ begin
                              else millrace_engine.horizon(c_stream) end as safe
                     from millrace_engine.claim_ring y where y.lane_id = g.lane_id order by y.claim desc limit 1) x
                 where g.id = group_ and g.name = p_group and g.stream_id = c_stream and g.mode = 'Shared' and not g.paused and g.lapsed_at is null
-                  and g.filter is null and g.recheck_at > now_ and x.next_check > now_ and x.settled is null and x.claim % 64 <> 63
+                  and g.filter is null and g.queue_policy is null and g.recheck_at > now_ and x.next_check > now_ and x.settled is null and x.claim % 64 <> 63
                   and x.frontier >= g.first_position - 1 and x.safe > x.frontier
                   and not exists (select from millrace_engine.delivery d where d.group_id = group_ and d.visible_at <= now_)
                   and (acked is null or g.lane_id = acked[2] and x.claim < acked[3] + 64

@@ -1,11 +1,14 @@
--- millrace_engine.remember(stream, dedupe keys) returns table (key, position)
--- Remembers the keys for the stream's dedupe window, and returns those that were remembered already, with the position of their message (null when it
+-- The signature of the first release, as in publish.sql.
+drop function if exists millrace_engine.remember(millrace_engine.stream, text[]);
+
+-- millrace_engine.remember(stream, dedupe keys, until) returns table (key, position)
+-- Remembers the keys for the stream's dedupe window, or until then, and returns those that were remembered already, with the position of their message (null when it
 -- was delayed). What is not returned is the caller's to publish, in this transaction: whoever comes with such a key later waits for its end, and
 -- publishes it if it rolls back. An expired key is as good as none. Nulls are left out.
 -- The unique index does the waiting, so it also holds for two-phase commit and after a savepoint was rolled back, and takes no place in the lock table.
 -- Locks:  the rows of the keys, in the order of the keys and to the end of the transaction, also of keys that are returned: nobody purges them.
 -- Raises: MR004 the window is 0, or a key is too long; 40001 in REPEATABLE READ and SERIALIZABLE when the snapshot does not see a key's row.
-create or replace function millrace_engine.remember(p_stream millrace_engine.stream, p_keys text[]) returns table (key text, "position" bigint)
+create or replace function millrace_engine.remember(p_stream millrace_engine.stream, p_keys text[], p_until timestamptz default null) returns table (key text, "position" bigint)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -20,15 +23,15 @@ begin
     if cardinality(keys) = 0 then
         return;
     end if;
-    if p_stream.dedupe_window_seconds = 0 then
+    if p_until is null and p_stream.dedupe_window_seconds = 0 then
         raise exception 'stream "%" keeps no dedupe keys', p_stream.name using errcode = 'MR004',
             hint = 'Set its dedupe window, or publish without a dedupe key.';
     end if;
-    if exists (select from unnest(keys) x where octet_length(x) > 1024) then
+    if exists (select from unnest(keys) x where octet_length(x) > 1024 + case when p_until is null then 0 else 32 end) then
         raise exception 'a dedupe key is longer than 1024 bytes' using errcode = 'MR004', hint = 'Use a hash of it.';
     end if;
     with i as (insert into millrace_engine.dedupe as d (stream_id, key, expires_at)
-            select p_stream.id, u.x, millrace_engine.clock() + make_interval(secs => p_stream.dedupe_window_seconds)
+            select p_stream.id, u.x, coalesce(p_until, millrace_engine.clock() + make_interval(secs => p_stream.dedupe_window_seconds))
             from unnest(keys) with ordinality u(x, n) order by u.n
             on conflict (stream_id, key) do update set "position" = null, expires_at = excluded.expires_at
                 where d.expires_at <= millrace_engine.clock()

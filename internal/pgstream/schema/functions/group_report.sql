@@ -3,7 +3,8 @@
 -- the stream and its priority lanes; and, of groups that are not at rest, group_holders and group_error below. A group at rest costs what it costs in stats.
 create or replace function millrace_engine.group_report()
 returns table (stream text, "group" text, mode text, lag bigint, in_flight bigint, retrying bigint, dead_letters bigint, oldest_age interval,
-    ack_floor bigint, members jsonb, paused boolean, lapsed text, last_position bigint, holders jsonb, deliveries integer, error text, error_at timestamptz)
+    ack_floor bigint, members jsonb, paused boolean, lapsed text, last_position bigint, holders jsonb, deliveries integer, error text, error_at timestamptz,
+    queued bigint, active bigint)
 language plpgsql volatile
 set enable_seqscan = off
 set enable_bitmapscan = off
@@ -15,7 +16,7 @@ begin
                (coalesce(pg_sequence_last_value(to_regclass('millrace_engine.position_' || t.id)), 0)
                 + (select coalesce(sum(pg_sequence_last_value(to_regclass('millrace_engine.position_' || x.id))), 0)
                    from millrace_engine.stream x where x.parent_id = t.id))::bigint,
-               coalesce(h.holders, '[]'), h.deliveries, e.error, e.at
+               coalesce(h.holders, '[]'), h.deliveries, e.error, e.at, s.queued, s.active
         from millrace.stats() s
         join millrace_engine.stream t on t.name = s.stream
         join millrace_engine.consumer_group g on g.stream_id = t.id and g.name = s."group"

@@ -26,8 +26,7 @@ begin
         delete from millrace_engine.member m where m.group_id = g.id and m.name = p_member;
         for held in select distinct d.nonce from millrace_engine.delivery d where d.group_id = g.id and d.member = p_member and d.nonce is not null loop
             if pg_try_advisory_xact_lock(1073741824, (held & 2147483647)::integer) then
-                update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
-                    where d.group_id = g.id and d.nonce = held;
+                perform millrace_engine.release_deliveries(g.id, held);
             end if;
         end loop;
         perform millrace_engine.announce(g.stream_id);

@@ -1,7 +1,7 @@
 -- millrace.nack(claim, positions, delay_seconds, reason) returns void
 -- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. The reason is kept.
--- Shared:  each message goes to the delivery table, or to the dead letters when it has had all its attempts. The rest of the claim
---          stays held.
+-- Shared:  each message goes to the delivery table, or to the dead letters when it has had all its attempts; with queue policy Stately also when
+--          another message of its key waits for its retry. The rest of the claim stays held.
 -- Ordered: the claim ends. Everything in it that is not settled is delivered again, in order, after the delay: settle what is done
 --          before. With failure policy Skip, messages that have had all their attempts become dead letters and are passed over.
 --          With failure policy Park the claim stays held: each message waits in the delivery table with all later ones of its key in the
@@ -23,22 +23,22 @@ begin
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
         with held as (
-            select d.* from millrace_engine.delivery d
+            select d.*, g.max_attempts > 0 and d.attempt >= g.max_attempts or millrace_engine.retry_is_taken(d) as done from millrace_engine.delivery d
             where d.group_id = g.id and d.nonce = t[4] and d."position" = any (p_positions) for update
         ), dead as (
             insert into millrace_engine.dead_letter (group_id, "position", key, headers, payload, payload_bytes, created_at, attempts, reason, errors, dead_at)
             select h.group_id, h."position", h.key, h.headers, h.payload, h.payload_bytes, h.created_at, h.attempt,
                    coalesce(p_reason, 'nacked'), millrace_engine.add_error(h.errors, h.attempt, p_reason), millrace_engine.clock()
-            from held h where g.max_attempts > 0 and h.attempt >= g.max_attempts
+            from held h where h.done
             on conflict on constraint dead_letter_position_unique do nothing
         ), gone as (
             delete from millrace_engine.delivery d using held h
-            where d.id = h.id and g.max_attempts > 0 and h.attempt >= g.max_attempts
+            where d.id = h.id and h.done
         ), back as (
             update millrace_engine.delivery d set nonce = null, member = null, suspect = false,
                 visible_at = millrace_engine.clock() + millrace_engine.delay(g, h.attempt, p_delay_seconds),
                 errors = millrace_engine.add_error(h.errors, h.attempt, p_reason)
-            from held h where d.id = h.id and not (g.max_attempts > 0 and h.attempt >= g.max_attempts)
+            from held h where d.id = h.id and not h.done
         )
         select count(*) into n from held;
         if n < (select count(distinct p) from unnest(p_positions) p) then
@@ -118,9 +118,7 @@ begin
     end if;
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
-        update millrace_engine.delivery d set nonce = null, member = null, attempt = d.attempt - 1, visible_at = millrace_engine.clock()
-            where d.group_id = t[1] and d.nonce = t[4];
-        if not found then
+        if not millrace_engine.release_deliveries(t[1]::integer, t[4]) then
             raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
         end if;
         perform millrace_engine.announce(stream);

@@ -56,6 +56,10 @@ declare
     mirror integer;
 begin
     select * into strict g from millrace_engine.consumer_group x where x.id = p_group;
+    if g.queue_policy is not null and exists (select from millrace_engine.stream x where x.parent_id = g.stream_id) then
+        raise exception 'the stream cannot have priorities: consumer group "%" has queue policy %', g.name, g.queue_policy using errcode = 'MR004',
+            hint = 'Drop the group first: each priority is a line of its own, and the policy would hold in each of them.';
+    end if;
     for lane in select * from millrace_engine.stream x where x.parent_id = g.stream_id order by x.priority for no key update loop
         update millrace_engine.consumer_group x set ack_wait_ms = g.ack_wait_ms, max_attempts = g.max_attempts,
                 backoff_initial_ms = g.backoff_initial_ms, backoff_max_ms = g.backoff_max_ms, failure_policy = g.failure_policy, paused = g.paused,

@@ -1,10 +1,13 @@
 -- millrace_engine.progress(stream ids) returns one row per consumer group of these streams
 -- How far each group is in its log; statistics, retention and lapsing begin here. Its cost does not depend on the backlog: positions are
 -- subtracted, not rows counted, so lag is an upper bound where transactions rolled back; it is zero when no message is left.
+-- queued: of a group with a filter, how many of these messages it takes: counted in the first 2,000 positions, and beyond them estimated by the share that was
+-- found there. Of another group, the lag.
+-- A group for unrouted messages has neither: what it has not judged is not its own yet.
 -- ack_floor: every position up to it is settled, or was removed. oldest: created_at of the first message above it.
 -- Under another isolation level than READ COMMITTED, and on a standby, lag and ack_floor are a little behind: no message is looked for then.
 create or replace function millrace_engine.progress(p_streams integer[])
-returns table (group_id integer, stream_id integer, lag bigint, in_flight bigint, ack_floor bigint, oldest timestamptz)
+returns table (group_id integer, stream_id integer, lag bigint, queued bigint, in_flight bigint, ack_floor bigint, oldest timestamptz)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off   -- whatever the statistics say of a table that was empty when they were made
@@ -25,6 +28,7 @@ declare
     behind bigint;     -- the lane that is furthest behind
     look record;
     looked boolean;
+    last_looked bigint;
 begin
     for g in select x.id, x.stream_id, x.filter, s.name, s.first_position - 1 as trimmed, h.last, case when can_look then h.horizon end as safe
              from millrace_engine.horizons(p_streams) h
@@ -33,6 +37,7 @@ begin
         group_id := g.id;
         stream_id := g.stream_id;
         lag := 0;
+        queued := null;
         in_flight := 0;
         ack_floor := null;
         oldest := null;
@@ -73,9 +78,13 @@ begin
                         where m."position" > $1 and m."position" <= $2 order by m."position" limit $3)
                     select array_agg(greatest(l.reach, coalesce(
                                (select min(n."position") - 1 from next n where n.wanted and n.slot between l.low and l.high - 1 and n."position" > l.reach and not l.settled @> n."position"),
-                               (select case when count(*) < $3 then $2 else max(n."position") end from next n))) order by l.n)
+                               (select case when count(*) < $3 then $2 else max(n."position") end from next n))) order by l.n),
+                        (select count(*) from next n where n.wanted and exists (select from unnest($4, $5, $6, $7) l(low, high, reach, settled)
+                            where n.slot between l.low and l.high - 1 and n."position" > l.reach and not l.settled @> n."position")),
+                        (select case when count(*) < $3 then $2 else max(n."position") end from next n)
                     from unnest($4, $5, $6, $7) with ordinality l(low, high, reach, settled, n)$look$, g.filter, g.name)
-                    into reaches using behind, g.safe, look_ahead, lows, highs, reaches, settled_;
+                    into reaches, queued, last_looked using behind, g.safe, look_ahead, lows, highs, reaches, settled_;
+                queued := queued + (greatest(g.safe - last_looked, 0) * queued / look_ahead);
             elsif ack_floor is null then
                 execute format('select m."position", m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
                     into look using behind;
@@ -92,9 +101,13 @@ begin
             execute format('select m.created_at from millrace.%I m where m."position" > $1 order by m."position" limit 1', g.name)
                 into oldest using ack_floor;
         end if;
+        if g.filter ? 'unrouted' then
+            oldest := null;
+        end if;
         if oldest is null then
             lag := 0; -- those positions rolled back, and nothing may come for a long time to move the frontier past them
         end if;
+        queued := case when g.filter is null then lag else least(coalesce(queued, 0), lag) end;
         return next;
     end loop;
 end $$;

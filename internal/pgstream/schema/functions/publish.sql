@@ -1,14 +1,21 @@
--- The signatures of the first release. They go in the transaction that brings their successors, so that publishing never fails in between.
+-- The signatures of earlier versions. They go in the transaction that brings their successors, so that publishing never fails in between.
 drop function if exists millrace.publish(text, jsonb, text, jsonb);
 drop function if exists millrace.publish_bytes(text, bytea, text, jsonb);
 drop function if exists millrace_engine.check_message(text, text, integer, jsonb);
+drop function if exists millrace.publish(text, jsonb, text, jsonb, double precision, timestamptz, integer, text, boolean);
+drop function if exists millrace.publish_bytes(text, bytea, text, jsonb, double precision, timestamptz, integer, text, boolean);
+drop function if exists millrace_engine.append(text, text, anyelement, integer, text, jsonb, double precision, timestamptz, integer, text, boolean);
 
--- millrace.publish(stream, payload, key, headers, delay_seconds, deliver_at, priority, dedupe_key, serialize) returns bigint
+-- millrace.publish(stream, payload, key, headers, delay_seconds, deliver_at, priority, dedupe_key, serialize, throttle_seconds, next_slot) returns bigint
 -- Appends one message inside the caller's transaction and returns its position. If the transaction rolls back, it never happened.
 --   delay_seconds, deliver_at   not before then: the message waits outside the log, and the result is null. A time in the past is now.
 --   priority                    1 and up: goes before what has a lower one, in a stream that has priorities.
 --   dedupe_key                  appends nothing when this key was published within the stream's dedupe window, and returns the position of that
 --                               message (null when it was delayed). Waits for an open transaction that has published the key.
+--   throttle_seconds            appends at most one message of the dedupe key in each slot of so many seconds, instead of the stream's window: of any other the
+--                               result is the position of the first. Slots are counted from the epoch.
+--   next_slot                   a message that finds its slot taken is delivered at the beginning of the next one, unless one waits for that already: then
+--                               nothing is appended. The result is null either way.
 --   serialize                   waits for open transactions that published this message's key with serialize: positions of the key are in the
 --                               order of commits.
 -- Order:  messages of one key are delivered in position order to Ordered groups.
@@ -19,38 +26,44 @@ drop function if exists millrace_engine.check_message(text, text, integer, jsonb
 -- Plain INSERT and COPY into millrace.<stream> append without options and without the checks of size.
 create or replace function millrace.publish(p_stream text, p_payload jsonb, p_key text default null, p_headers jsonb default null,
     p_delay_seconds double precision default null, p_deliver_at timestamptz default null, p_priority integer default 0,
-    p_dedupe_key text default null, p_serialize boolean default false) returns bigint
+    p_dedupe_key text default null, p_serialize boolean default false, p_throttle_seconds integer default null, p_next_slot boolean default false)
+returns bigint
 language plpgsql volatile as $$
 begin
     return millrace_engine.append(p_stream, 'JSON', p_payload, pg_column_size(p_payload), p_key, p_headers, p_delay_seconds, p_deliver_at,
-        p_priority, p_dedupe_key, p_serialize);
+        p_priority, p_dedupe_key, p_serialize, p_throttle_seconds, p_next_slot);
 end $$;
-comment on function millrace.publish(text, jsonb, text, jsonb, double precision, timestamptz, integer, text, boolean) is
+comment on function millrace.publish(text, jsonb, text, jsonb, double precision, timestamptz, integer, text, boolean, integer, boolean) is
     'Appends one JSON message to a stream in the caller''s transaction and returns its position; null for a delayed message.';
 
--- millrace.publish_bytes(stream, payload, key, headers, delay_seconds, deliver_at, priority, dedupe_key, serialize) returns bigint
+-- millrace.publish_bytes(stream, payload, key, headers, delay_seconds, deliver_at, priority, dedupe_key, serialize, throttle_seconds, next_slot) returns bigint
 -- The same for streams with payload type Bytes.
 create or replace function millrace.publish_bytes(p_stream text, p_payload bytea, p_key text default null, p_headers jsonb default null,
     p_delay_seconds double precision default null, p_deliver_at timestamptz default null, p_priority integer default 0,
-    p_dedupe_key text default null, p_serialize boolean default false) returns bigint
+    p_dedupe_key text default null, p_serialize boolean default false, p_throttle_seconds integer default null, p_next_slot boolean default false)
+returns bigint
 language plpgsql volatile as $$
 begin
     return millrace_engine.append(p_stream, 'Bytes', p_payload, octet_length(p_payload), p_key, p_headers, p_delay_seconds, p_deliver_at,
-        p_priority, p_dedupe_key, p_serialize);
+        p_priority, p_dedupe_key, p_serialize, p_throttle_seconds, p_next_slot);
 end $$;
-comment on function millrace.publish_bytes(text, bytea, text, jsonb, double precision, timestamptz, integer, text, boolean) is
+comment on function millrace.publish_bytes(text, bytea, text, jsonb, double precision, timestamptz, integer, text, boolean, integer, boolean) is
     'Appends one message of bytes to a stream in the caller''s transaction and returns its position; null for a delayed message.';
 
 -- millrace_engine.append(stream, payload type, payload, its size in bytes, …) returns bigint
 -- The one text behind publish and publish_bytes.
 create or replace function millrace_engine.append(p_stream text, p_type text, p_payload anyelement, p_size integer, p_key text, p_headers jsonb,
-    p_delay_seconds double precision, p_deliver_at timestamptz, p_priority integer, p_dedupe_key text, p_serialize boolean) returns bigint
+    p_delay_seconds double precision, p_deliver_at timestamptz, p_priority integer, p_dedupe_key text, p_serialize boolean, p_throttle_seconds integer,
+    p_next_slot boolean) returns bigint
 language plpgsql volatile as $$
 declare
     s millrace_engine.stream;
     target integer;
     due timestamptz;
     result bigint;
+    dedupe_key text := p_dedupe_key;
+    slot timestamptz;        -- of a throttled message
+    slot_end timestamptz;
 begin
     s := millrace_engine.check_publish(p_stream, p_type, p_size, p_headers);
     target := s.id;
@@ -63,8 +76,20 @@ begin
     if p_serialize then
         perform millrace_engine.serialize(s.id, array[p_key]);
     end if;
-    if p_dedupe_key is not null then
-        select r."position" into result from millrace_engine.remember(s, array[p_dedupe_key]) r;
+    if p_throttle_seconds is not null or p_next_slot then
+        perform millrace_engine.check_throttle(array[p_dedupe_key], p_throttle_seconds, p_next_slot, p_delay_seconds is not null or p_deliver_at is not null, p_serialize);
+        slot := millrace_engine.slot_start(p_throttle_seconds);
+        slot_end := slot + make_interval(secs => p_throttle_seconds);
+        dedupe_key := (millrace_engine.slot_keys(array[p_dedupe_key], p_throttle_seconds, slot))[1];
+    end if;
+    if dedupe_key is not null then
+        select r."position" into result from millrace_engine.remember(s, array[dedupe_key], slot_end) r;
+        if found and p_next_slot then
+            due := slot_end;
+            dedupe_key := (millrace_engine.slot_keys(array[p_dedupe_key], p_throttle_seconds, due))[1];
+            perform from millrace_engine.remember(s, array[dedupe_key], due + make_interval(secs => p_throttle_seconds)) r;
+            result := null;
+        end if;
         if found then
             return result;
         end if;
@@ -75,8 +100,8 @@ begin
         return null;
     end if;
     execute 'select millrace_engine.publish_' || target || '($1, $2, $3)' into result using p_payload, p_key, p_headers;
-    if p_dedupe_key is not null then
-        perform millrace_engine.remember_positions(s.id, array[p_dedupe_key], array[result]);
+    if dedupe_key is not null then
+        perform millrace_engine.remember_positions(s.id, array[dedupe_key], array[result]);
     end if;
     return result;
 end $$;

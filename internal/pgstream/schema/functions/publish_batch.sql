@@ -1,9 +1,13 @@
--- The signatures of the first release, as in publish.sql.
+-- The signatures of earlier versions, as in publish.sql.
 drop function if exists millrace.publish_batch(text, jsonb[], text[], jsonb[]);
 drop function if exists millrace.publish_batch_bytes(text, bytea[], text[], jsonb[]);
 drop function if exists millrace_engine.check_batch(integer, integer, integer);
+drop function if exists millrace.publish_batch(text, jsonb[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean);
+drop function if exists millrace.publish_batch_bytes(text, bytea[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean);
+drop function if exists millrace_engine.append_batch(text, text, anyarray, integer, text[], jsonb[], double precision, timestamptz, integer, text[], boolean);
+drop function if exists millrace_engine.append_chosen(millrace_engine.stream, integer, anyarray, text[], jsonb[], timestamptz, text[]);
 
--- millrace.publish_batch(stream, payloads, keys, headers, delay_seconds, deliver_at, priority, dedupe_keys, serialize) returns setof bigint
+-- millrace.publish_batch(stream, payloads, keys, headers, delay_seconds, deliver_at, priority, dedupe_keys, serialize, throttle_seconds) returns setof bigint
 -- Appends many JSON messages in the order of the array and returns their positions in that order. keys, headers and dedupe_keys are null, or
 -- arrays of the same length with null where a message has none; the other options hold for all messages. At most 100,000 messages in one call.
 -- A dedupe key that the batch has twice is appended once, and both have its position.
@@ -11,32 +15,33 @@ drop function if exists millrace_engine.check_batch(integer, integer, integer);
 -- Raises: as publish; nothing is appended when one message is refused.
 create or replace function millrace.publish_batch(p_stream text, p_payloads jsonb[], p_keys text[] default null, p_headers jsonb[] default null,
     p_delay_seconds double precision default null, p_deliver_at timestamptz default null, p_priority integer default 0,
-    p_dedupe_keys text[] default null, p_serialize boolean default false) returns setof bigint
+    p_dedupe_keys text[] default null, p_serialize boolean default false, p_throttle_seconds integer default null) returns setof bigint
 language plpgsql volatile as $$
 begin
     return query select * from millrace_engine.append_batch(p_stream, 'JSON', p_payloads, (select max(pg_column_size(x)) from unnest(p_payloads) x),
-        p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize);
+        p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize, p_throttle_seconds);
 end $$;
-comment on function millrace.publish_batch(text, jsonb[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean) is
+comment on function millrace.publish_batch(text, jsonb[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean, integer) is
     'Appends many JSON messages in order and returns their positions.';
 
--- millrace.publish_batch_bytes(stream, payloads, keys, headers, delay_seconds, deliver_at, priority, dedupe_keys, serialize) returns setof bigint
+-- millrace.publish_batch_bytes(stream, payloads, keys, headers, delay_seconds, deliver_at, priority, dedupe_keys, serialize, throttle_seconds) returns setof bigint
 -- publish_batch for streams with payload type Bytes.
 create or replace function millrace.publish_batch_bytes(p_stream text, p_payloads bytea[], p_keys text[] default null, p_headers jsonb[] default null,
     p_delay_seconds double precision default null, p_deliver_at timestamptz default null, p_priority integer default 0,
-    p_dedupe_keys text[] default null, p_serialize boolean default false) returns setof bigint
+    p_dedupe_keys text[] default null, p_serialize boolean default false, p_throttle_seconds integer default null) returns setof bigint
 language plpgsql volatile as $$
 begin
     return query select * from millrace_engine.append_batch(p_stream, 'Bytes', p_payloads, (select max(octet_length(x)) from unnest(p_payloads) x),
-        p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize);
+        p_keys, p_headers, p_delay_seconds, p_deliver_at, p_priority, p_dedupe_keys, p_serialize, p_throttle_seconds);
 end $$;
-comment on function millrace.publish_batch_bytes(text, bytea[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean) is
+comment on function millrace.publish_batch_bytes(text, bytea[], text[], jsonb[], double precision, timestamptz, integer, text[], boolean, integer) is
     'Appends many messages of bytes to a stream in order and returns their positions.';
 
 -- millrace_engine.append_batch(stream, payload type, payloads, size of the largest, …) returns setof bigint
 -- The one text behind both.
 create or replace function millrace_engine.append_batch(p_stream text, p_type text, p_payloads anyarray, p_largest integer, p_keys text[],
-    p_headers jsonb[], p_delay_seconds double precision, p_deliver_at timestamptz, p_priority integer, p_dedupe_keys text[], p_serialize boolean)
+    p_headers jsonb[], p_delay_seconds double precision, p_deliver_at timestamptz, p_priority integer, p_dedupe_keys text[], p_serialize boolean,
+    p_throttle_seconds integer)
 returns setof bigint
 language plpgsql volatile as $$
 declare
@@ -44,6 +49,8 @@ declare
     target integer;
     due timestamptz;
     bad jsonb;
+    dedupe_keys text[] := p_dedupe_keys;
+    slot_end timestamptz;
 begin
     if cardinality(p_payloads) = 0 then
         return;
@@ -63,17 +70,22 @@ begin
     if p_serialize then
         perform millrace_engine.serialize(s.id, p_keys);
     end if;
+    if p_throttle_seconds is not null then
+        perform millrace_engine.check_throttle(p_dedupe_keys, p_throttle_seconds, false, due is not null, p_serialize);
+        slot_end := millrace_engine.slot_start(p_throttle_seconds) + make_interval(secs => p_throttle_seconds);
+        dedupe_keys := millrace_engine.slot_keys(p_dedupe_keys, p_throttle_seconds, slot_end - make_interval(secs => p_throttle_seconds));
+    end if;
     if due is null and p_dedupe_keys is null then
         return query execute 'select * from millrace_engine.publish_batch_' || target || '($1, $2, $3)' using p_payloads, p_keys, p_headers;
     else
-        return query select unnest(millrace_engine.append_chosen(s, target, p_payloads, p_keys, p_headers, due, p_dedupe_keys));
+        return query select unnest(millrace_engine.append_chosen(s, target, p_payloads, p_keys, p_headers, due, dedupe_keys, slot_end));
     end if;
 end $$;
 
--- millrace_engine.append_chosen(stream, id of the stream to append to, payloads, keys, headers, due, dedupe keys) returns bigint[]
+-- millrace_engine.append_chosen(stream, id of the stream to append to, payloads, keys, headers, due, dedupe keys, until when they are remembered) returns bigint[]
 -- The part of append_batch that is for delayed messages and for those with dedupe keys.
 create or replace function millrace_engine.append_chosen(p_stream millrace_engine.stream, p_target integer, p_payloads anyarray, p_keys text[],
-    p_headers jsonb[], p_due timestamptz, p_dedupe_keys text[]) returns bigint[]
+    p_headers jsonb[], p_due timestamptz, p_dedupe_keys text[], p_until timestamptz) returns bigint[]
 language plpgsql volatile
 set enable_nestloop = off   -- the planner takes an array of 100,000 for one of ten
 as $$
@@ -85,7 +97,7 @@ declare
 begin
     if p_dedupe_keys is not null then
         select coalesce(array_agg(r.key), '{}'), coalesce(array_agg(r."position"), '{}') into known_keys, known_positions
-            from millrace_engine.remember(p_stream, p_dedupe_keys) r;
+            from millrace_engine.remember(p_stream, p_dedupe_keys, p_until) r;
         -- Of a key that nobody has published yet, the first message in the batch.
         select coalesce(array_agg(x.n order by x.n), '{}') into chosen
             from (select y.n, y.key, row_number() over (partition by y.key order by y.n) as nth from unnest(p_dedupe_keys) with ordinality y(key, n)) x

@@ -30,6 +30,9 @@ begin
     if p_from is null then
         raise exception 'the position to read from is missing' using errcode = 'MR004', hint = 'Pass the first position to read; positions begin with 1.';
     end if;
+    if filter ? 'unrouted' then
+        raise exception 'read knows no unrouted messages' using errcode = 'MR004', hint = 'Make a consumer group with this filter and receive from it.';
+    end if;
     if p_max is null or p_max not between 1 and 10000 then
         raise exception 'cannot read % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
     end if;

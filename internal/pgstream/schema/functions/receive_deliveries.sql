@@ -14,16 +14,7 @@ as $$
 #variable_conflict use_column
 begin
     perform millrace_engine.end_expired(p_group, p_now);
-    -- Only among those that are about to be handed out: looking through all would cost as much as there are. What is worn out makes room for the next.
-    loop
-        perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
-            from (select x.id, x.attempt from millrace_engine.delivery x
-                  where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null
-                  order by x.visible_at, x."position" limit p_max for update skip locked) w
-            where w.attempt >= (select nullif(g.max_attempts, 0) from millrace_engine.consumer_group g where g.id = p_group)
-            having count(*) > 0;
-        exit when not found;
-    end loop;
+    perform millrace_engine.bury_worn(p_group, p_max, p_now);
     return query
         with due as (
             select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
@@ -41,6 +32,23 @@ end $$;
 comment on function millrace_engine.receive_deliveries(integer, text, integer, timestamptz, timestamptz, bigint) is
     'Hands out messages that are due again after a nack or an expiry.';
 
+-- millrace_engine.bury_worn(group, max, now) returns void
+-- Makes dead letters of messages that were handed out for the last time and have expired. Only among those that are about to be handed out: looking through all
+-- would cost as much as there are. What is worn out makes room for the next.
+create or replace function millrace_engine.bury_worn(p_group integer, p_max integer, p_now timestamptz) returns void
+language plpgsql volatile as $$
+begin
+    loop
+        perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
+            from (select x.id, x.attempt from millrace_engine.delivery x
+                  where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null
+                  order by x.visible_at, x."position" limit p_max for update skip locked) w
+            where w.attempt >= (select nullif(g.max_attempts, 0) from millrace_engine.consumer_group g where g.id = p_group)
+            having count(*) > 0;
+        exit when not found;
+    end loop;
+end $$;
+
 -- millrace_engine.end_expired(group, now) returns void
 -- Ends the expired claims of messages from the delivery table; each message gets an entry in its error history. A claim is ended as a whole,
 -- or not at all while somebody settles it.
@@ -55,6 +63,10 @@ declare
 begin
     for expired in select distinct x.nonce from millrace_engine.delivery x where x.group_id = p_group and x.visible_at <= p_now and x.nonce is not null loop
         if pg_try_advisory_xact_lock(1073741824, (expired & 2147483647)::integer) then
+            perform millrace_engine.bury(array_agg(d.id), 'not settled within the ack wait, and another message of its key waits for its retry')
+                from millrace_engine.delivery d
+                where d.group_id = p_group and d.nonce = expired and d.visible_at <= p_now and millrace_engine.retry_is_taken(d)
+                having count(*) > 0;
             update millrace_engine.delivery d set nonce = null, member = null,
                     errors = millrace_engine.add_error(d.errors, d.attempt, 'not settled within the ack wait')
                 where d.group_id = p_group and d.nonce = expired and d.visible_at <= p_now;

@@ -2,7 +2,7 @@
 -- Copied once per stream with the names filled in (install_functions.sql). receive_shared_template and receive_ordered_template (receive_hot.sql) call the copy
 -- when there is anything unusual to do.
 --
--- In this order, under the group's receive lock: hands out due messages of the delivery table (Shared); takes over one expired claim; or
+-- In this order, under the group's receive lock: hands out due messages of the delivery table (Shared; of a queued group that is all: enqueue.sql); takes over one expired claim; or
 -- claims the next range up to the horizon. The claim `ack` is settled first; where it can be, by the new claim's own row, so that finishing one claim and
 -- making the next writes one row, whatever the number of messages.
 --
@@ -85,7 +85,8 @@ begin
     end if;
     now_ := millrace_engine.clock();
     select x.id, x.mode, x.ack_wait_ms, x.max_attempts, x.failure_policy, x.paused, x.filter, x.lapsed_at, x.lapse_reason, x.lane_id, x.recheck_at,
-            x.first_position, x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
+            x.first_position, x.queue_policy, x.queue_policy is not null or coalesce(x.filter ? 'unrouted', false) as queued,
+            x.mode = 'Shared' and exists (select from millrace_engine.delivery d where d.group_id = x.id and d.visible_at <= now_) as due
         into g
         from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
     if not found then
@@ -118,16 +119,27 @@ begin
 
     if g.mode = 'Shared' then
         lanes := array[g.lane_id];
-        if g.due then
+        if g.queued or g.due then
             if acked is not null then
                 perform millrace.ack(p_ack);
                 acked := null;
             end if;
-            return query select * from millrace_engine.receive_deliveries(g.id, p_member, p_max, now_, ends, nonce_);
+            if g.queued then
+                perform millrace_engine.enqueue(g.id, nonce_);
+                now_ := millrace_engine.clock();
+            end if;
+            if g.queue_policy in ('Singleton', 'Stately') then
+                return query select * from millrace_engine.receive_singletons(g.id, p_member, p_max, now_, ends, nonce_);
+            else
+                return query select * from millrace_engine.receive_deliveries(g.id, p_member, p_max, now_, ends, nonce_);
+            end if;
             if found then
                 if p_auto_ack then
                     perform millrace.ack(g.id || '.0.0.' || nonce_);
                 end if;
+                return;
+            end if;
+            if g.queued then
                 return;
             end if;
         end if;

@@ -92,6 +92,7 @@ comment on function millrace.dead_letters(text, text, jsonb, bigint) is 'The dea
 --          and is delivered once.
 -- to:      they are published to that stream, as new messages for all its groups, with their key and headers and the header millrace_origin,
 --          {stream, group, position}. With a rate they are delayed messages there.
+--          With queue policy Short or Stately one of a key at most, and only while none of it is queued: the others stay dead letters.
 -- Order:   those of one key keep their order.
 -- Locks:   the dead letters; those that another redrive holds are passed over.
 -- Raises:  MR002 no such stream or group; MR004 bad argument, another payload type, or a message too large for that stream.
@@ -114,9 +115,13 @@ begin
     end if;
     for g in select * from millrace_engine.groups_of(p_stream, p_group) loop
         exit when total >= p_max;
+        if p_to is null and g.queue_policy is not null then
+            perform millrace_engine.hold_receives(g.id);   -- nobody queues a message of the same key meanwhile
+        end if;
         select array_agg(x.id), array_agg(x.key) into ids, keys
             from (select d.id, d.key from millrace_engine.dead_letter d
                   where d.group_id = g.id and millrace_engine.is_chosen(p_filter, d."position", d.key, d.headers, d.reason, d.dead_at)
+                      and (p_to is not null or millrace_engine.may_queue(g, d, p_filter))
                   order by d."position" limit p_max - total for update skip locked) x;
         continue when ids is null;
         if p_to is not null then
@@ -130,11 +135,12 @@ begin
             )
             -- Of a parked key only the first is due; the others follow it. One that is there already is not moved, and so does not count as the first.
             insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, not_before,
-                    parked, errors)
+                    parked, errors, queue_key)
                 select x.group_id, x."position", x.key, x.headers, x.payload, x.payload_bytes, x.created_at, 0,
                     case when g.mode = 'Ordered' and x.key is not null and row_number() over (partition by x.key order by x.present, x."position") > 1
                         then 'infinity' else x.due end,
-                    case when p_rate is not null then x.due end, g.mode = 'Ordered', x.errors
+                    case when p_rate is not null then x.due end, g.mode = 'Ordered', x.errors,
+                    case when g.queue_policy is not null or g.filter ? 'unrouted' then coalesce(x.key, '') end
                 from (select d.*, millrace_engine.clock()
                               + coalesce(make_interval(secs => (total + row_number() over (order by d."position") - 1) / p_rate), interval '0') as due,
                           exists (select from millrace_engine.delivery y where y.group_id = d.group_id and y."position" = d."position") as present
