@@ -20,6 +20,9 @@ const (
 	ConditionLapsed = "Lapsed"
 	// ConditionConsuming is false while messages wait in a group and nothing becomes of them: nobody receives, or a message fails again and again.
 	ConditionConsuming = "Consuming"
+	// ConditionBacklogHigh is true while at least spec.warningSize messages wait in a group, and until fewer than four fifths of that do. Absent without
+	// spec.warningSize.
+	ConditionBacklogHigh = "BacklogHigh"
 	// ConditionHorizonHeld is true while one open transaction that published to a stream keeps everything that was published after it from
 	// being read.
 	ConditionHorizonHeld = "HorizonHeld"
@@ -124,6 +127,10 @@ const (
 	ReasonNobodyReceives = "NobodyReceives"
 	// ReasonMessageFails: Consuming is false: a message has been handed out again and again, and is not settled.
 	ReasonMessageFails = "MessageFails"
+	// ReasonAboveWarningSize: BacklogHigh is true.
+	ReasonAboveWarningSize = "AboveWarningSize"
+	// ReasonBelowWarningSize: BacklogHigh is false.
+	ReasonBelowWarningSize = "BelowWarningSize"
 	// ReasonOpenTransaction: HorizonHeld is true; the message names the transaction.
 	ReasonOpenTransaction = "OpenTransaction"
 	// ReasonMoving: HorizonHeld is false: what is committed can be read. Consuming is true: nothing waits, or what waits is worked on.

@@ -47,6 +47,23 @@ const (
 	FailurePark FailurePolicy = "Park"
 )
 
+// QueuePolicy is how many messages of one key may be in which state, in a Shared group.
+//
+// +kubebuilder:validation:Enum=Standard;Short;Singleton;Stately
+type QueuePolicy string
+
+// Queue policies.
+const (
+	// QueueStandard: as many as there are.
+	QueueStandard QueuePolicy = "Standard"
+	// QueueShort: at most one waits for its first delivery.
+	QueueShort QueuePolicy = "Short"
+	// QueueSingleton: at most one is with a member.
+	QueueSingleton QueuePolicy = "Singleton"
+	// QueueStately: at most one waits for its first delivery, one for another one, and one is with a member.
+	QueueStately QueuePolicy = "Stately"
+)
+
 // ConsumerGroupSpec is the desired state of a consumer group.
 //
 // +kubebuilder:validation:XValidation:rule="self.streamRef.name == oldSelf.streamRef.name",messageExpression="'streamRef cannot change from ' + oldSelf.streamRef.name + ': a group keeps its place in one stream; create another ConsumerGroup for ' + self.streamRef.name"
@@ -54,6 +71,10 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.start == oldSelf.start",message="start cannot change: it is used once, when the group is created; create another ConsumerGroup to read from elsewhere"
 // +kubebuilder:validation:XValidation:rule="!has(self.failurePolicy) || self.mode == 'Ordered'",message="failurePolicy belongs to mode: Ordered; remove it, a Shared group sets a failing message aside after maxAttempts by itself"
 // +kubebuilder:validation:XValidation:rule="!has(self.failurePolicy) || self.failurePolicy != 'Skip' || self.maxAttempts > 0",message="failurePolicy: Skip needs maxAttempts of 1 or more; with 0 a message is retried for ever"
+// +kubebuilder:validation:XValidation:rule="(has(self.queuePolicy) ? self.queuePolicy : 'Standard') == (has(oldSelf.queuePolicy) ? oldSelf.queuePolicy : 'Standard')",message="queuePolicy cannot change: it says how the group keeps what waits; create another ConsumerGroup, and give it start.from: Position where this one stands"
+// +kubebuilder:validation:XValidation:rule="!has(self.queuePolicy) || self.queuePolicy == 'Standard' || self.mode == 'Shared'",message="queuePolicy belongs to mode: Shared; remove it, an Ordered group gives the messages of a key to one member at a time"
+// +kubebuilder:validation:XValidation:rule="(has(self.filter) && has(self.filter.unrouted) && self.filter.unrouted) == (has(oldSelf.filter) && has(oldSelf.filter.unrouted) && oldSelf.filter.unrouted)",message="filter.unrouted cannot change: it says how the group keeps what waits; create another ConsumerGroup"
+// +kubebuilder:validation:XValidation:rule="!has(self.filter) || !has(self.filter.unrouted) || !self.filter.unrouted || self.mode == 'Shared'",message="filter.unrouted belongs to mode: Shared; messages that nobody handles have no order to keep"
 type ConsumerGroupSpec struct {
 	// streamRef names the Stream, in the same namespace, that the group reads. It cannot change.
 	StreamRef LocalReference `json:"streamRef"`
@@ -108,6 +129,14 @@ type ConsumerGroupSpec struct {
 	// +optional
 	FailurePolicy FailurePolicy `json:"failurePolicy,omitempty"`
 
+	// queuePolicy of a Shared group counts the messages of each key, and those without a key together. Short: at most one waits for its first delivery; one that
+	// comes meanwhile is passed over. Singleton: at most one is with a member, the others wait. Stately: at most one waits for its first delivery, one for another
+	// one, and one is with a member; one that fails while another waits for its retry is a dead letter. Standard, the default: as many as there are. Other than
+	// Standard costs a row for each message, and cannot be combined with priorities of the Stream. It cannot change.
+	//
+	// +optional
+	QueuePolicy QueuePolicy `json:"queuePolicy,omitempty"`
+
 	// filter lets the group pass over messages that lack something. A message has to have all that is written here. A change
 	// holds for what is handed out from then on. Unset: the group gets every message.
 	//
@@ -120,6 +149,13 @@ type ConsumerGroupSpec struct {
 	//
 	// +optional
 	Lapse *Lapse `json:"lapse,omitempty"`
+
+	// warningSize is a number of messages that wait for a delivery: from there on the condition BacklogHigh is true, until fewer than four fifths of it wait.
+	// The group is Ready all the same. In a group for unrouted messages, 1 tells of any. Unset: no such condition.
+	//
+	// +kubebuilder:validation:Minimum=1
+	// +optional
+	WarningSize *int64 `json:"warningSize,omitempty"`
 
 	// paused keeps the group and its place, and hands out no message.
 	//
@@ -182,13 +218,22 @@ type Start struct {
 //
 // +kubebuilder:validation:MinProperties=1
 type Filter struct {
-	// headers that a message must have, each with this value, which is a string, a number or a boolean: "2" is not 2. It may have
-	// others besides.
+	// headers that a message must have, each with this value, which is a string, a number or a boolean: "2" is not 2; or with one of a list of up to 100 values.
+	// It may have others besides.
 	//
 	// +kubebuilder:validation:MinProperties=1
 	// +kubebuilder:validation:MaxProperties=32
 	// +optional
 	Headers map[string]HeaderValue `json:"headers,omitempty"`
+
+	// withoutHeaders: the message must have none of these headers.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=32
+	// +kubebuilder:validation:items:MaxLength=1024
+	// +listType=set
+	// +optional
+	WithoutHeaders []string `json:"withoutHeaders,omitempty"`
 
 	// keys: the message's key must be one of these.
 	//
@@ -205,10 +250,17 @@ type Filter struct {
 	// +kubebuilder:validation:MaxLength=1024
 	// +optional
 	KeyPrefix string `json:"keyPrefix,omitempty"`
+
+	// unrouted: no other group of the Stream has a filter that takes the message. Groups without a filter do not count. Each message is judged once, half a
+	// minute after it was published at the latest, and then kept for this group until somebody settles it. What a group that is deleted, or whose filter
+	// changes, has not settled comes here as well, unless another filter takes it. It cannot change.
+	//
+	// +optional
+	Unrouted bool `json:"unrouted,omitempty"`
 }
 
-// HeaderValue is a string, a number or a boolean. Publishers write headers as JSON, where 2 and "2" differ, so a filter of strings alone
-// could not name every header. A CRD has no type for any of the three, so the schema lets everything through, and the engine refuses lists and
+// HeaderValue is a string, a number or a boolean, or a list of them. Publishers write headers as JSON, where 2 and "2" differ, so a filter of strings alone
+// could not name every header. A CRD has no type for any of the three, so the schema lets everything through, and the engine refuses
 // objects.
 //
 // +kubebuilder:validation:Type=""
@@ -297,6 +349,12 @@ type ConsumerGroupStatus struct {
 	// +optional
 	Lag *int64 `json:"lag,omitempty"`
 
+	// queued is the number of messages that wait for a delivery, the first or another. Of a group with a filter it counts those that the filter takes: exactly for
+	// the next 2,000 positions of the stream, and estimated beyond them.
+	//
+	// +optional
+	Queued *int64 `json:"queued,omitempty"`
+
 	// inFlight is the number of messages that members hold.
 	//
 	// +optional
@@ -361,7 +419,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	ApprovedPlan string `json:"approvedPlan,omitempty"`
 
-	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, Consuming, LagKnown.
+	// conditions: Ready, Reconciling, Stalled, SchemaApplied, Drifted, Paused, Lapsed, Consuming, BacklogHigh, LagKnown.
 	//
 	// +listType=map
 	// +listMapKey=type

@@ -7,11 +7,13 @@ import (
 
 	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
+	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
@@ -121,4 +123,75 @@ func TestAGroupAnswersAPersonOnCall(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// Messages that nobody handles are kept, counted and told of: a group for unrouted messages with a warning size.
+func TestABacklogIsWarnedOfOnce(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("orders")
+	billing := newGroup("billing", "orders", func(g *v1alpha1.ConsumerGroupSpec) {
+		g.WarningSize = ptr.To[int64](10)
+		g.Filter = &v1alpha1.Filter{Headers: map[string]v1alpha1.HeaderValue{"to": {Raw: []byte(`["billing","invoices"]`)}}, WithoutHeaders: []string{"domain"}}
+	})
+	nobody := newGroup("nobody", "orders", func(g *v1alpha1.ConsumerGroupSpec) {
+		g.WarningSize = ptr.To[int64](1)
+		g.Filter = &v1alpha1.Filter{Unrouted: true}
+	})
+	for _, o := range []object{s, billing, nobody} {
+		w.create(o)
+		w.wantReady(o)
+	}
+	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
+	db := w.sql(dsn)
+	publish := func(to string, n int) {
+		w.exec(db, `select millrace.publish('orders', '{}', null, jsonb_build_object('to', $1::text)) from generate_series(1, $2)`, to, n)
+	}
+	settle := func(n int) {
+		w.exec(db, `select millrace.ack(max(claim)) from millrace.receive('orders', 'billing', 'm', $1)`, n)
+	}
+	queued := func(g *v1alpha1.ConsumerGroup, n int64) {
+		t.Helper()
+		w.eventually(fmt.Sprintf("%d wait in %s", n, g.Name), func() error {
+			if err := suite.client.Get(t.Context(), key(g), g); err != nil {
+				return err
+			}
+			if g.Status.Queued == nil || *g.Status.Queued != n {
+				return fmt.Errorf("%+v", g.Status)
+			}
+			return nil
+		})
+	}
+	publish("billing", 6)
+	publish("invoices", 4)
+	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, "10 messages or more wait")
+	w.want(billing, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	// It moves around the limit, and nothing is said.
+	since := meta.FindStatusCondition(billing.Status.Conditions, v1alpha1.ConditionBacklogHigh).LastTransitionTime
+	for range 3 {
+		settle(2)
+		queued(billing, 8)
+		publish("billing", 2)
+		queued(billing, 10)
+	}
+	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize)
+	if now := meta.FindStatusCondition(billing.Status.Conditions, v1alpha1.ConditionBacklogHigh).LastTransitionTime; !now.Equal(&since) {
+		t.Errorf("BacklogHigh changed at %s and at %s", since, now)
+	}
+	w.wantEvent(billing, v1alpha1.ReasonAboveWarningSize, "10 messages or more wait")
+	if all := w.events(billing, v1alpha1.ReasonAboveWarningSize); len(all) != 1 {
+		t.Errorf("events: %q", all)
+	}
+	settle(3)
+	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
+
+	w.want(nobody, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
+	publish("shipping", 2)
+	if _, err := pgstream.Maintain(t.Context(), db); err != nil { // the manager does it every half minute
+		t.Fatal(err)
+	}
+	queued(nobody, 2)
+	w.want(nobody, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize)
+	w.want(nobody, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
 }

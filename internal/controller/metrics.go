@@ -20,6 +20,9 @@ var (
 	descReady = prometheus.NewDesc("millrace_resource_ready",
 		"1 while a resource is Ready, 0 while it is not; reason is that of the condition. A suspended resource has no series.",
 		[]string{"kind", "namespace", "name", "reason"}, nil)
+	descBacklogHigh = prometheus.NewDesc("millrace_group_backlog_high",
+		"1 while at least spec.warningSize messages wait in a ConsumerGroup, and until a fifth less do. A group without spec.warningSize has no series.",
+		[]string{"namespace", "name"}, nil)
 	descDesired = prometheus.NewDesc("millrace_replicas_desired",
 		"Pods that a Processor should have.", []string{"namespace", "name"}, nil)
 	descReadyReplicas = prometheus.NewDesc("millrace_replicas_ready",
@@ -35,6 +38,7 @@ type resources struct {
 // Describe is prometheus.Collector's.
 func (r *resources) Describe(ch chan<- *prometheus.Desc) {
 	ch <- descReady
+	ch <- descBacklogHigh
 	ch <- descDesired
 	ch <- descReadyReplicas
 }
@@ -61,6 +65,7 @@ func (r *resources) Collect(ch chan<- prometheus.Metric) {
 	if err := r.cache.List(ctx, &groups, client.UnsafeDisableDeepCopy); err == nil {
 		for i := range groups.Items {
 			tellReady(ch, consumergroup.Kind, &groups.Items[i], groups.Items[i].Spec.Suspend)
+			tellBacklog(ch, &groups.Items[i])
 		}
 	}
 	var processors v1alpha1.ProcessorList
@@ -75,6 +80,18 @@ func (r *resources) Collect(ch chan<- prometheus.Metric) {
 			gauge(descReadyReplicas, p.Status.ReadyReplicas)
 		}
 	}
+}
+
+func tellBacklog(ch chan<- prometheus.Metric, g *v1alpha1.ConsumerGroup) {
+	c := meta.FindStatusCondition(g.Status.Conditions, v1alpha1.ConditionBacklogHigh)
+	if c == nil || g.Spec.WarningSize == nil || g.Spec.Suspend {
+		return
+	}
+	value := 0.0
+	if c.Status == metav1.ConditionTrue {
+		value = 1
+	}
+	ch <- prometheus.MustNewConstMetric(descBacklogHigh, prometheus.GaugeValue, value, g.Namespace, g.Name)
 }
 
 func tellReady(ch chan<- prometheus.Metric, kind string, o phase.Object, suspended bool) {

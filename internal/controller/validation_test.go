@@ -56,6 +56,10 @@ func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 		{"versions with priorities", `{kind: Stream, metadata: {name: a}, spec: {versions: true, priorities: 2}}`, "versions need payloadType: JSON and one priority"},
 		{"too many priorities", `{kind: Stream, metadata: {name: a}, spec: {priorities: 9}}`, "less than or equal to 8"},
 		{"parking in a shared group", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, failurePolicy: Park}}`, "failurePolicy belongs to mode: Ordered"},
+		{"a queue policy in order", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, queuePolicy: Singleton}}`, "queuePolicy belongs to mode: Shared"},
+		{"a queue policy that does not exist", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, queuePolicy: Long}}`, `"Standard", "Short", "Singleton", "Stately"`},
+		{"unrouted messages in order", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, mode: Ordered, filter: {unrouted: true}}}`, "filter.unrouted belongs to mode: Shared"},
+		{"a warning of nothing", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, warningSize: 0}}`, "greater than or equal to 1"},
 		{"a filter for nothing", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {}}}`, "at least 1 properties"},
 		{"a filter with another part", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {keyprefix: a}}}`, "at least 1 properties"},
 		{"a filter for no key", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {keys: []}}}`, "at least 1 items"},
@@ -127,6 +131,9 @@ func TestWhatCannotChangeIsRefused(t *testing.T) {
 		{"the mode", group, `{spec: {mode: Shared}}`, "mode cannot change from Ordered to Shared"},
 		{"the default mode, by removing it", group, `{spec: {mode: null}}`, "mode cannot change"},
 		{"the start, by removing it", group, `{spec: {start: null}}`, "start cannot change"},
+		{"the queue policy", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}}}`, `{spec: {queuePolicy: Short}}`, "queuePolicy cannot change"},
+		{"a group for unrouted messages", `{kind: ConsumerGroup, metadata: {name: a}, spec: {streamRef: {name: s}, filter: {unrouted: true}}}`,
+			`{spec: {filter: null}}`, "filter.unrouted cannot change"},
 		{"the name of a group", group, `{spec: {name: b}}`, "create another ConsumerGroup with the new name"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

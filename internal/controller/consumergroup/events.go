@@ -28,12 +28,17 @@ func (r *Reconciler) events(sc *scope) {
 	r.Announcer.Announce(sc.before, sc.group)
 }
 
-// figureEvents speaks of what figures tell once: that a group which consumed does so no longer, and that one without dead letters has some.
+// figureEvents speaks of what figures tell once: that a group which consumed does so no longer, that as many messages wait as spec warns of, and that
+// a group without dead letters has some.
 func (r *Reconciler) figureEvents(sc *scope) {
 	if c := meta.FindStatusCondition(sc.group.Status.Conditions, v1alpha1.ConditionConsuming); c != nil && c.Status == metav1.ConditionFalse {
 		if was := meta.FindStatusCondition(sc.before.Status.Conditions, v1alpha1.ConditionConsuming); was == nil || was.Reason != c.Reason {
 			phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, c.Reason, c.Message)
 		}
+	}
+	if c := meta.FindStatusCondition(sc.group.Status.Conditions, v1alpha1.ConditionBacklogHigh); c != nil && c.Status == metav1.ConditionTrue &&
+		!meta.IsStatusConditionTrue(sc.before.Status.Conditions, v1alpha1.ConditionBacklogHigh) {
+		phase.Event(r.Recorder, sc.group, corev1.EventTypeWarning, c.Reason, c.Message)
 	}
 	before, now := sc.before.Status.DeadLetters, sc.group.Status
 	if now.DeadLetters != nil && *now.DeadLetters > 0 && (before == nil || *before == 0) {

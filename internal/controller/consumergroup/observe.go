@@ -1,6 +1,7 @@
 package consumergroup
 
 import (
+	"fmt"
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -27,6 +28,7 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 		phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionLagKnown, metav1.ConditionFalse, reason, message)
 		return
 	}
+	status.Queued = ptr.To(f.Queued)
 	status.Lag, status.InFlight = ptr.To(f.Lag), ptr.To(f.InFlight)
 	status.Retrying, status.DeadLetters = ptr.To(f.Retrying), ptr.To(f.DeadLetters)
 	// Members of a Shared group come and go without joining: nothing knows their number.
@@ -60,7 +62,24 @@ func show(g *v1alpha1.ConsumerGroup, f lag.Figures) {
 		consuming, reason, message = metav1.ConditionFalse, string(f.Trouble), troubleMessage(g, f)
 	}
 	phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionConsuming, consuming, reason, message)
+	showBacklog(g, f.Queued)
 	phase.Set(&status.Conditions, g.Generation, v1alpha1.ConditionLagKnown, metav1.ConditionTrue, v1alpha1.ReasonMeasured, "")
+}
+
+// showBacklog says whether as many messages wait as spec warns of. It takes a fifth less to end the warning than to begin it: a number that moves around the limit
+// does not change the condition each time. Its message has no number in it: that is in status, and moves.
+func showBacklog(g *v1alpha1.ConsumerGroup, queued int64) {
+	if g.Spec.WarningSize == nil {
+		meta.RemoveStatusCondition(&g.Status.Conditions, v1alpha1.ConditionBacklogHigh)
+		return
+	}
+	size := *g.Spec.WarningSize
+	if meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionBacklogHigh) && queued*5 >= size*4 || queued >= size {
+		message := fmt.Sprintf("%d messages or more wait (spec.warningSize; status.queued has the number)", size)
+		phase.Set(&g.Status.Conditions, g.Generation, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, message)
+		return
+	}
+	phase.Set(&g.Status.Conditions, g.Generation, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize, "")
 }
 
 // troubleMessage says what to look at. It has no number in it: those are in status, and move.

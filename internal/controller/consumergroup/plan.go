@@ -65,6 +65,7 @@ func specOf(g *v1alpha1.ConsumerGroup, stream *v1alpha1.Stream, owner pgstream.O
 		Mode:          pgstream.Mode(g.Spec.Mode),
 		StartFrom:     pgstream.StartFrom(g.Spec.Start.From),
 		FailurePolicy: pgstream.FailurePolicy(g.Spec.FailurePolicy),
+		QueuePolicy:   pgstream.QueuePolicy(g.Spec.QueuePolicy),
 		Paused:        g.Spec.Paused,
 		Owner:         owner,
 	}
@@ -87,7 +88,7 @@ func specOf(g *v1alpha1.ConsumerGroup, stream *v1alpha1.Stream, owner pgstream.O
 		spec.BackoffMax = d.Duration
 	}
 	if f := g.Spec.Filter; f != nil {
-		spec.Filter = pgstream.Filter{Headers: headers(f), Keys: f.Keys, KeyPrefix: f.KeyPrefix}
+		spec.Filter = pgstream.Filter{Headers: headers(f), WithoutHeaders: f.WithoutHeaders, Keys: f.Keys, KeyPrefix: f.KeyPrefix, Unrouted: f.Unrouted}
 	}
 	if l := g.Spec.Lapse; l != nil {
 		if l.After != nil {

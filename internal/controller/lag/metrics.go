@@ -11,6 +11,8 @@ var (
 
 	descLag = prometheus.NewDesc("millrace_group_lag_messages",
 		"Messages of a ConsumerGroup that no member has been given yet.", groupLabels, nil)
+	descQueued = prometheus.NewDesc("millrace_group_queued_messages",
+		"Messages of a ConsumerGroup that wait for a delivery, the first or another; of a group with a filter those that it takes.", groupLabels, nil)
 	descInFlight = prometheus.NewDesc("millrace_group_in_flight_messages",
 		"Messages of a ConsumerGroup that members hold.", groupLabels, nil)
 	descRetrying = prometheus.NewDesc("millrace_group_retrying_messages",
@@ -49,7 +51,7 @@ var (
 
 // Describe is prometheus.Collector's.
 func (p *Poller) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descLag, descInFlight, descRetrying, descDead, descOldest, descDeliveries, descPublished, descSettled, descMembers, descPaused,
+	for _, d := range []*prometheus.Desc{descLag, descQueued, descInFlight, descRetrying, descDead, descOldest, descDeliveries, descPublished, descSettled, descMembers, descPaused,
 		descLapsed, descKnown,
 		descStreamMessages, descStreamBytes, descStreamDelayed, descStreamHeld, descStreamPublished, descStreamSegments} {
 		ch <- d
@@ -81,6 +83,7 @@ func (p *Poller) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(descKnown, 1)
 		gauge(descLag, float64(v.Lag))
+		gauge(descQueued, float64(v.Queued))
 		gauge(descInFlight, float64(v.InFlight))
 		gauge(descRetrying, float64(v.Retrying))
 		gauge(descDead, float64(v.DeadLetters))

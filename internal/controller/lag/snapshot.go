@@ -21,8 +21,10 @@ type Figures struct {
 	Err error
 
 	Lag, InFlight, Retrying, DeadLetters int64
-	Members                              int32
-	Paused                               bool
+	// Queued messages wait for a delivery, the first or another.
+	Queued  int64
+	Members int32
+	Paused  bool
 	// Lapsed is why the group receives nothing any more; empty while it does.
 	Lapsed string
 	// Oldest is when the oldest unsettled message was published; zero when there is none.
@@ -88,7 +90,7 @@ const oldestTolerance = 2 * time.Second
 // as it was. Rates are taken over the window.
 func figuresOf(r pgstream.GroupReport, at time.Time, before Figures, window time.Duration) Figures {
 	f := Figures{
-		Known: true, Lag: r.Lag, InFlight: r.InFlight, Retrying: r.Retrying, DeadLetters: r.DeadLetters,
+		Known: true, Queued: r.Queued, Lag: r.Lag, InFlight: r.InFlight, Retrying: r.Retrying, DeadLetters: r.DeadLetters,
 		Members: int32(len(r.Members)), Paused: r.Paused, Lapsed: r.Lapsed,
 		Holders: holdersOf(r), Deliveries: int32(r.Deliveries), LastError: shorten(r.Error), LastErrorAt: r.ErrorAt,
 	}
@@ -190,7 +192,7 @@ func PerMinute(perSecond float64, shown *int64) int64 {
 // equal says whether two readings look the same to a person. Of errors the reason counts: the wording may hold a number that
 // changes each time. Rates are not compared here: they move with every message.
 func (f Figures) equal(o Figures) bool {
-	return f.Known == o.Known && phase.Reason(f.Err, "") == phase.Reason(o.Err, "") && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
+	return f.Known == o.Known && f.Queued == o.Queued && phase.Reason(f.Err, "") == phase.Reason(o.Err, "") && f.Lag == o.Lag && f.InFlight == o.InFlight && f.Retrying == o.Retrying &&
 		f.DeadLetters == o.DeadLetters && f.Members == o.Members && f.Paused == o.Paused && f.Lapsed == o.Lapsed && f.Oldest.Equal(o.Oldest) &&
 		slices.Equal(f.Holders, o.Holders) && f.Deliveries == o.Deliveries && f.LastError == o.LastError && f.Trouble == o.Trouble
 }

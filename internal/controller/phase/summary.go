@@ -62,7 +62,8 @@ func Set(conditions *[]metav1.Condition, generation int64, kind string, status m
 func Sort(conditions []metav1.Condition) {
 	order := []string{
 		v1alpha1.ConditionReady, v1alpha1.ConditionStalled, v1alpha1.ConditionReconciling, v1alpha1.ConditionSchemaApplied,
-		v1alpha1.ConditionDrifted, v1alpha1.ConditionPaused, v1alpha1.ConditionLapsed, v1alpha1.ConditionConsuming, v1alpha1.ConditionHorizonHeld, v1alpha1.ConditionLagKnown,
+		v1alpha1.ConditionDrifted, v1alpha1.ConditionPaused, v1alpha1.ConditionLapsed, v1alpha1.ConditionConsuming, v1alpha1.ConditionBacklogHigh,
+		v1alpha1.ConditionHorizonHeld, v1alpha1.ConditionLagKnown,
 	}
 	slices.SortStableFunc(conditions, func(a, b metav1.Condition) int {
 		return slices.Index(order, a.Type) - slices.Index(order, b.Type)
