@@ -365,7 +365,7 @@ func TestInvariant5IsSeenBrokenWithout(t *testing.T) {
 			e.mutate("millrace_engine.bury", "from worn w on conflict", "from worn w where false on conflict")
 		}},
 		{"dead letters of those that were nacked", func(e *engine) {
-			e.mutate("millrace.nack", "from held h where g.max_attempts > 0 and h.attempt >= g.max_attempts\n            on conflict", "from held h where false\n            on conflict")
+			e.mutate("millrace.nack", "from held h where h.done\n            on conflict", "from held h where false\n            on conflict")
 		}},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -111,11 +111,12 @@ func TestAGroupIsWhatItsSpecificationSays(t *testing.T) {
 	}
 	for _, spec := range []pgstream.GroupSpec{
 		{Stream: "orders", Name: "full", Mode: pgstream.ModeOrdered, StartFrom: pgstream.StartPosition, StartPosition: 7, AckWait: time.Minute, MaxAttempts: 4,
-			BackoffInitial: time.Second, BackoffMax: time.Hour, FailurePolicy: pgstream.FailurePark, Paused: true,
+			BackoffInitial: time.Second, BackoffMax: time.Hour, FailurePolicy: pgstream.FailurePark, QueuePolicy: pgstream.QueueStandard, Paused: true,
 			Filter:     pgstream.Filter{Headers: map[string]any{"a": "b"}, Keys: []string{"c"}, KeyPrefix: "d"},
 			LapseAfter: time.Hour, LapseLag: 1000, Owner: pgstream.Owner{Cluster: "c", Namespace: "n", Name: "o", UID: "1"}},
 		{Stream: "orders", Name: "timed", Mode: pgstream.ModeShared, StartFrom: pgstream.StartTime, StartTime: time.Date(2020, 1, 2, 3, 4, 5, 6000, time.UTC),
-			AckWait: time.Second, BackoffInitial: time.Millisecond, BackoffMax: time.Minute, FailurePolicy: pgstream.FailureBlock},
+			AckWait: time.Second, BackoffInitial: time.Millisecond, BackoffMax: time.Minute, FailurePolicy: pgstream.FailureBlock, QueuePolicy: pgstream.QueueStately,
+			Filter: pgstream.Filter{Headers: map[string]any{"a": "b", "to": []any{"x", "y"}}, WithoutHeaders: []string{"z"}, Unrouted: true}},
 	} {
 		e.group(spec)
 		info, err := pgstream.DescribeGroup(e.ctx, e, "orders", spec.Name)
@@ -180,7 +181,7 @@ func TestASettingThatIsLeftOutStaysAsItIs(t *testing.T) {
 		p_ack_wait_seconds => 1.5, p_time => '2020-01-01 00:00:00+02')`)
 	group := pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered, StartFrom: pgstream.StartTime,
 		StartTime: time.Date(2019, 12, 31, 22, 0, 0, 0, time.UTC), AckWait: 1500 * time.Millisecond, MaxAttempts: 3, BackoffInitial: time.Second,
-		BackoffMax: 5 * time.Minute, FailurePolicy: pgstream.FailurePark, Filter: pgstream.Filter{Keys: []string{"a"}}}
+		BackoffMax: 5 * time.Minute, FailurePolicy: pgstream.FailurePark, QueuePolicy: pgstream.QueueStandard, Filter: pgstream.Filter{Keys: []string{"a"}}}
 	for range 2 {
 		info, err := pgstream.DescribeGroup(e.ctx, e, "orders", "g")
 		must(t, err)

@@ -74,7 +74,7 @@ spec: {streamRef: {name: orders}, mode: Shared}
 apiVersion: millrace.dev/v1alpha1
 kind: ConsumerGroup
 metadata: {name: sink, namespace: default}
-spec: {streamRef: {name: orders}, mode: Shared}
+spec: {streamRef: {name: orders}, mode: Shared, warningSize: 1000}
 ---
 apiVersion: millrace.dev/v1alpha1
 kind: Processor
@@ -581,7 +581,7 @@ func (w *world) alerts() {
 	// What is wrong in this world is told, at once or pending for its time; what is well is not.
 	want := map[string]string{
 		"MillraceResourceNotReady": "pending", "MillraceProcessorNotReady": "pending", "MillraceDeadLetters": "firing", "MillraceProcessorDeadLetters": "firing",
-		"MillraceManagerDown": "inactive", "MillraceDatabaseUnreachable": "inactive", "MillraceGroupLapsed": "inactive", "MillraceHorizonHeld": "inactive",
+		"MillraceManagerDown": "inactive", "MillraceDatabaseUnreachable": "inactive", "MillraceGroupLapsed": "inactive", "MillraceBacklogHigh": "inactive", "MillraceHorizonHeld": "inactive",
 		"MillraceProcessorBreakerOpen": "inactive", "MillraceMaintenanceFailing": "inactive", "MillraceLagUnknown": "inactive",
 	}
 	w.eventually("the alerts of this world", func() error {
