@@ -137,6 +137,11 @@ fmt: ## Format the Go code.
 verify: ## What CI checks besides tests: format, vet, lint, generated files.
 	@./tools/verify.sh
 
+.PHONY: cli
+cli: ## Build the command line program: bin/millrace, and bin/kubectl-millrace for kubectl millrace.
+	@CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/millrace ./cmd/millrace
+	@ln -sf millrace bin/kubectl-millrace && echo bin/millrace
+
 .PHONY: images
 images: ## Build the images as OCI archives in bin/images.
 	@$(TESTENV) images $(VERSION)

@@ -92,6 +92,17 @@ func DeadLetters(ctx context.Context, db DB, stream, group string, filter DeadLe
 	return all, nil
 }
 
+// CountDeadLetters returns how many dead letters of a group pass a filter. ErrNotFound when there is no such group.
+func CountDeadLetters(ctx context.Context, db DB, stream, group string, filter DeadLetterFilter) (int64, error) {
+	choice, err := filter.json()
+	if err != nil {
+		return 0, deadLetterError("count dead letters", group, err)
+	}
+	var n int64
+	err = db.QueryRow(ctx, "select count(*) from millrace.dead_letters($1, $2, $3, null)", stream, group, choice).Scan(&n)
+	return n, deadLetterError("count dead letters", group, err)
+}
+
 // RedriveOptions say what Redrive moves, and where to. The zero value moves everything back to the group, at once.
 type RedriveOptions struct {
 	Filter DeadLetterFilter

@@ -99,7 +99,7 @@ func Check(ctx context.Context, db queryer) error {
 	case current > Version():
 		return newer(current)
 	case current == 0:
-		return fmt.Errorf("%w: it has no Millrace schema; the manager makes it for the first Stream of this database, and millrace migrate run does at once", ErrOlder)
+		return fmt.Errorf("%w: it has no Millrace schema; the manager makes it for the first Stream of this database, or you with millrace migrate run", ErrOlder)
 	case current < previousRelease:
 		return fmt.Errorf("%w: it has version %d, this binary needs %d or more; let the manager of this release migrate it, or run an older Millrace",
 			ErrOlder, current, previousRelease)

@@ -82,6 +82,17 @@ func Compare(ctx context.Context, db queryer, opts Options) (State, error) {
 	return s, nil
 }
 
+// StateOf is the state of a database of some version, for whoever has none at hand.
+func StateOf(version int, opts Options) (State, error) {
+	if version < 0 || version > Version() {
+		return State{}, fmt.Errorf("there is no version %d: this program knows those up to %d", version, Version())
+	}
+	return State{Version: version, Missing: missing(version), Functions: version == Version(), role: opts.RuntimeRole}, nil
+}
+
+// Anew is the state of the same database after its schema was dropped.
+func (s State) Anew() State { return State{Missing: missing(0), role: s.role} }
+
 // missing lists the migrations above a version.
 func missing(current int) []string {
 	var names []string
