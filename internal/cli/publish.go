@@ -212,17 +212,15 @@ func (a *app) publishFile(ctx context.Context, d *database, publisher *pgstream.
 	var failure error
 	for failure == nil {
 		var m pgstream.NewMessage
-		if m, failure = source.next(); failure != nil {
-			break
-		}
-		if batch = append(batch, m); len(batch) == publishBatch || source.idle() {
-			failure = flush()
-		}
-	}
-	if errors.Is(failure, io.EOF) && len(batch) > 0 {
-		failure = flush()
+		m, failure = source.next()
 		if failure == nil {
-			failure = io.EOF
+			batch = append(batch, m)
+		}
+		// What is in front of a message that cannot be read is published, too.
+		if ended := failure != nil && ctx.Err() == nil; len(batch) == publishBatch || len(batch) > 0 && (ended || source.idle()) {
+			if err := flush(); err != nil {
+				failure = err
+			}
 		}
 	}
 	tell.clear()

@@ -53,18 +53,21 @@ When it ends, also by a signal, nothing is held any more. Exit code 4 says that 
 	f.DurationVar(&o.lease, "lease", 0, "how long messages are held at most (default: the group's ack wait)")
 	f.StringVar(&o.member, "member", "", "name as a member of the group (default: the host's, and something random)")
 	f.Lookup("delay").DefValue = "0s" // help says it in words
-	cmd.MarkFlagsMutuallyExclusive("ack", "nack", "dead-letter")
-	cmd.MarkFlagsMutuallyExclusive("follow", "wait")
 	cmd.ValidArgsFunction = a.complete("STREAM GROUP")
 	return cmd
 }
 
 func (o *receiveOptions) check(cmd *cobra.Command) error {
 	settles := o.ack || o.nack || o.deadLetter
+	several := o.ack && o.nack || o.ack && o.deadLetter || o.nack && o.deadLetter
 	if o.follow && !cmd.Flags().Changed("limit") {
 		o.limit = 0
 	}
 	switch {
+	case several:
+		return usage(cmd, "--ack, --nack and --dead-letter exclude each other")
+	case o.follow && o.wait > 0:
+		return usage(cmd, "--follow waits as long as it takes: leave --wait out")
 	case o.follow && !settles:
 		return usage(cmd, "--follow needs --ack, --nack or --dead-letter: messages that are given back would come again and again")
 	case o.limit < 0 || o.limit == 0 && !o.follow:

@@ -144,10 +144,10 @@ func planReset(ctx context.Context, d *database, n named, group pgstream.GroupIn
 		fmt.Fprintf(&b, "  Passed over: up to %s\n", count(plan.After-plan.Before, "message"))
 	}
 	if plan.Claims > 0 {
-		fmt.Fprintf(&b, "  In flight: %s lose their claims, and what is done to them cannot be acked\n", count(plan.Claims, "message"))
+		fmt.Fprintf(&b, "  In flight: %s, whose claims end: what is being done cannot be acked\n", count(plan.Claims, "message"))
 	}
 	if plan.Removed > 0 {
-		fmt.Fprintf(&b, "  Removed: %s and parked messages\n", retriesText(plan.Removed))
+		fmt.Fprintf(&b, "  Removed: %s, parked messages among them\n", retriesText(plan.Removed))
 	}
 	if info.Spec.Priorities > 1 {
 		fmt.Fprintf(&b, "  The positions are those of priority 0; the other priorities move, too.\n")
