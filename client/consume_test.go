@@ -521,7 +521,7 @@ func TestHistories(t *testing.T) {
 		t.Error(n, version, err)
 	}
 	var conflict *client.VersionError
-	if _, err := cl.Append(d.ctx, "e", "k", 5, events[0]); !errors.As(err, &conflict) || conflict.Present != 2501 || conflict.Expected != 5 || !strings.Contains(err.Error(), "2501") {
+	if _, err := cl.Append(d.ctx, "e", "k", 5, events[0]); !errors.As(err, &conflict) || conflict.In != "e" || conflict.Present != 2501 || conflict.Expected != 5 || !strings.Contains(err.Error(), "2501") {
 		t.Errorf("%v", err)
 	}
 	broken := errors.New("broken")
@@ -550,4 +550,66 @@ func (l *logs) String() string {
 
 func (l *logs) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(l, &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// Workflows have versions, trees and locks, in the caller's transaction, too.
+func TestWorkflows(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.run("select millrace.create_memory('m')")
+	cl := d.client(client.Options{})
+	if _, err := cl.OpenMemory(d.ctx, "nothing"); !errors.Is(err, client.ErrNotFound) {
+		t.Error(err)
+	}
+	m, err := cl.OpenMemory(d.ctx, "m")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write := func(m *client.Memory, subject string, w client.WorkflowWrite) error {
+		w.State = []byte("{}")
+		_, err := m.Write(d.ctx, subject, w)
+		return err
+	}
+	rollback := errors.New("roll back")
+	err = cl.Transaction(d.ctx, func(tx pgx.Tx) error {
+		return errors.Join(write(m.In(tx), "never", client.WorkflowWrite{}), rollback)
+	})
+	if w, readErr := m.Read(d.ctx, "never"); !errors.Is(err, rollback) || w.Version != 0 || readErr != nil {
+		t.Errorf("%v; a write that was rolled back is there: %+v %v", err, w, readErr)
+	}
+	if err := errors.Join(write(m, "root", client.WorkflowWrite{}), write(m, "root/a", client.WorkflowWrite{Parent: "root"}), write(m, "root/a/b", client.WorkflowWrite{Parent: "root/a", Completed: true})); err != nil {
+		t.Fatal(err)
+	}
+	children, err := m.Children(d.ctx, "root")
+	all, err2 := m.Descendants(d.ctx, "root")
+	if len(children) != 1 || children[0].Subject != "root/a" || len(all) != 2 || all[1].CompletedAt.IsZero() || err != nil || err2 != nil {
+		t.Errorf("%+v %v\n%+v %v", children, err, all, err2)
+	}
+	var conflict *client.VersionError
+	if err := write(m, "root", client.WorkflowWrite{Expected: 7}); !errors.As(err, &conflict) || conflict.In != "m" || conflict.Key != "root" || conflict.Present != 1 || conflict.Expected != 7 {
+		t.Errorf("%v", err)
+	}
+	lock, err := m.TryLock(d.ctx, "root", client.LockOptions{TTL: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Lock(d.ctx, "root", client.LockOptions{Retries: 1, InitialDelay: time.Millisecond}); !errors.Is(err, client.ErrLocked) {
+		t.Error(err)
+	}
+	before := lock.Expires()
+	if err := lock.Extend(d.ctx, time.Hour); err != nil || !lock.Expires().After(before) {
+		t.Error(err, lock.Expires())
+	}
+	if err := write(m, "root", client.WorkflowWrite{Expected: 1}); !errors.Is(err, client.ErrLocked) {
+		t.Error(err)
+	}
+	if err := errors.Join(write(m, "root", client.WorkflowWrite{Expected: 1, Lock: lock}), lock.Unlock(d.ctx)); err != nil {
+		t.Error(err)
+	}
+	if err := lock.Unlock(d.ctx); !errors.Is(err, client.ErrLockEnded) {
+		t.Error(err)
+	}
+	if n, err := m.Delete(d.ctx, "root", client.AnyVersion, nil); n != 3 || err != nil {
+		t.Error(n, err)
+	}
 }

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// TestTheGoThatTheDocumentationShowsIsTheOneThatRuns compares it with the examples, whose functions indent it once.
+// TestTheGoThatTheDocumentationShowsIsTheOneThatRuns compares it with the examples, whose functions indent it once, and handlers in them twice.
 func TestTheGoThatTheDocumentationShowsIsTheOneThatRuns(t *testing.T) {
 	t.Parallel()
 	code, err := os.ReadFile("example_test.go")
@@ -27,8 +27,8 @@ func TestTheGoThatTheDocumentationShowsIsTheOneThatRuns(t *testing.T) {
 		}
 		for _, block := range regexp.MustCompile("(?ms)^```go\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
 			found++
-			indented := regexp.MustCompile(`(?m)^(.)`).ReplaceAllString(block[1], "\t$1")
-			if !strings.Contains(string(code), indented) {
+			indented := func(by string) string { return regexp.MustCompile(`(?m)^(.)`).ReplaceAllString(block[1], by+"$1") }
+			if !strings.Contains(string(code), indented("\t")) && !strings.Contains(string(code), indented("\t\t")) {
 				t.Errorf("%s shows Go that is in no example of the package client:\n%s", filepath.Base(path), block[1])
 			}
 		}

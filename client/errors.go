@@ -21,17 +21,22 @@ var (
 	ErrOutOfRange = pgstream.ErrOutOfRange
 	// ErrLapsed means that the group was too far behind and keeps nothing any more. millrace.reset_group says where it goes on.
 	ErrLapsed = pgstream.ErrLapsed
+	// ErrLocked means that somebody else has locked a workflow.
+	ErrLocked = pgstream.ErrLocked
+	// ErrLockEnded means that a lock of a workflow is not the caller's any more: it was given up, or expired and somebody else has locked the workflow.
+	ErrLockEnded = pgstream.ErrLockEnded
 	// ErrStopTimeout means that handlers were still at work when ConsumeOptions.StopTimeout was over. Their messages are delivered again.
 	ErrStopTimeout = errors.New("handlers did not end in time")
 	// ErrStopping is the cause of a handler's context that ends because of ConsumeOptions.StopTimeout.
 	ErrStopping = errors.New("the consumer stops")
 )
 
-// VersionError means that Append expected another version than the key has. Nothing was appended.
+// VersionError means that Append expected another version than the key has, or Memory.Write another than the workflow has. Nothing was written.
 type VersionError struct {
-	Stream, Key string
-	Expected    int64 // as it was asked for
-	Present     int64 // the version of the key's newest event; 0 when it has none
+	In       string // the stream or the memory
+	Key      string // the entity's key or the workflow's subject
+	Expected int64  // as it was asked for
+	Present  int64  // of the newest event or write; 0 when there is none
 
 	err error
 }
@@ -40,6 +45,14 @@ func (e *VersionError) Error() string { return e.err.Error() }
 
 // Unwrap returns the server's error.
 func (e *VersionError) Unwrap() error { return e.err }
+
+// versioned makes a VersionError of an error that says so.
+func versioned(err error, in, key string, expected int64) error {
+	if present, ok := pgstream.IsVersionError(err); ok {
+		return &VersionError{In: in, Key: key, Expected: expected, Present: present, err: err}
+	}
+	return err
+}
 
 // IsTransient says whether the same call may succeed later without anybody changing anything: connection trouble, a server that starts or stops, a deadlock, a
 // call that took longer than Options.CallTimeout. Whether a call that failed like that has happened is not known: publish with a dedupe key, and append with

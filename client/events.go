@@ -8,13 +8,13 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
-// Expected versions of Append that are no version of an event.
+// Expected versions of Append and Memory.Write that are no version of an event or write.
 const (
-	// AnyVersion appends whatever has been appended before.
+	// AnyVersion appends or writes whatever was before.
 	AnyVersion = pgstream.AnyVersion
-	// ExistingVersion appends to a key that has events.
+	// ExistingVersion is for a key that has events, or a workflow that was written.
 	ExistingVersion = pgstream.ExistingVersion
-	// NoVersion appends to a key that has none.
+	// NoVersion is for one that has none, or was not.
 	NoVersion = pgstream.NoVersion
 )
 
@@ -56,10 +56,7 @@ func (s Session) Append(ctx context.Context, stream, key string, expected int64,
 	ctx, cancel := s.c.limit(ctx)
 	defer cancel()
 	done, err := pgstream.Append(ctx, s.db, stream, key, expected, messages)
-	if present, ok := pgstream.IsVersionError(err); ok {
-		err = &VersionError{Stream: stream, Key: key, Expected: expected, Present: present, err: err}
-	}
-	return Appended(done), err
+	return Appended(done), versioned(err, stream, key, expected)
 }
 
 // ReadOptions say which part of a history to read. The zero value is all of it.

@@ -246,3 +246,71 @@ func ExampleAggregate() {
 	// 70 2
 	// <nil>
 }
+
+func ExampleMemory() {
+	ctx, stop := context.WithCancel(context.Background())
+	defer stop()
+	declare(ctx, "select millrace.create_stream('steps')", "select millrace.create_group('steps', 'fulfilment', 'Ordered')", "select millrace.create_memory('workflows')",
+		`select millrace.publish('steps', '{"step": "paid"}', 'o-1')`)
+	c, err := client.Open(ctx, databaseURL(), client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	memory, err := c.OpenMemory(ctx, "workflows")
+	if err != nil {
+		log.Fatal(err)
+	}
+	handler := func(ctx context.Context, d *client.Delivery) error {
+		tx, err := d.Tx(ctx)
+		if err != nil {
+			return err
+		}
+		workflow, err := memory.In(tx).Read(ctx, d.Key)
+		if err != nil {
+			return err
+		}
+		// State, ack and the next message are committed together.
+		if _, err := memory.In(tx).Write(ctx, d.Key, client.WorkflowWrite{State: d.Payload, Expected: workflow.Version}); err != nil {
+			return err
+		}
+		stop()
+		return nil
+	}
+	if err := c.Consume(ctx, "steps", "fulfilment", handler, client.ConsumeOptions{}); err != nil {
+		log.Fatal(err)
+	}
+	workflow, err := memory.Read(context.Background(), "o-1")
+	fmt.Println(string(workflow.State), workflow.Version, err)
+	// Output: {"step": "paid"} 1 <nil>
+}
+
+func ExampleMemory_Lock() {
+	ctx := context.Background()
+	declare(ctx, "select millrace.create_memory('parcels')")
+	c, err := client.Open(ctx, databaseURL(), client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	memory, err := c.OpenMemory(ctx, "parcels")
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	lock, err := memory.Lock(ctx, "o-1", client.LockOptions{TTL: time.Minute, Holder: "worker-1"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = memory.TryLock(ctx, "o-1", client.LockOptions{})
+	fmt.Println("a second lock is refused:", errors.Is(err, client.ErrLocked))
+	// Call the carrier; it takes long.
+	version, err := memory.Write(ctx, "o-1", client.WorkflowWrite{
+		State: []byte(`{"label": "printed"}`), Expected: lock.Workflow.Version, Lock: lock, Unlock: true,
+	})
+	fmt.Println(version, err)
+	// Output:
+	// a second lock is refused: true
+	// 1 <nil>
+}
