@@ -226,9 +226,10 @@ func (w *worker) drain(endHandlers context.CancelCauseFunc) bool {
 func (w *worker) receive(ctx context.Context) error {
 	trouble := trouble{log: w.log}
 	for w.room(ctx) {
-		received, err := w.next(ctx, &trouble)
+		received, err := w.next(ctx)
 		switch {
 		case err == nil:
+			trouble.over("receiving again")
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrLapsed):
@@ -261,7 +262,7 @@ func (w *worker) room(ctx context.Context) bool {
 }
 
 // next receives a claim, and settles a finished one with the same round trip. nil when there may be one later.
-func (w *worker) next(ctx context.Context, trouble *trouble) (*pgstream.Claim, error) {
+func (w *worker) next(ctx context.Context) (*pgstream.Claim, error) {
 	w.mu.Lock()
 	token := ""
 	if n := len(w.finished); n > 0 {
@@ -279,9 +280,7 @@ func (w *worker) next(ctx context.Context, trouble *trouble) (*pgstream.Claim, e
 			w.later(token)
 		}
 		return nil, err
-	}
-	trouble.over("receiving again") // said now, because what follows waits for messages
-	if received != nil {
+	case received != nil:
 		return received, nil
 	}
 	w.mu.Lock()

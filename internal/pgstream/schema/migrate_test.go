@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -215,6 +216,31 @@ func TestEveryFunctionOfThePublicSchemaIsDescribed(t *testing.T) {
 	}
 	if n := one[int](t, conn, "select count(*) from pg_proc where pronamespace = 'millrace'::regnamespace"); n < 10 {
 		t.Errorf("only %d functions were looked at", n)
+	}
+}
+
+// Before PostgreSQL 18 a plan with a forbidden scan is so dear that it is compiled first. Receiving, settling and publishing find everything by an index, and are spared
+// another setting.
+func TestForbiddenScansAreNotCompiled(t *testing.T) {
+	t.Parallel()
+	conn := connect(t, postgres.NewDatabase(t))
+	migrate(t, conn, schema.Options{})
+	rows, err := conn.Query(t.Context(), `select p.proname from pg_proc p
+		where p.pronamespace in ('millrace'::regnamespace, 'millrace_engine'::regnamespace)
+		  and 'enable_seqscan=off' = any (p.proconfig) and not 'jit=off' = any (p.proconfig)`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	byIndex := regexp.MustCompile(`^(ack|settle_messages|set_aside|held_positions|open_claims|is_settled|take_over|raise_floor|receive_.*|claim_.*|divert_.*|park|unpark.*|end_expired|` +
+		`read|position_at|remember.*|purge_.*|move_due.*|settled_assignment|assign.*|append|nobody_writes|next_parked|note_.*|read_template|position_at_template)$`)
+	for _, n := range names {
+		if !byIndex.MatchString(n) {
+			t.Errorf("%s forbids sequential scans; set jit = off, too", n)
+		}
 	}
 }
 

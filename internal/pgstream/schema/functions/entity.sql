@@ -41,6 +41,7 @@ returns table (version bigint, "position" bigint, headers jsonb, payload jsonb, 
 language plpgsql stable
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 #variable_conflict use_column
@@ -55,6 +56,7 @@ create or replace function millrace_engine.lowest_version_template(p_key text, p
 language plpgsql stable
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 begin

@@ -7,6 +7,7 @@ returns table (stream text, "group" text, mode text, lag bigint, in_flight bigin
     queued bigint, active bigint)
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 begin
@@ -33,6 +34,7 @@ create or replace function millrace_engine.group_holders(p_group integer, out ho
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 begin
@@ -64,6 +66,7 @@ create or replace function millrace_engine.group_error(p_group integer, out erro
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 begin

@@ -12,6 +12,7 @@
 create or replace function millrace_engine.lapse_groups(p_stream integer) returns text[]
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 declare
@@ -53,6 +54,7 @@ end $$;
 create or replace function millrace_engine.idle_for(p_group integer, p_all integer[], p_paused boolean, p_now timestamptz, p_seconds bigint) returns interval
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 declare

@@ -10,6 +10,7 @@
 create or replace function millrace_engine.streams_to_maintain() returns table (id integer, name text)
 language sql volatile
 set enable_seqscan = off
+set jit = off
 as $$
     select s.id, s.name
         from millrace_engine.stream s
@@ -39,6 +40,7 @@ create or replace function millrace_engine.groups_to_carry() returns setof integ
 language sql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
     select g.id

@@ -11,6 +11,7 @@ returns table (group_id integer, stream_id integer, lag bigint, queued bigint, i
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off   -- whatever the statistics say of a table that was empty when they were made
+set jit = off
 set enable_bitmapscan = off
 as $$
 #variable_conflict use_column

@@ -42,6 +42,7 @@ create or replace function millrace_engine.carry_over(p_group integer) returns b
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 declare

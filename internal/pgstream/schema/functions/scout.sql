@@ -66,6 +66,7 @@ create or replace function millrace_engine.scout(p_seen jsonb, p_full boolean, o
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off as $$
 #variable_conflict use_column
 declare

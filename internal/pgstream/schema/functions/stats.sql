@@ -9,6 +9,7 @@ returns table (stream text, "group" text, mode text, lag bigint, in_flight bigin
     oldest_age interval, ack_floor bigint, members jsonb, paused boolean, lapsed text, queued bigint, active bigint)
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 #variable_conflict use_column

@@ -13,6 +13,7 @@ returns table (stream text, messages bigint, first_position bigint, last_positio
     stalled_by text, published_per_second double precision, delayed bigint, segments integer, segments_used integer)
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 #variable_conflict use_column

@@ -16,6 +16,7 @@ create or replace function millrace.trim(p_stream text, p_before bigint default 
 language plpgsql volatile
 set lock_timeout = '10s'
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 declare
@@ -70,6 +71,7 @@ comment on function millrace.trim(text, bigint, bigint, double precision, boolea
 create or replace function millrace_engine.segments(p_stream integer) returns table (number integer, low bigint, high bigint)
 language plpgsql volatile
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 begin
@@ -89,6 +91,7 @@ create or replace function millrace_engine.free_segments(p_stream integer) retur
 language plpgsql volatile
 set lock_timeout = '50ms'
 set enable_seqscan = off
+set jit = off
 set enable_bitmapscan = off
 as $$
 declare
