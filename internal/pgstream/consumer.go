@@ -157,7 +157,7 @@ func (c *Consumer) Receive(ctx context.Context) (*Claim, error) { return c.AckAn
 // one. ErrFenced when the claim had ended; nothing is received then.
 func (c *Consumer) AckAndReceive(ctx context.Context, token string) (*Claim, error) {
 	var claim *Claim
-	err := c.waiter.until(ctx, func() int32 { return c.facts.Load().stream }, func() (bool, error) {
+	err := c.waiter.until(ctx, func() topic { return messagesOf(c.facts.Load().stream) }, func() (bool, error) {
 		var err error
 		claim, err = c.AckAndTryReceive(ctx, token)
 		token = "" // settled, or the error says why not

@@ -9,18 +9,18 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// Expired dedupe keys and completed workflows are removed in steps that hold their locks for a moment, and in a round no more than this many, for the rest has a next one.
+// Expired dedupe keys, summaries and completed workflows are removed in steps that hold their locks for a moment, and in a round no more than this many, for the rest has a next one.
 const (
 	purgeStep  = 1000
 	purgeSteps = 500
 )
 
-// LedgerRingBytes is the size at which the ledgers of claims and settlements move on to their next ring.
+// LedgerRingBytes is the size at which the ledgers of claims and settlements, and best-effort frames, move on to their next ring.
 const LedgerRingBytes = 16 << 20
 
 // Maintain does one round of upkeep in a database: it rotates segments and removes what retention no longer keeps, it keeps
-// the ledgers short, it forgets expired dedupe keys, it copies to queued groups what nobody receives, and it removes completed workflows. Publishing and consuming
-// never wait for it and never need it: without it only disk space grows, and what no handler takes is not counted. Any
+// the ledgers and best-effort frames short, it forgets expired dedupe keys and summaries, it copies to queued groups what nobody receives, and it removes completed
+// workflows. Publishing and consuming never wait for it and never need it: without it only disk space grows, and what no handler takes is not counted. Any
 // number of processes may call it at once. It returns what it did, and an error that joins those of single streams, so that one busy
 // stream does not keep the others waiting.
 func Maintain(ctx context.Context, db DB) ([]string, error) {
@@ -62,12 +62,27 @@ func maintain(ctx context.Context, db DB, ringBytes int64) ([]string, error) {
 		failed = append(failed, fmt.Errorf("maintain the ledgers: %w", translate(err)))
 	}
 	did = append(did, ledger...)
-	purged, err := purgeDedupe(ctx, db)
+	purged, err := purgeExpired(ctx, db, "select millrace_engine.purge_dedupe($1)")
 	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
 		failed = append(failed, fmt.Errorf("remove expired dedupe keys: %w", translate(err)))
 	}
 	if purged > 0 {
 		did = append(did, fmt.Sprintf("removed %d expired dedupe keys", purged))
+	}
+	var rotated *string
+	err = db.QueryRow(ctx, "select millrace_engine.rotate_frames($1)", ringBytes).Scan(&rotated)
+	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
+		failed = append(failed, fmt.Errorf("maintain the rings of best-effort frames: %w", translate(err)))
+	}
+	if rotated != nil {
+		did = append(did, *rotated)
+	}
+	purged, err = purgeExpired(ctx, db, "select millrace_engine.purge_frames($1)")
+	if err != nil && (!IsTransient(err) || ctx.Err() != nil) {
+		failed = append(failed, fmt.Errorf("remove old summaries: %w", translate(err)))
+	}
+	if purged > 0 {
+		did = append(did, fmt.Sprintf("removed %d old summaries", purged))
 	}
 	cleaned, err := cleanMemories(ctx, db)
 	if err != nil {
@@ -128,10 +143,11 @@ func maintainLedger(ctx context.Context, db DB, ringBytes int64) ([]string, erro
 	return []string{"moved the ledgers to the next ring"}, nil
 }
 
-func purgeDedupe(ctx context.Context, db DB) (total int, err error) {
+// purgeExpired calls a function that removes at most $1 rows until it removes fewer.
+func purgeExpired(ctx context.Context, db DB, sql string) (total int, err error) {
 	for range purgeSteps {
 		var n int
-		if err := db.QueryRow(ctx, "select millrace_engine.purge_dedupe($1)", purgeStep).Scan(&n); err != nil {
+		if err := db.QueryRow(ctx, sql, purgeStep).Scan(&n); err != nil {
 			return total, err
 		}
 		total += n

@@ -79,7 +79,7 @@ func (r *Reader) MoveTo(position int64) { r.next = position }
 func (r *Reader) Next(ctx context.Context, maximum int) ([]Message, error) {
 	var messages []Message
 	r.waiter.limit = r.CallTimeout
-	err := r.waiter.until(ctx, func() int32 { return r.waits }, func() (bool, error) {
+	err := r.waiter.until(ctx, func() topic { return messagesOf(r.waits) }, func() (bool, error) {
 		var err error
 		messages, err = r.TryNext(ctx, maximum)
 		return len(messages) > 0, err

@@ -69,6 +69,7 @@ type StreamSpec struct {
 	DedupeWindow    time.Duration // how long a dedupe key is remembered, in seconds; default 2 minutes; NoDedupe: not at all
 	Priorities      int           // 1..8, default 1; only grows. Limits of Retention hold for each priority
 	Versions        bool          // numbers the messages of each key, for Append; never taken back
+	Frames          Frames        // for AppendFrame; zero: no frames; never taken back
 	Owner           Owner
 }
 
@@ -123,6 +124,7 @@ func (s StreamSpec) spec() map[string]any {
 	put(m, "segments", s.Segments)
 	put(m, "priorities", s.Priorities)
 	put(m, "versions", s.Versions)
+	put(m, "frames", s.Frames.settings())
 	put(m, "owner", s.Owner)
 	return m
 }
@@ -205,6 +207,11 @@ func refuse(has, want StreamSpec) error {
 	case want.Priorities != 0 && want.Priorities < has.Priorities:
 		return fmt.Errorf("%w: stream %q has %d priorities and cannot go down to %d. Keep %d or more: messages may wait in each of them",
 			ErrRefused, has.Name, has.Priorities, want.Priorities, has.Priorities)
+	case want.Frames != (Frames{}) && (has.Versions || has.Priorities > 1):
+		return fmt.Errorf("%w: stream %q has versions or %d priorities, and frames need none and one. Create another stream for frames",
+			ErrRefused, has.Name, has.Priorities)
+	case want.Versions && has.Frames != (Frames{}):
+		return fmt.Errorf("%w: stream %q has frames, and cannot have versions. Create another stream with versions", ErrRefused, has.Name)
 	case want.Versions && (has.PayloadType != PayloadJSON || has.Priorities > 1):
 		return fmt.Errorf("%w: stream %q has payload type %s and %d priorities, and versions need JSON and one. Create another stream with versions",
 			ErrRefused, has.Name, has.PayloadType, has.Priorities)
@@ -273,10 +280,11 @@ func StreamSettings(ctx context.Context, db DB, name string) (StreamInfo, error)
 func describeStream(ctx context.Context, db DB, name string, figures bool) (StreamInfo, error) {
 	info := StreamInfo{Spec: StreamSpec{Name: name}}
 	var owner *Owner
+	var frames frameSettings
 	var age, window int64
 	err := db.QueryRow(ctx, describeStreamSQL, name, figures).Scan(&info.ID, &info.Spec.Partitions, &info.Spec.PayloadType, &info.Spec.Segments,
 		&info.Spec.Retention.Policy, &age, &info.Spec.Retention.MaxBytes, &info.Spec.Retention.MaxMessages,
-		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &info.Spec.Versions, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
+		&info.Spec.MaxMessageBytes, &window, &info.Spec.Priorities, &info.Spec.Versions, &frames, &owner, &info.FirstPosition, &info.LastPosition, &info.Horizon, &info.HorizonHolder, &info.Bytes)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return info, fmt.Errorf("stream %q: %w", name, ErrNotFound)
 	}
@@ -286,6 +294,7 @@ func describeStream(ctx context.Context, db DB, name string, figures bool) (Stre
 	if owner != nil {
 		info.Spec.Owner = *owner
 	}
+	info.Spec.Frames = frames.frames()
 	info.Spec.Retention.MaxAge = time.Duration(age) * time.Second
 	if info.Spec.DedupeWindow = time.Duration(window) * time.Second; window == 0 {
 		info.Spec.DedupeWindow = NoDedupe

@@ -3,6 +3,7 @@ package pgstream
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync"
 	"time"
 
@@ -17,7 +18,19 @@ const repollMin = time.Millisecond
 // waitRegistration is how long before publishers must be asked again to notify; the database keeps it for ten seconds.
 const waitRegistration = 4 * time.Second
 
-// waiter waits for messages of a stream. No connection is held meanwhile. It may be used by several goroutines.
+// topic is what a waiter waits for: the payload of its notifications, and the statement that asks publishers for them.
+type topic struct {
+	payload string
+	ask     string
+	args    []any
+}
+
+// messagesOf is the topic of a stream's messages.
+func messagesOf(stream int32) topic {
+	return topic{strconv.Itoa(int(stream)), "select millrace_engine.wait_for(array[$1::integer])", []any{stream}}
+}
+
+// waiter waits for messages or frames. No connection is held meanwhile. It may be used by several goroutines.
 type waiter struct {
 	pool     *pgxpool.Pool
 	listener *Listener     // nil: polling only
@@ -29,33 +42,42 @@ type waiter struct {
 }
 
 // until looks, and waits for a reason to look again, until look is done or fails, or ctx ends.
-func (w *waiter) until(ctx context.Context, stream func() int32, look func() (done bool, err error)) error {
+func (w *waiter) until(ctx context.Context, what func() topic, look func() (done bool, err error)) error {
 	// When there was last a reason to look: now, because somebody may have published unannounced just before we subscribed, and each wake-up.
 	reason := time.Now()
 	for {
-		var woken <-chan struct{}
-		if w.listener != nil {
-			// Subscribe before looking, or what is published in between goes unnoticed.
-			woken = w.listener.subscribe(stream())
-		}
-		if done, err := look(); done || err != nil {
+		if done, woken, err := w.once(ctx, what(), look, reason); done || err != nil {
 			return err
-		}
-		if fresh, err := w.register(ctx, stream()); err != nil {
-			return err
-		} else if fresh {
-			continue // published before publishers knew that somebody waits
-		}
-		timer := time.NewTimer(w.pause(time.Since(reason)))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		case <-woken:
-			timer.Stop()
+		} else if woken {
 			reason = time.Now()
-		case <-timer.C:
 		}
+	}
+}
+
+// once looks and then waits until there is a reason to look again. woken says that it is a notification.
+func (w *waiter) once(ctx context.Context, t topic, look func() (done bool, err error), reason time.Time) (done, woken bool, err error) {
+	var wake <-chan struct{}
+	if w.listener != nil {
+		// Subscribe before looking, or what is published in between goes unnoticed.
+		s := w.listener.subscribe(t.payload)
+		defer w.listener.unsubscribe(t.payload, s)
+		wake = s.wake
+	}
+	if done, err := look(); done || err != nil {
+		return done, false, err
+	}
+	if fresh, err := w.register(ctx, t); fresh || err != nil {
+		return false, false, err // fresh: look for what was published before publishers knew that somebody waits
+	}
+	timer := time.NewTimer(w.pause(time.Since(reason)))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, false, ctx.Err()
+	case <-wake:
+		return false, true, nil
+	case <-timer.C:
+		return false, false, nil
 	}
 }
 
@@ -70,7 +92,7 @@ func (w *waiter) pause(since time.Duration) time.Duration {
 }
 
 // register asks publishers to notify, unless it did so lately. True when it asked: what was published just before may not have been announced.
-func (w *waiter) register(ctx context.Context, stream int32) (fresh bool, err error) {
+func (w *waiter) register(ctx context.Context, t topic) (fresh bool, err error) {
 	if w.listener == nil || !w.listener.Alive() {
 		return false, nil // nobody would hear it; a listener that comes back wakes everybody
 	}
@@ -82,7 +104,7 @@ func (w *waiter) register(ctx context.Context, stream int32) (fresh bool, err er
 	}
 	ctx, cancel := limited(ctx, w.limit)
 	defer cancel()
-	if _, err := w.pool.Exec(ctx, "select millrace_engine.wait_for(array[$1::integer])", stream); err != nil {
+	if _, err := w.pool.Exec(ctx, t.ask, t.args...); err != nil {
 		return false, fmt.Errorf("wait for messages: %w", translate(err))
 	}
 	w.mu.Lock()

@@ -6,12 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strconv"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // Reconnecting begins fast, because consumers only poll meanwhile, and ends slow, to leave a server in trouble alone. A listener that hears nothing needs
@@ -44,14 +42,20 @@ type Listener struct {
 	cfg *pgx.ConnConfig
 
 	mu      sync.Mutex
-	waiting map[int32]chan struct{} // by stream id; closed to wake
+	waiting map[string]*subscription // by the notifications' payload
 	alive   bool
+}
+
+// subscription is what all who wait for one payload share, until it is heard.
+type subscription struct {
+	wake    chan struct{} // closed to wake
+	waiters int
 }
 
 // NewListener returns a listener that connects with cfg, which must reach PostgreSQL directly and not through a transaction-pooling
 // proxy: LISTEN is silently lost there. The listener notices, and consumers poll.
 func NewListener(cfg *pgx.ConnConfig) *Listener {
-	return &Listener{cfg: cfg.Copy(), waiting: map[int32]chan struct{}{}}
+	return &Listener{cfg: cfg.Copy(), waiting: map[string]*subscription{}}
 }
 
 // Run listens until ctx ends, and then returns nil. It reconnects with backoff.
@@ -139,14 +143,8 @@ func (l *Listener) wait(ctx context.Context, conn *pgx.Conn, limit time.Duration
 		}
 		return fmt.Errorf("wait for a notification: %w", err)
 	}
-	l.hear(n)
+	l.wake(n.Payload)
 	return nil
-}
-
-func (l *Listener) hear(n *pgconn.Notification) {
-	if id, err := strconv.ParseInt(n.Payload, 10, 32); err == nil {
-		l.wake(int32(id))
-	}
 }
 
 // probe makes sure that notifications arrive, and returns ErrSilent when they do not. Through a transaction-pooling proxy, a notification
@@ -172,7 +170,7 @@ func (l *Listener) probe(ctx context.Context, conn *pgx.Conn) error {
 		case err == nil && n.Payload == word:
 			return nil
 		case err == nil:
-			l.hear(n)
+			l.wake(n.Payload)
 		case !errors.Is(ctx.Err(), context.DeadlineExceeded) || conn.IsClosed():
 			return fmt.Errorf("wait for a notification: %w", err)
 		case direct:
@@ -200,29 +198,38 @@ func (l *Listener) setAlive(alive bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.alive = alive
-	for id, ch := range l.waiting {
-		close(ch)
-		delete(l.waiting, id)
+	for payload, s := range l.waiting {
+		close(s.wake)
+		delete(l.waiting, payload)
 	}
 }
 
-func (l *Listener) wake(stream int32) {
+func (l *Listener) wake(payload string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if ch, ok := l.waiting[stream]; ok {
-		close(ch)
-		delete(l.waiting, stream)
+	if s, ok := l.waiting[payload]; ok {
+		close(s.wake)
+		delete(l.waiting, payload)
 	}
 }
 
-// subscribe returns a channel that is closed by the stream's next notification.
-func (l *Listener) subscribe(stream int32) <-chan struct{} {
+// subscribe returns what the next notification with this payload wakes. Whoever waits no longer unsubscribes it: frames have a payload for each key.
+func (l *Listener) subscribe(payload string) *subscription {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ch, ok := l.waiting[stream]
+	s, ok := l.waiting[payload]
 	if !ok {
-		ch = make(chan struct{})
-		l.waiting[stream] = ch
+		s = &subscription{wake: make(chan struct{})}
+		l.waiting[payload] = s
 	}
-	return ch
+	s.waiters++
+	return s
+}
+
+func (l *Listener) unsubscribe(payload string, s *subscription) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.waiters--; s.waiters == 0 && l.waiting[payload] == s {
+		delete(l.waiting, payload)
+	}
 }

@@ -1,6 +1,7 @@
 -- One stream as the database has it. $1: name; $2: with positions and sizes, which cost more than the rest, or with zeros for them.
 select s.id, s.partitions, s.payload_type, s.segments, s.retention_policy, s.max_age_seconds, s.max_bytes, s.max_messages,
-    s.max_message_bytes, s.dedupe_window_seconds, s.priorities, coalesce((to_jsonb(s) ->> 'versions')::boolean, false), s.owner, s.first_position,
+    s.max_message_bytes, s.dedupe_window_seconds, s.priorities, coalesce((to_jsonb(s) ->> 'versions')::boolean, false),
+    coalesce(nullif(to_jsonb(s) -> 'frames', 'null'), '{}'), s.owner, s.first_position,
     case when seq.oid is null or not $2 then 0 else coalesce(pg_sequence_last_value(seq.oid), 0) end,
     case when seq.oid is null or not $2 then 0 else millrace_engine.horizon(s.id) end,
     case when $2 then coalesce(millrace_engine.horizon_holder(s.id), 0) else 0 end,

@@ -300,6 +300,8 @@ func grants(role string) []string {
 		"grant insert, update, delete on millrace_engine.dedupe, millrace_engine.delayed to " + to,
 		"grant update on millrace_engine.scout to " + to,
 		"grant insert, update on millrace_engine.entity to " + to,
+		"grant insert on millrace_engine.live_frame, millrace_engine.live_frame_0, millrace_engine.live_frame_1 to " + to,
+		"grant insert, update on millrace_engine.frame_summary, millrace_engine.frame_waiter to " + to,
 		"grant usage, select on all sequences in schema millrace_engine to " + to,
 	}
 }

@@ -1,7 +1,7 @@
 -- millrace_engine.apply_stream(spec jsonb) returns integer
 -- Creates the stream, or brings its settings and its database objects to the spec. Idempotent; concurrent callers wait for each other.
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
---       max_message_bytes, dedupe_window_seconds, priorities, versions, owner. A missing key keeps the present value, or takes the default.
+--       max_message_bytes, dedupe_window_seconds, priorities, versions, frames, owner. A missing key keeps the present value, or takes the default.
 -- Priorities are lanes, streams of their own below this one (priority.sql), which follow it in everything.
 -- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
@@ -26,15 +26,17 @@ begin
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,
               "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1, "versions": false}'::jsonb || spec);
+        wanted.frames := millrace_engine.frame_settings(wanted.frames);
         perform millrace_engine.check_stream(wanted);
         insert into millrace_engine.stream (name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes,
-                max_messages, max_message_bytes, dedupe_window_seconds, priorities, versions, owner)
+                max_messages, max_message_bytes, dedupe_window_seconds, priorities, versions, frames, owner)
             values (wanted.name, wanted.partitions, wanted.payload_type, wanted.segments, wanted.retention_policy, wanted.max_age_seconds,
                 wanted.max_bytes, wanted.max_messages, wanted.max_message_bytes, wanted.dedupe_window_seconds, wanted.priorities, wanted.versions,
-                wanted.owner)
+                wanted.frames, wanted.owner)
             returning * into s;
     else
         wanted := jsonb_populate_record(s, spec);
+        wanted.frames := millrace_engine.frame_settings(wanted.frames);
         if s.owner <> (p_spec -> 'owner') or (s.owner is not null and p_spec ->> 'owner' is null and wanted is distinct from s) then
             raise exception 'stream "%" belongs to %', s.name, s.owner using errcode = 'MR007', hint = 'Let its owner release it first.';
         end if;
@@ -67,7 +69,7 @@ begin
             update millrace_engine.stream x set partitions = wanted.partitions, segments = wanted.segments,
                     retention_policy = wanted.retention_policy, max_age_seconds = wanted.max_age_seconds, max_bytes = wanted.max_bytes,
                     max_messages = wanted.max_messages, max_message_bytes = wanted.max_message_bytes,
-                    dedupe_window_seconds = wanted.dedupe_window_seconds, priorities = wanted.priorities, versions = wanted.versions,
+                    dedupe_window_seconds = wanted.dedupe_window_seconds, priorities = wanted.priorities, versions = wanted.versions, frames = wanted.frames,
                     owner = wanted.owner
                 where x.id = s.id;
         end if;
@@ -100,6 +102,10 @@ begin
     if p_stream.versions and (p_stream.payload_type <> 'JSON' or p_stream.priorities > 1) then
         raise exception 'a stream with versions has JSON payloads and one priority' using errcode = 'MR004',
             hint = 'The versions of a key are its order, and projections read its payloads. Leave payload type and priorities out.';
+    end if;
+    if p_stream.frames is not null and (p_stream.versions or p_stream.priorities > 1) then
+        raise exception 'a stream with frames has no versions and one priority' using errcode = 'MR004',
+            hint = 'The ids of the frames of a key are its order. Use a stream of its own for frames.';
     end if;
     if p_stream.dedupe_window_seconds not between 0 and 31536000 then
         raise exception 'a dedupe window cannot be % seconds long', p_stream.dedupe_window_seconds using errcode = 'MR004',

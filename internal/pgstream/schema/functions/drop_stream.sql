@@ -27,7 +27,7 @@ begin
     end loop;
     for lane in select * from millrace_engine.stream x where x.id = s.id or x.parent_id = s.id order by x.priority loop
         execute format('drop table if exists millrace.%I', lane.name);
-        execute format('drop sequence if exists millrace_engine.position_%1$s, millrace_engine.state_%1$s, millrace_engine.notified_%1$s', lane.id);
+        execute format('drop sequence if exists millrace_engine.position_%1$s, millrace_engine.state_%1$s, millrace_engine.notified_%1$s, millrace_engine.high_%1$s', lane.id);
         for f in select p.oid::regprocedure as signature from pg_proc p
                  where p.pronamespace = 'millrace_engine'::regnamespace
                    and p.proname in (select replace(t.proname, '_template', '_' || lane.id) from pg_proc t

@@ -19,7 +19,8 @@ begin
     select v.value into strict templates from millrace_engine.setting v where v.name = 'templates';   -- migrate.go
     for f in select p.oid, p.proname from pg_proc p
              where p.pronamespace = 'millrace_engine'::regnamespace and p.proname = any(string_to_array(templates, ' '))
-               and (s.versions or p.proname not in ('append_template', 'read_entity_template', 'lowest_version_template')) loop
+               and (s.versions or p.proname not in ('append_template', 'read_entity_template', 'lowest_version_template'))
+               and (s.frames is not null or p.proname not in ('append_frame_template', 'read_frames_template')) loop
         source := pg_get_functiondef(f.oid);
         source := replace(source, 'millrace.stream_template', format('millrace.%I', s.name));
         source := replace(source, '/* stream id */ 0', p_stream::text);

@@ -38,7 +38,7 @@ begin
         return next;
     end if;
 
-    foreach target in array array['state', 'notified'] loop
+    foreach target in array array['state', 'notified'] || case when s.frames is not null then array['high'] else '{}' end loop
         if to_regclass(format('millrace_engine.%s_%s', target, p_stream)) is null then
             summary := format('create the %s sequence', target);
             statement := format('create sequence millrace_engine.%1$s_%2$s as bigint minvalue 0 start 0 cache 1;
@@ -68,7 +68,8 @@ begin
 
     if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null
             or to_regproc('millrace_engine.publish_' || p_stream) is null or to_regproc('millrace_engine.publish_batch_' || p_stream) is null
-            or s.versions and to_regproc('millrace_engine.append_' || p_stream) is null then
+            or s.versions and to_regproc('millrace_engine.append_' || p_stream) is null
+            or s.frames is not null and to_regproc('millrace_engine.append_frame_' || p_stream) is null then
         summary := 'create the functions of the stream';
         statement := format('select millrace_engine.install_functions(%s)', p_stream);
         return next;
@@ -77,6 +78,12 @@ begin
     if s.versions and (parent is null or not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and not a.attisdropped)) then
         summary := format('add versions to millrace.%I', s.name);
         statement := format('alter table millrace.%I add column version bigint', s.name);
+        return next;
+    end if;
+
+    if s.frames is not null and (parent is null or not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'frame' and not a.attisdropped)) then
+        summary := format('add frames to millrace.%I', s.name);
+        statement := format('alter table millrace.%I add column frame bigint, add column frame_count bigint', s.name);
         return next;
     end if;
 
@@ -94,13 +101,16 @@ begin
                 alter table millrace_engine.%1$s enable always trigger publish_guard', leaf_name, s.name, k, p_stream)
                 || case when s.versions then format('; create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name) else '' end;
             return next;
-            continue;
-        end if;
-        if not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
+        elsif not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
                 and i.indkey::text = (select a.attnum::text from pg_attribute a where a.attrelid = leaf and a.attname = 'position')) then
             summary := format('index the positions of segment %s', k + 1);
             statement := format('drop index if exists millrace_engine.%1$s_position_idx;
                 create index %1$s_position_idx on millrace_engine.%1$s ("position")', leaf_name);
+            return next;
+        end if;
+        if leaf is not null and not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+            summary := format('guard inserts into segment %s', k + 1);
+            statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
             return next;
         end if;
         if s.versions and (leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
@@ -111,9 +121,12 @@ begin
                 create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name);
             return next;
         end if;
-        if not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
-            summary := format('guard inserts into segment %s', k + 1);
-            statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
+        if s.frames is not null and (leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid and i.indpred is not null
+                and i.indkey::text = (select string_agg(a.attnum::text, ' ' order by a.attname desc) from pg_attribute a
+                    where a.attrelid = leaf and a.attname in ('key', 'frame')))) then
+            summary := format('index the frames of segment %s', k + 1);
+            statement := format('drop index if exists millrace_engine.%1$s_key_frame_idx;
+                create index %1$s_key_frame_idx on millrace_engine.%1$s (key, frame) where frame is not null', leaf_name);
             return next;
         end if;
     end loop;
@@ -126,13 +139,17 @@ begin
 
     if runtime is not null and (parent is null or not has_any_column_privilege(runtime, parent, 'insert')
             or not has_table_privilege(runtime, parent, 'select')
-            or s.versions and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and has_column_privilege(runtime, parent, a.attnum, 'insert'))) then
+            or s.versions and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and has_column_privilege(runtime, parent, a.attnum, 'insert'))
+            or s.frames is not null and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'frame' and has_column_privilege(runtime, parent, a.attnum, 'insert'))) then
         target := quote_ident(runtime);
         summary := 'grant publishing and reading to the runtime role';
         statement := format('grant select, insert (key, headers, payload%4$s) on millrace.%1$I to %2$s;
             grant usage, select on sequence millrace_engine.position_%3$s to %2$s;
             grant usage, select, update on sequence millrace_engine.state_%3$s, millrace_engine.notified_%3$s to %2$s', s.name, target, p_stream,
-            case when s.versions then ', version' else '' end);
+            case when s.versions then ', version' when s.frames is not null then ', frame, frame_count' else '' end);
+        if s.frames is not null then
+            statement := statement || format('; grant usage, select, update on sequence millrace_engine.high_%s to %s', p_stream, target);
+        end if;
         return next;
     end if;
 
