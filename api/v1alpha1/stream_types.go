@@ -69,6 +69,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="self.priorities >= oldSelf.priorities",message="priorities only grow, because messages may wait in each of them: write the present number or more"
 // +kubebuilder:validation:XValidation:rule="self.versions || !oldSelf.versions",message="versions cannot be taken back: keep versions: true, or create another Stream"
 // +kubebuilder:validation:XValidation:rule="!self.versions || self.payloadType == 'JSON' && self.priorities == 1",message="versions need payloadType: JSON and one priority, because the versions of a key are its order and projections read its payloads"
+// +kubebuilder:validation:XValidation:rule="has(self.frames) || !has(oldSelf.frames)",message="frames cannot be taken back: keep frames: {}, or create another Stream"
+// +kubebuilder:validation:XValidation:rule="!has(self.frames) || !self.versions && self.priorities == 1",message="frames need a Stream without versions and with one priority, because the ids of the frames of a key are its order"
 type StreamSpec struct {
 	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
 	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
@@ -141,6 +143,13 @@ type StreamSpec struct {
 	// +optional
 	Versions bool `json:"versions,omitempty"`
 
+	// frames makes the stream take frames: what an agent or a job says while it works, in small pieces under a key, with ids of their own, a
+	// rolling summary per key, and live frames that are not stored (millrace.append_frame). frames: {} takes the defaults. It can be switched on and
+	// never off.
+	//
+	// +optional
+	Frames *Frames `json:"frames,omitempty"`
+
 	// changePolicy: Apply, the default, changes the database as soon as spec differs from it. Plan writes into status.plan what
 	// would be done and destroyed there, creation and repairs included, and does nothing until the annotation
 	// millrace.dev/approve-plan holds status.plan.hash. Deleting this resource needs no approval: deletionPolicy says what it does.
@@ -168,6 +177,63 @@ type StreamSpec struct {
 	//
 	// +optional
 	Suspend bool `json:"suspend,omitempty"`
+}
+
+// Frames says how the frames of a stream are kept. Durable ones are messages, and retention says how long they stay.
+type Frames struct {
+	// bestEffort says how many live frames of a key are kept for who comes late.
+	//
+	// +kubebuilder:default={}
+	// +optional
+	BestEffort BestEffortFrames `json:"bestEffort,omitempty"`
+
+	// summaryTTL is how long the summary of a key is kept after its last patch. 0s keeps it for ever.
+	//
+	// +kubebuilder:default="168h"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) <= duration('876000h')",message="write a duration such as 24h or 168h, at most 876000h; 0s keeps summaries for ever"
+	// +optional
+	SummaryTTL *metav1.Duration `json:"summaryTTL,omitempty"`
+}
+
+// BestEffortFrames bounds the live frames of a key: the newest 2 × ⌈rate × ttl⌉ are kept, between minLength and maxLength, where the rate is an
+// exponential moving average of the frames a second.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.minLength) || !has(self.maxLength) || self.minLength <= self.maxLength",message="minLength cannot be above maxLength"
+type BestEffortFrames struct {
+	// ttl is for how long a live frame should be seen.
+	//
+	// +kubebuilder:default="10s"
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1ms') && duration(self) <= duration('24h')",message="write a duration from 1ms to 24h, such as 10s"
+	// +optional
+	TTL *metav1.Duration `json:"ttl,omitempty"`
+
+	// minLength is how many live frames of a key are kept at least.
+	//
+	// +kubebuilder:default=64
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000
+	// +optional
+	MinLength int32 `json:"minLength,omitempty"`
+
+	// maxLength is how many live frames of a key are kept at most.
+	//
+	// +kubebuilder:default=16384
+	// +kubebuilder:validation:Minimum=1
+	// +kubebuilder:validation:Maximum=1000000
+	// +optional
+	MaxLength int32 `json:"maxLength,omitempty"`
+
+	// alpha is the weight of the newest sample in the average rate, a number above 0 and up to 1 in quotes.
+	//
+	// +kubebuilder:default="0.2"
+	// +kubebuilder:validation:MaxLength=8
+	// +kubebuilder:validation:XValidation:rule="self.matches('^(0[.][0-9]+|1([.]0+)?)$') && double(self) >= 0.001",message="write a number from 0.001 to 1 in quotes, such as \"0.2\""
+	// +optional
+	Alpha string `json:"alpha,omitempty"`
 }
 
 // Retention limits what a stream keeps. Space is freed by whole segments, so a stream may hold up to one segment more

@@ -493,6 +493,40 @@ func TestTheManagerWritesStatusAndFinalizersOnly(t *testing.T) {
 
 func containsSpec(fields []byte) bool { return bytes.Contains(fields, []byte("f:spec")) }
 
+// A Stream takes frames from now on, and their settings change.
+func TestStreamGetsFrames(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	conn := w.sql(dsn)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("runs")
+	w.create(s)
+	w.wantReady(s)
+	w.exec(conn, `select millrace.publish('runs', '{}', 'run-1')`)
+	update(w, s, func(s *v1alpha1.Stream) { s.Spec.Frames = &v1alpha1.Frames{} })
+	w.wantReady(s)
+	w.exec(conn, `select millrace.append_frame('runs', 'run-1', '{}')`)
+	settings := func() string {
+		return scalar[string](w, conn, "select frames::text from millrace_engine.stream where name = 'runs'")
+	}
+	if got := settings(); got != `{"alpha": 0.2, "max_length": 16384, "min_length": 64, "ttl_seconds": 10, "summary_ttl_seconds": 604800}` {
+		t.Errorf("the defaults are %s", got)
+	}
+	update(w, s, func(s *v1alpha1.Stream) {
+		s.Spec.Frames = &v1alpha1.Frames{
+			BestEffort: v1alpha1.BestEffortFrames{TTL: &metav1.Duration{Duration: 1500 * time.Millisecond}, MinLength: 8, MaxLength: 32, Alpha: "0.5"},
+			SummaryTTL: &metav1.Duration{},
+		}
+	})
+	w.wantReady(s)
+	if got := settings(); got != `{"alpha": 0.5, "max_length": 32, "min_length": 8, "ttl_seconds": 1.5, "summary_ttl_seconds": 0}` {
+		t.Errorf("the settings are %s", got)
+	}
+	if n := w.events(s, v1alpha1.EventDriftRepaired); len(n) > 0 {
+		t.Errorf("a setting differs from itself: %v", n)
+	}
+}
+
 // A Stream becomes an event store, with messages in it.
 func TestStreamGetsVersions(t *testing.T) {
 	w := newWorld(t)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -116,5 +117,32 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 	if n := s.Spec.Retention.MaxMessages; n != nil {
 		spec.Retention.MaxMessages = *n
 	}
+	if f := s.Spec.Frames; f != nil {
+		spec.Frames = framesOf(f)
+	}
 	return spec
+}
+
+// framesOf turns spec.frames into the engine's terms. What is missing takes the engine's defaults, which are those of the resource.
+func framesOf(f *v1alpha1.Frames) pgstream.Frames {
+	frames := pgstream.DefaultFrames
+	if d := f.BestEffort.TTL; d != nil {
+		frames.TTL = d.Duration
+	}
+	if n := f.BestEffort.MinLength; n != 0 {
+		frames.MinLength = int(n)
+	}
+	if n := f.BestEffort.MaxLength; n != 0 {
+		frames.MaxLength = int(n)
+	}
+	if alpha, err := strconv.ParseFloat(f.BestEffort.Alpha, 64); err == nil { // the API server lets no other text pass
+		frames.Alpha = alpha
+	}
+	if d := f.SummaryTTL; d != nil {
+		frames.SummaryTTL = d.Duration
+		if d.Duration == 0 {
+			frames.SummaryTTL = pgstream.KeepSummaries
+		}
+	}
+	return frames
 }
