@@ -666,9 +666,9 @@ func TestInvariant7IsSeenBrokenWithout(t *testing.T) {
 	}
 }
 
-// hot is every table of the log and of the ledgers.
+// hot is every table of the log, of the ledgers and of best-effort frames.
 const hot = `select c.oid from pg_class c where c.relnamespace = 'millrace_engine'::regnamespace and c.relkind = 'r'
-	and c.relname ~ '^(segment|claim|settlement)_'`
+	and c.relname ~ '^(segment|claim|settlement|live_frame)_'`
 
 // deadTuples checks invariant 8: nothing on the log and the ledgers was ever updated, deleted or rolled back. It closes the engine's
 // pool, because a backend reports its statistics at the latest when it ends.
