@@ -99,18 +99,17 @@ begin
                 create trigger publish_guard before insert on millrace_engine.%1$s for each statement
                     execute function millrace_engine.publish_guard_%4$s();
                 alter table millrace_engine.%1$s enable always trigger publish_guard', leaf_name, s.name, k, p_stream)
-                || case when s.versions then format('; create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name) else '' end;
+                || case when s.versions then format('; create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name) else '' end
+                || case when s.frames is not null then format('; create index %1$s_key_frame_idx on millrace_engine.%1$s (key, frame) where frame is not null', leaf_name)
+                    else '' end;
             return next;
-        elsif not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
+            continue;
+        end if;
+        if not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
                 and i.indkey::text = (select a.attnum::text from pg_attribute a where a.attrelid = leaf and a.attname = 'position')) then
             summary := format('index the positions of segment %s', k + 1);
             statement := format('drop index if exists millrace_engine.%1$s_position_idx;
                 create index %1$s_position_idx on millrace_engine.%1$s ("position")', leaf_name);
-            return next;
-        end if;
-        if leaf is not null and not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
-            summary := format('guard inserts into segment %s', k + 1);
-            statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
             return next;
         end if;
         if s.versions and (leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid
@@ -121,12 +120,17 @@ begin
                 create index %1$s_key_version_idx on millrace_engine.%1$s (key, version)', leaf_name);
             return next;
         end if;
-        if s.frames is not null and (leaf is null or not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid and i.indpred is not null
+        if s.frames is not null and not exists (select from pg_index i where i.indrelid = leaf and i.indisvalid and i.indpred is not null
                 and i.indkey::text = (select string_agg(a.attnum::text, ' ' order by a.attname desc) from pg_attribute a
-                    where a.attrelid = leaf and a.attname in ('key', 'frame')))) then
+                    where a.attrelid = leaf and a.attname in ('key', 'frame'))) then
             summary := format('index the frames of segment %s', k + 1);
             statement := format('drop index if exists millrace_engine.%1$s_key_frame_idx;
                 create index %1$s_key_frame_idx on millrace_engine.%1$s (key, frame) where frame is not null', leaf_name);
+            return next;
+        end if;
+        if not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+            summary := format('guard inserts into segment %s', k + 1);
+            statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
             return next;
         end if;
     end loop;
