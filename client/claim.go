@@ -232,7 +232,9 @@ func (c *claim) fail(ctx context.Context, d *Delivery, err error) (result string
 	var permanent *permanentError
 	if errors.As(err, &permanent) {
 		log.Error("a message becomes a dead letter", "error", err)
-		c.insist(ctx, func(ctx context.Context) error { return c.w.engine.DeadLetter(ctx, c.token, []int64{d.Position}, reason) })
+		c.insist(ctx, func(ctx context.Context) error {
+			return c.w.engine.DeadLetter(ctx, c.token, []int64{d.Position}, reason)
+		})
 		return "dead_lettered"
 	}
 	delay := time.Duration(-1) // the group's backoff
@@ -249,7 +251,9 @@ func (c *claim) fail(ctx context.Context, d *Delivery, err error) (result string
 		c.stop()
 		return "nacked"
 	}
-	c.insist(ctx, func(ctx context.Context) error { return c.w.engine.Nack(ctx, c.token, []int64{d.Position}, delay, reason) })
+	c.insist(ctx, func(ctx context.Context) error {
+		return c.w.engine.Nack(ctx, c.token, []int64{d.Position}, delay, reason)
+	})
 	return "nacked"
 }
 

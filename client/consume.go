@@ -107,12 +107,11 @@ type worker struct {
 	lease         time.Duration
 	log           *slog.Logger
 
-	stopping <-chan struct{}    // the ctx of Consume has ended
-	handling context.Context    // of handlers
-	cancel   context.CancelFunc // ends the background
-	slots    chan struct{}      // a place for each handler at work
-	settled  chan struct{}      // holds a value when a claim was finished since the receiver last looked
-	begun    chan struct{}      // holds a value when a handler began since the receiver last looked
+	stopping <-chan struct{} // the ctx of Consume has ended
+	handling context.Context // of handlers
+	slots    chan struct{}   // a place for each handler at work
+	settled  chan struct{}   // holds a value when a claim was finished since the receiver last looked
+	begun    chan struct{}   // holds a value when a handler began since the receiver last looked
 	claims   sync.WaitGroup
 
 	mu       sync.Mutex

@@ -613,3 +613,54 @@ func TestWorkflows(t *testing.T) {
 		t.Error(n, err)
 	}
 }
+
+// Frames are appended with the stream's payload type, read by range, and tailed beyond connections that are cut.
+func TestFrames(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	d.run("select millrace.create_stream('f', p_frames => '{}')")
+	d.run("select millrace.create_stream('raw', p_frames => '{}', p_payload_type => 'Bytes')")
+	d.run("select millrace.create_stream('none')")
+	cl, tailing := d.client(client.Options{}), d.client(client.Options{Pool: client.PoolOptions{ApplicationName: "tail"}})
+	if a, err := cl.AppendFrame(d.ctx, "raw", "k", client.NewFrame{Payload: []byte{0xff}, Fields: client.Headers{"n": 9007199254740993}, CorrelationID: "c"}); err != nil || a.Count != 1 || a.Position != 1 {
+		t.Errorf("%+v %v", a, err)
+	}
+	raw, err := cl.ReadFrames(d.ctx, "raw", "k", client.FrameRange{})
+	if err != nil || len(raw) != 1 || raw[0].Payload[0] != 0xff || fmt.Sprint(raw[0].Fields["n"]) != "9007199254740993" || raw[0].CorrelationID != "c" || raw[0].Mode != client.Durable {
+		t.Errorf("%+v %v", raw, err)
+	}
+	for stream, want := range map[string]error{"none": client.ErrRefused, "nothing": client.ErrNotFound} {
+		if _, err := cl.AppendFrame(d.ctx, stream, "k", client.NewFrame{Payload: []byte("1")}); !errors.Is(err, want) {
+			t.Errorf("%s: %v", stream, err)
+		}
+	}
+	if s, err := cl.ReadSummary(d.ctx, "f", "k"); s != nil || err != nil {
+		t.Errorf("%+v %v", s, err)
+	}
+	ctx, stop := context.WithCancel(d.ctx)
+	got, ended := make(chan client.Frame), make(chan error, 1)
+	go func() {
+		for f, err := range tailing.TailFrames(ctx, "f", "k", "0", client.TailOptions{DurableOnly: true}) {
+			if err != nil {
+				ended <- err
+				return
+			}
+			got <- f
+		}
+	}()
+	for n := range 4 {
+		for _, mode := range []client.FrameMode{client.BestEffortLive, client.Durable} {
+			if _, err := cl.AppendFrame(d.ctx, "f", "k", client.NewFrame{Mode: mode, Payload: fmt.Append(nil, n)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if f := <-got; string(f.Payload) != fmt.Sprint(n) || f.Mode != client.Durable || f.Count != int64(2*n+2) {
+			t.Errorf("frame %d is %+v", n, f)
+		}
+		d.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'tail' and datname = current_database()")
+	}
+	stop()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

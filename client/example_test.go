@@ -303,3 +303,42 @@ func ExampleMemory_Lock() {
 	// a second lock is refused: true
 	// 1 <nil>
 }
+
+func ExampleClient_TailFrames() {
+	ctx := context.Background()
+	declare(ctx, "select millrace.create_stream('runs', p_frames => '{}')")
+	c, err := client.Open(ctx, databaseURL(), client.Options{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+
+	for _, f := range []client.NewFrame{
+		{Mode: client.DurableSummary, Type: "progress", Payload: []byte(`{"percent": 10}`)},
+		{Mode: client.BestEffortLive, Type: "token", Payload: []byte(`"hello"`)},
+		{Mode: client.DurableSummary, Type: "progress", Payload: []byte(`{"percent": 100, "done": true}`)},
+	} {
+		if _, err := c.AppendFrame(ctx, "runs", "run-1", f); err != nil {
+			log.Fatal(err)
+		}
+	}
+	for f, err := range c.TailFrames(ctx, "runs", "run-1", "0", client.TailOptions{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		fmt.Println(f.Type, string(f.Payload))
+		if f.Count == 3 {
+			break
+		}
+	}
+	summary, err := c.ReadSummary(ctx, "runs", "run-1")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(summary.Version, string(summary.Document))
+	// Output:
+	// progress {"percent": 10}
+	// token "hello"
+	// progress {"done": true, "percent": 100}
+	// 2 {"done": true, "percent": 100}
+}

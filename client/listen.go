@@ -32,7 +32,9 @@ func (c *Client) listen() (l *pgstream.Listener, done func(), err error) {
 	s := &c.listening
 	if s.users++; s.users == 1 {
 		s.listener = pgstream.NewListener(c.listenConfig())
-		s.listener.Report = func(err error) { c.log.Warn("notifications do not arrive; messages are found by polling", "error", err) }
+		s.listener.Report = func(err error) {
+			c.log.Warn("notifications do not arrive; messages are found by polling", "error", err)
+		}
 		ctx, cancel := context.WithCancel(context.Background())
 		var running sync.WaitGroup
 		running.Go(func() { _ = s.listener.Run(ctx) })

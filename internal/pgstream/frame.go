@@ -211,6 +211,8 @@ type TailOptions struct {
 	DurableOnly bool      // without best-effort frames
 	// Poll is how long to wait without a notification before looking again. Default 1s.
 	Poll time.Duration
+	// CallTimeout bounds every round trip, so that a server that does not answer is an error. 0: as long as ctx lets it.
+	CallTimeout time.Duration
 }
 
 // FrameTail reads the frames of a key as they are appended. Its methods are for one goroutine at a time; any number of tails may share a Listener.
@@ -228,7 +230,7 @@ type FrameTail struct {
 func TailFrames(ctx context.Context, pool *pgxpool.Pool, stream, key, after string, opts TailOptions) (*FrameTail, error) {
 	t := &FrameTail{
 		pool: pool, stream: stream, key: key, after: after, durableOnly: opts.DurableOnly,
-		waiter: waiter{pool: pool, listener: opts.Listener, poll: orDefault(opts.Poll, readerPoll)},
+		waiter: waiter{pool: pool, listener: opts.Listener, poll: orDefault(opts.Poll, readerPoll), limit: opts.CallTimeout},
 		topic:  topic{ask: "select millrace.wait_for_frames($1, $2)", args: []any{stream, key}},
 	}
 	// The cursor is looked at now, and not when it is first used.
@@ -257,6 +259,8 @@ func (t *FrameTail) Next(ctx context.Context, maximum int) ([]Frame, error) {
 
 // TryNext is Next without waiting: no frame when there is none now.
 func (t *FrameTail) TryNext(ctx context.Context, maximum int) ([]Frame, error) {
+	ctx, cancel := limited(ctx, t.waiter.limit)
+	defer cancel()
 	frames, err := readFrames(ctx, t.pool, "select * from millrace.tail_frames($1, $2, $3, $4, $5)", t.stream, t.key, t.after, maximum, !t.durableOnly)
 	if len(frames) > 0 {
 		t.after = frames[len(frames)-1].ID

@@ -39,6 +39,9 @@ func NewPublisher(ctx context.Context, db DB, stream string) (*Publisher, error)
 	return p, nil
 }
 
+// PayloadType is what the stream's payloads are.
+func (p *Publisher) PayloadType() PayloadType { return p.limits.Load().payloadType }
+
 func (p *Publisher) refresh(ctx context.Context, db DB) error {
 	var l limits
 	err := db.QueryRow(ctx, "select payload_type, max_message_bytes from millrace_engine.stream where name = $1", p.stream).
