@@ -92,6 +92,10 @@ const (
 	ReasonConsumerGroupNotReady = "ConsumerGroupNotReady"
 	// ReasonLapsed: the group has lapsed and receives nothing; the message says why and what to do. Also the reason of Lapsed.
 	ReasonLapsed = "Lapsed"
+	// ReasonProjectionFailed: a projection of a Stream cannot be as spec says: its function does not exist, or fails. The stream itself works.
+	ReasonProjectionFailed = "ProjectionFailed"
+	// ReasonRebuilding: documents of a projection are made from the beginning of the stream; the message says how far. What was there stays until then.
+	ReasonRebuilding = "Rebuilding"
 	// ReasonDeletionBlocked: the resource is being deleted and its database cannot be reached.
 	ReasonDeletionBlocked = "DeletionBlocked"
 

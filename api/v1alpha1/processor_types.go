@@ -13,6 +13,7 @@ import (
 // +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.table) && !has(self.sink.sql)",message="mapping.columns is needed with a table or sql sink; write the columns that it fills"
 // +kubebuilder:validation:XValidation:rule="has(self.mapping.columns) || !has(self.sink.fanOut) || self.sink.fanOut.all(b, has(b.mapping) && has(b.mapping.columns) || !has(b.table) && !has(b.sql))",message="a table or sql branch of a fanOut needs mapping.columns, its own or those of spec; write the columns that it fills"
 // +kubebuilder:validation:XValidation:rule="!has(self.source.consumerGroup) || !has(self.sink.table) || self.sink.table.idempotency != 'Ledger'",message="idempotency: Ledger belongs to a redis source; a consumerGroup keeps a ledger of its own, so leave it out"
+// +kubebuilder:validation:XValidation:rule="!has(self.sink.projection) || has(self.source.consumerGroup) && !has(self.mapping.columns) && !has(self.mapping.filter)",message="sink.projection takes the messages of a consumerGroup as they are: write source.consumerGroup and no mapping; a filter belongs to the ConsumerGroup"
 //
 // +kubebuilder:validation:XValidation:rule="!has(self.replicas) || !has(self.autoscaling)",message="write replicas or autoscaling, not both; an HPA or KEDA that scales this Processor writes replicas, so leave autoscaling out for them"
 // +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.autoscaling)",message="autoscaling needs a consumerGroup source, because the manager does not connect to Redis and knows no lag there; let KEDA's redis-streams trigger, or an HPA by the metric millrace_processor_lag_entries, write replicas"
@@ -392,7 +393,7 @@ type State struct {
 
 // Sink is where rows go.
 //
-// +kubebuilder:validation:XValidation:rule="[has(self.table), has(self.stream), has(self.sql), has(self.http), has(self.fanOut)].filter(x, x).size() == 1",message="write exactly one sink: table, stream, sql, http or fanOut"
+// +kubebuilder:validation:XValidation:rule="[has(self.table), has(self.stream), has(self.sql), has(self.projection), has(self.http), has(self.fanOut)].filter(x, x).size() == 1",message="write exactly one sink: table, stream, sql, projection, http or fanOut"
 // +kubebuilder:validation:XValidation:rule="!has(self.fanOut) || self.fanOut.filter(b, has(b.http)).size() < 2 || !self.fanOut.exists(b, has(b.http) && (has(b.http.urlSecretRef) || has(b.http.authorizationSecretRef) || has(b.http.signingKeySecretRef) || has(b.http.sidecar)))",message="an http branch with Secrets or a sidecar has to be the only http branch of its fanOut; write a Processor for each of the others"
 type Sink struct {
 	// table writes rows into a table.
@@ -409,6 +410,11 @@ type Sink struct {
 	//
 	// +optional
 	SQL *SQLSink `json:"sql,omitempty"`
+
+	// projection runs the projection that the Stream declares for this group (Stream.spec.projections), in the Stream's database. Documents and acks are one transaction.
+	//
+	// +optional
+	Projection *ProjectionSink `json:"projection,omitempty"`
 
 	// http posts CloudEvents to a URL.
 	//
@@ -524,6 +530,9 @@ type SQLSink struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('(?i)(^|[^a-z0-9_])batch($|[^a-z0-9_])')",message="the statement reads nothing of the batch; write select … from batch in it"
 	Statement string `json:"statement"`
 }
+
+// ProjectionSink runs the projection of the group. There is nothing to set: the Stream declares it.
+type ProjectionSink struct{}
 
 // HTTPMode says how many events a request has.
 //

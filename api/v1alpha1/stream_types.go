@@ -71,6 +71,8 @@ const (
 // +kubebuilder:validation:XValidation:rule="!self.versions || self.payloadType == 'JSON' && self.priorities == 1",message="versions need payloadType: JSON and one priority, because the versions of a key are its order and projections read its payloads"
 // +kubebuilder:validation:XValidation:rule="has(self.frames) || !has(oldSelf.frames)",message="frames cannot be taken back: keep frames: {}, or create another Stream"
 // +kubebuilder:validation:XValidation:rule="!has(self.frames) || !self.versions && self.priorities == 1",message="frames need a Stream without versions and with one priority, because the ids of the frames of a key are its order"
+// +kubebuilder:validation:XValidation:rule="!has(self.tenants) || self.versions && self.retention.policy == 'Limits' && !has(self.retention.maxAge) && !has(self.retention.maxBytes) && !has(self.retention.maxMessages)",message="tenants need versions: true and no limits of retention, because there is no common end to remove messages from; millrace.drop_tenant removes what belongs to one"
+// +kubebuilder:validation:XValidation:rule="!has(self.projections) || self.versions || self.projections.all(p, has(p.group))",message="a projection without a group runs inside the append, which needs versions: true; write that, or the group that runs it"
 type StreamSpec struct {
 	// databaseSecretRef names the Secret key that holds the connection string of the stream's database, for example
 	// postgres://user:password@host:5432/app?sslmode=verify-full. Without it the stream lives in the default database of
@@ -149,6 +151,24 @@ type StreamSpec struct {
 	//
 	// +optional
 	Frames *Frames `json:"frames,omitempty"`
+
+	// tenants of an event store, each with a table of its own for the messages of its entities, those with keys that begin with the tenant and a /, as acme/cart-1. It needs versions and no limits
+	// of retention. A tenant that is left out later stays: millrace.drop_tenant removes one with all its messages.
+	//
+	// +kubebuilder:validation:MaxItems=100
+	// +kubebuilder:validation:items:MaxLength=40
+	// +kubebuilder:validation:items:Pattern=`^[a-z0-9]([a-z0-9_.-]{0,38}[a-z0-9])?$`
+	// +listType=set
+	// +optional
+	Tenants []string `json:"tenants,omitempty"`
+
+	// projections make documents of the messages: in the transaction of the append, or by a consumer group.
+	//
+	// +kubebuilder:validation:MaxItems=32
+	// +listType=map
+	// +listMapKey=name
+	// +optional
+	Projections []Projection `json:"projections,omitempty"`
 
 	// changePolicy: Apply, the default, changes the database as soon as spec differs from it. Plan writes into status.plan what
 	// would be done and destroyed there, creation and repairs included, and does nothing until the annotation
@@ -234,6 +254,56 @@ type BestEffortFrames struct {
 	// +kubebuilder:validation:XValidation:rule="self.matches('^(0[.][0-9]+|1([.]0+)?)$') && double(self) >= 0.001",message="write a number from 0.001 to 1 in quotes, such as \"0.2\""
 	// +optional
 	Alpha string `json:"alpha,omitempty"`
+}
+
+// Projection turns messages into documents, or into whatever its function writes. A new or changed one with documents is built from the beginning of the stream beside what is live,
+// and goes live in one transaction when it has caught up.
+//
+// +kubebuilder:validation:XValidation:rule="!has(self.documentId) || has(self.documents)",message="documentId names a document; write the table of documents too"
+type Projection struct {
+	// name of the projection. Inline projections run in the order of their names.
+	//
+	// +kubebuilder:validation:Pattern=`^[a-z][a-z0-9_-]{0,62}$`
+	// +kubebuilder:validation:MaxLength=63
+	Name string `json:"name"`
+
+	// function of the database, without arguments, such as shop.apply_cart_event. With documents it is function(document jsonb, payload jsonb, headers jsonb) returns
+	// jsonb; without, it writes what it likes: function(stream text, key text, version bigint, position bigint, payload jsonb, headers jsonb). While it does not exist the
+	// projection waits.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=200
+	Function string `json:"function"`
+
+	// documents is the table that holds them: key, document, version. It is made when it is missing, and stays when the projection goes.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=200
+	// +optional
+	Documents string `json:"documents,omitempty"`
+
+	// documentId is the path in the payload whose text names the document, so that messages of many keys make one. Default: the message's key.
+	//
+	// +kubebuilder:validation:MinItems=1
+	// +kubebuilder:validation:MaxItems=16
+	// +kubebuilder:validation:items:MaxLength=200
+	// +listType=atomic
+	// +optional
+	DocumentID []string `json:"documentId,omitempty"`
+
+	// group is the consumer group that runs the projection, by its name in the database: an Ordered one of this stream, of its own. Give it a Processor with sink.projection. Default: the
+	// projection is inline, in the transaction of the append.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Group string `json:"group,omitempty"`
+
+	// revision makes the documents anew when it changes, for a function that has changed under the same name.
+	//
+	// +kubebuilder:validation:MaxLength=63
+	// +optional
+	Revision string `json:"revision,omitempty"`
 }
 
 // Retention limits what a stream keeps. Space is freed by whole segments, so a stream may hold up to one segment more

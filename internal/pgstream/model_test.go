@@ -101,7 +101,9 @@ type model struct {
 	most    []int // messages that each receives at once
 	auto    int   // the member that acks by receiving, -1 for none
 	open    []*modelTx
-	log     []string
+	// Histories of the schedule's own keys, as ids of messages: what is committed. One priority only.
+	histories map[string][]int
+	log       []string
 }
 
 // local is the position of a place, as the engine counts it.
@@ -127,6 +129,7 @@ type modelTx struct {
 	tx        pgx.Tx
 	positions []int64
 	delayed   []int
+	histories map[string][]int // appended here, each whole; nobody else can append to these keys
 }
 
 func (m *model) note(format string, args ...any) { m.log = append(m.log, fmt.Sprintf(format, args...)) }
@@ -189,7 +192,7 @@ func (m *model) message() (pgstream.NewMessage, modelMessage) {
 func (m *model) publish() {
 	ctx := m.e.ctx
 	if len(m.open) < 3 && m.r.IntN(3) == 0 {
-		m.open = append(m.open, &modelTx{tx: m.transaction()})
+		m.open = append(m.open, &modelTx{tx: m.transaction(), histories: map[string][]int{}})
 		m.note("begin")
 	}
 	var db pgstream.DB = m.e
@@ -257,6 +260,93 @@ func (m *model) publish() {
 	}
 }
 
+// appendTo appends to the history of a key, and expects a version: the right one, a wrong one, or none. A projection makes documents of it.
+func (m *model) appendTo() {
+	if m.lanes > 1 {
+		return // a stream with priorities has no versions
+	}
+	key := fmt.Sprintf("e%d-%d", m.seed, m.r.IntN(3))
+	var db pgstream.DB = m.e
+	var tx *modelTx
+	for _, open := range m.open {
+		if _, holds := open.histories[key]; holds {
+			db, tx = open.tx, open // whoever else came would wait for it
+		}
+	}
+	if tx == nil && len(m.open) > 0 && m.r.IntN(2) == 0 {
+		tx = m.open[m.r.IntN(len(m.open))]
+		db = tx.tx
+	}
+	history := m.histories[key]
+	if tx != nil && tx.histories[key] != nil {
+		history = tx.histories[key]
+	}
+	ms := make([]pgstream.NewMessage, 1+m.r.IntN(3))
+	all := make([]modelMessage, len(ms))
+	for i := range ms {
+		ms[i], all[i] = m.message()
+		all[i].key, all[i].committed = key, tx == nil
+	}
+	has := int64(len(history))
+	expected := []int64{has, has, pgstream.AnyVersion, has + 1, max(has-1, 0), pgstream.NoVersion, pgstream.ExistingVersion}[m.r.IntN(7)]
+	fits := expected == has || expected == pgstream.AnyVersion || expected == pgstream.ExistingVersion && has > 0
+	var a pgstream.Appended
+	try := func(db pgstream.DB) (err error) {
+		a, err = pgstream.Append(m.e.ctx, db, m.spec.Stream, key, expected, ms)
+		return err
+	}
+	var err error
+	if tx != nil {
+		err = pgx.BeginFunc(m.e.ctx, tx.tx, func(savepoint pgx.Tx) error { return try(savepoint) }) // a conflict ends the savepoint only
+	} else {
+		err = try(db)
+	}
+	present, conflict := pgstream.IsVersionError(err)
+	switch {
+	case conflict && (fits || present != has):
+		m.fail("an append to %s of version %d that expects %d is refused for version %d", key, has, expected, present)
+	case conflict:
+		m.note("append to %s of version %d, expected %d: refused", key, has, expected)
+		return
+	}
+	m.must(err)
+	if !fits || a.Version != has+int64(len(ms)) {
+		m.fail("an append of %d to %s of version %d that expects %d has come to version %d", len(ms), key, has, expected, a.Version)
+	}
+	grown := slices.Clone(history)
+	for i := range all {
+		place := at(0, a.Position-int64(len(all)-1-i))
+		m.append(place, &all[i])
+		grown = append(grown, all[i].id)
+		if tx != nil {
+			tx.positions = append(tx.positions, place)
+		}
+	}
+	m.note("append to %s of version %d, expected %d: position %d, committed %t", key, has, expected, a.Position, tx == nil)
+	if tx != nil {
+		tx.histories[key] = grown
+		return
+	}
+	m.histories[key] = grown
+	m.written()
+}
+
+// checkHistories compares versions with what was appended, and the projection's documents with the fold of it.
+func (m *model) checkHistories() {
+	for i := range 3 {
+		var version int64
+		var document string
+		key := fmt.Sprintf("e%d-%d", m.seed, i)
+		err := m.e.QueryRow(m.e.ctx, `select coalesce((select version from millrace_engine.entity where key = $1 and stream_id = millrace_engine.stream_id($2)), 0),
+			coalesce((select document::text from public.model_documents where key = $1), '[]')`, key, m.spec.Stream).Scan(&version, &document)
+		m.must(err)
+		want := "[" + strings.ReplaceAll(strings.Trim(fmt.Sprint(m.histories[key]), "[]"), " ", ", ") + "]"
+		if version != int64(len(m.histories[key])) || document != want {
+			m.fail("%s has version %d and document %s, and appended was %s", key, version, document, want)
+		}
+	}
+}
+
 func (m *model) append(place int64, msg *modelMessage) {
 	if old := m.messages[place]; old != nil && old.committed {
 		m.fail("position %d was given away twice", place)
@@ -285,6 +375,7 @@ func (m *model) end() {
 		for _, id := range tx.delayed {
 			m.delayed[id].committed = true
 		}
+		maps.Copy(m.histories, tx.histories)
 		if len(tx.positions)+len(tx.delayed) > 0 {
 			m.written()
 		}
@@ -951,6 +1042,9 @@ func (m *model) finish() {
 			}
 		}
 	}
+	if m.lanes == 1 {
+		m.checkHistories()
+	}
 	if len(m.delayed) > 0 {
 		m.fail("%d delayed messages never came into the log", len(m.delayed))
 	}
@@ -993,6 +1087,7 @@ var ops = []op{
 	{6, (*model).reset},
 	{6, (*model).pause},
 	{3, (*model).purge},
+	{60, (*model).appendTo},
 }
 
 // prioritiesOf is how many priorities a schedule's stream has.
@@ -1008,6 +1103,7 @@ func (m *model) begin(mode pgstream.Mode) {
 	m.r = rand.New(rand.NewPCG(m.seed, 0))
 	m.messages, m.settled, m.delayed = map[int64]*modelMessage{}, map[int64]string{}, map[int]*delayedMessage{}
 	m.places, m.seen, m.auto = map[int]int64{}, map[int64]bool{}, -1
+	m.histories = map[string][]int{}
 	m.remembered = map[string]struct {
 		position int64
 		until    time.Duration
@@ -1029,7 +1125,12 @@ func (m *model) begin(mode pgstream.Mode) {
 		m.spec.Filter.Headers = map[string]any{"kind": "special"}
 	}
 	if m.base = m.everyLane(lastPosition); len(m.base) == 0 {
-		m.e.run("select millrace_engine.apply_stream($1)", fmt.Sprintf(`{"name": %q, "priorities": %d}`, m.spec.Stream, m.lanes))
+		m.e.run("select millrace_engine.apply_stream($1)", fmt.Sprintf(`{"name": %q, "priorities": %d, "versions": %t}`, m.spec.Stream, m.lanes, m.lanes == 1))
+		if m.lanes == 1 {
+			m.e.run(`create or replace function public.model_fold(document jsonb, payload jsonb, headers jsonb) returns jsonb language sql
+				as $$ select coalesce(document, '[]') || (payload -> 'id') $$`)
+			m.e.run("select millrace.create_projection($1, 'fold', 'public.model_fold', 'public.model_documents')", m.spec.Stream)
+		}
 		m.base = make([]int64, m.lanes)
 	}
 	for _, last := range m.base {
@@ -1348,6 +1449,12 @@ func TestTheModelSeesWhatIsBroken(t *testing.T) {
 		}},
 		{"parked keys", pgstream.ModeOrdered, 0, func(e *engine) {
 			e.run(`drop trigger unpark on millrace_engine.delivery`)
+		}},
+		{"the version that an append expects", pgstream.ModeShared, 1, func(e *engine) {
+			e.mutate("millrace.append", "or e.version = p_expected_version", "or true")
+		}},
+		{"projections", pgstream.ModeShared, 1, func(e *engine) {
+			e.mutate("millrace_engine.project_documents", "update %s set document = $2", "update %s set document = coalesce(document, $2)")
 		}},
 		{"trims", pgstream.ModeShared, 0, func(e *engine) {
 			e.mutate(`millrace."trim"`, "mark := least(mark, top + 1)", "mark := mark + 3")

@@ -70,7 +70,11 @@ type StreamSpec struct {
 	Priorities      int           // 1..8, default 1; only grows. Limits of Retention hold for each priority
 	Versions        bool          // numbers the messages of each key, for Append; never taken back
 	Frames          Frames        // for AppendFrame; zero: no frames; never taken back
-	Owner           Owner
+	// Tenants that have a table of their own. More can be added by millrace.add_tenant, and none is ever dropped for not being here.
+	Tenants []string
+	// Projections that the stream's resource declares; those that it does not declare any more are dropped.
+	Projections []ProjectionSpec
+	Owner       Owner
 }
 
 // StreamInfo is what the database says about one stream.
@@ -106,6 +110,8 @@ type Plan struct {
 	Steps []Step
 	// Drift is true when a step repairs something that this engine had made and someone else changed or dropped.
 	Drift bool
+	// Projections is how many of the steps, the last ones, are changes of projections.
+	Projections int
 }
 
 // spec is StreamSpec as millrace_engine.apply_stream reads it, which keeps what is missing.
@@ -146,7 +152,8 @@ func orDefault[T comparable](v, d T) T {
 }
 
 // PlanStream compares spec with the database and writes nothing. It returns ErrRefused for what can never be done (partitions or priorities
-// lowered, payload type changed) and ErrOwned when another owner holds the name. The repairs of a stream include those of its priorities.
+// lowered, payload type changed) and ErrOwned when another owner holds the name. The repairs of a stream include those of its priorities. Projections that cannot be made yet have
+// no step: PlanProjections says why.
 func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	plan := Plan{Spec: spec}
 	info, err := StreamSettings(ctx, db, spec.Name)
@@ -178,6 +185,21 @@ func PlanStream(ctx context.Context, db DB, spec StreamSpec) (Plan, error) {
 	}
 	plan.Drift = len(repairs) > 0
 	plan.Steps = append(plan.Steps, repairs...)
+	for _, tenant := range spec.Tenants {
+		var there bool
+		if err := db.QueryRow(ctx, "select exists (select from millrace_engine.tenant t where t.stream_id = $1 and t.name = $2)", info.ID, tenant).Scan(&there); err != nil {
+			return plan, fmt.Errorf("inspect the tenants of stream %q: %w", spec.Name, translate(err))
+		}
+		if !there {
+			plan.Steps = append(plan.Steps, Step{Summary: "add tenant " + tenant, SQL: fmt.Sprintf("select millrace.add_tenant('%s', '%s')", spec.Name, tenant)})
+		}
+	}
+	projections, _, err := PlanProjections(ctx, db, spec.Name, spec.Projections)
+	if err != nil {
+		return plan, err
+	}
+	plan.Projections = len(projections)
+	plan.Steps = append(plan.Steps, projections...)
 	return plan, nil
 }
 
@@ -263,7 +285,12 @@ func ApplyStream(ctx context.Context, db DB, plan Plan) error {
 	if err != nil {
 		return fmt.Errorf("apply stream %q: %w", plan.Spec.Name, translate(err))
 	}
-	return nil
+	for _, tenant := range plan.Spec.Tenants {
+		if _, err := db.Exec(ctx, "select millrace.add_tenant($1, $2)", plan.Spec.Name, tenant); err != nil {
+			return fmt.Errorf("add tenant %q to stream %q: %w", tenant, plan.Spec.Name, translate(err))
+		}
+	}
+	return ApplyProjections(ctx, db, plan.Spec.Name, plan.Steps[len(plan.Steps)-plan.Projections:])
 }
 
 // DescribeStream reads one stream; ErrNotFound when there is none. Positions and the horizon are those of priority 0, Bytes is the sum of all

@@ -3,6 +3,7 @@ package pgstream_test
 import (
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -35,7 +36,7 @@ func TestAStreamIsWhatItsSpecificationSays(t *testing.T) {
 		must(t, pgstream.ApplyStream(e.ctx, e, plan))
 		info, err := pgstream.DescribeStream(e.ctx, e, "orders")
 		must(t, err)
-		if info.Spec != spec || info.FirstPosition != 1 || info.LastPosition != 0 || info.Horizon != 0 || info.Bytes == 0 {
+		if !reflect.DeepEqual(info.Spec, spec) || info.FirstPosition != 1 || info.LastPosition != 0 || info.Horizon != 0 || info.Bytes == 0 {
 			t.Fatalf("described as %+v, want %+v", info, spec)
 		}
 		plan, err = pgstream.PlanStream(e.ctx, e, spec)
@@ -52,7 +53,7 @@ func TestAStreamIsWhatItsSpecificationSays(t *testing.T) {
 		t.Fatalf("plan of three changes: %+v", plan)
 	}
 	must(t, pgstream.ApplyStream(e.ctx, e, plan))
-	if info, err := pgstream.DescribeStream(e.ctx, e, "orders"); err != nil || info.Spec != spec {
+	if info, err := pgstream.DescribeStream(e.ctx, e, "orders"); err != nil || !reflect.DeepEqual(info.Spec, spec) {
 		t.Fatalf("described as %+v, want %+v: %v", info.Spec, spec, err)
 	}
 	if plan, err = pgstream.PlanStream(e.ctx, e, spec); err != nil || len(plan.Steps) != 0 {

@@ -164,6 +164,9 @@ func configOf(p *v1alpha1.Processor, in inputs) *config.Config {
 		c.State = &config.State{Key: s.State.Key, Time: s.State.Time, MaxKeys: int(s.State.MaxKeys)}
 	}
 	c.Sink = config.Sink{Table: tableOf(s.Sink.Table), Stream: streamOf(s.Sink.Stream), SQL: sqlOf(s.Sink.SQL), HTTP: httpOf(s.Sink.HTTP)}
+	if s.Sink.Projection != nil && in.group != nil {
+		project(c)
+	}
 	for _, b := range s.Sink.FanOut {
 		branch := config.Branch{Name: b.Name, Table: tableOf(b.Table), Stream: streamOf(b.Stream), SQL: sqlOf(b.SQL), HTTP: httpOf(b.HTTP)}
 		if b.Mapping != nil {
@@ -173,6 +176,14 @@ func configOf(p *v1alpha1.Processor, in inputs) *config.Config {
 		c.Sink.FanOut = append(c.Sink.FanOut, branch)
 	}
 	return c
+}
+
+// project makes the sink call the group's projection. The function reads the messages where they are, so their positions are enough.
+func project(c *config.Config) {
+	quote := func(name string) string { return "'" + strings.ReplaceAll(name, "'", "''") + "'" }
+	group := c.Source.ConsumerGroup
+	c.Mapping.Columns = []config.Column{{Name: "position", Path: config.PropertyPosition, Type: config.TypeBigint}}
+	c.Sink.SQL = &config.SQLSink{Statement: fmt.Sprintf("select millrace.project(%s, %s, array_agg(position)) from batch", quote(group.Stream), quote(group.Group))}
 }
 
 func mappingOf(m *v1alpha1.Mapping) config.Mapping {

@@ -12,6 +12,9 @@ func branches(p *v1alpha1.Processor) []v1alpha1.Branch {
 	if len(s.FanOut) > 0 {
 		return s.FanOut
 	}
+	if s.Projection != nil {
+		return []v1alpha1.Branch{{SQL: &v1alpha1.SQLSink{}}} // in the database of the source; configOf writes its statement
+	}
 	return []v1alpha1.Branch{{Table: s.Table, Stream: s.Stream, SQL: s.SQL, HTTP: s.HTTP}}
 }
 

@@ -56,7 +56,7 @@ type Reconciler struct {
 // writer of status, events and the next wake-up.
 func (r *Reconciler) Reconcile(ctx context.Context, s *v1alpha1.Stream) (ctrl.Result, error) {
 	sc := &scope{stream: s, before: s.DeepCopy()}
-	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.approve, r.apply, r.observe}
+	phases := []phase.Func[*scope]{r.connect, r.own, r.plan, r.approve, r.apply, r.observe, r.project}
 	switch {
 	case !s.DeletionTimestamp.IsZero():
 		phases = []phase.Func[*scope]{r.remove}

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strconv"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -35,7 +37,9 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 	if err != nil {
 		return refusal(err)
 	}
-	sc.drift = sc.plan.Drift || len(sc.plan.Steps) > 0 && sc.adopted == "" && appliedBefore(sc.before)
+	// A projection may have waited for its function since it was declared, so it has drifted only from what was ready.
+	sc.drift = sc.plan.Drift || sc.adopted == "" && appliedBefore(sc.before) && (len(sc.plan.Steps) > sc.plan.Projections ||
+		len(sc.plan.Steps) > 0 && meta.IsStatusConditionTrue(sc.before.Status.Conditions, v1alpha1.ConditionReady))
 	return nil
 }
 
@@ -96,6 +100,7 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 		Segments:    int(s.Spec.Retention.Segments),
 		Priorities:  int(s.Spec.Priorities),
 		Versions:    s.Spec.Versions,
+		Tenants:     s.Spec.Tenants,
 		Retention:   pgstream.Retention{Policy: pgstream.RetentionPolicy(s.Spec.Retention.Policy)},
 		Owner:       owner,
 	}
@@ -119,6 +124,11 @@ func specOf(s *v1alpha1.Stream, owner pgstream.Owner) pgstream.StreamSpec {
 	}
 	if f := s.Spec.Frames; f != nil {
 		spec.Frames = framesOf(f)
+	}
+	for _, p := range s.Spec.Projections {
+		spec.Projections = append(spec.Projections, pgstream.ProjectionSpec{
+			Name: p.Name, Function: p.Function, Documents: p.Documents, DocumentID: p.DocumentID, Group: p.Group, Revision: p.Revision,
+		})
 	}
 	return spec
 }

@@ -9,7 +9,7 @@
 -- Locks:  the key's row of millrace_engine.entity until the end of the transaction, before the position is allocated, so that who waits holds no reader back. Transactions
 --         that append to several keys should do it in the order of the keys: two that cross end in a deadlock error for one.
 -- Raises: MR011 the version is another, with the present one as the error's detail; nothing is appended. MR002 no such stream; MR004 a stream without versions, no key, no
---         payload, or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
+--         payload, a key of a tenant that the stream does not have (tenant.sql), or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
 create or replace function millrace.append(p_stream text, p_key text, p_payloads jsonb[], p_expected_version bigint default null,
     p_headers jsonb[] default null, out version bigint, out "position" bigint)
 language plpgsql volatile as $$
@@ -19,6 +19,7 @@ declare
     last bigint;
     present bigint;
     positions bigint[];
+    tenant text;
 begin
     if p_key is null or p_key = '' then
         raise exception 'an append needs a key' using errcode = 'MR004', hint = 'Pass the id of the entity whose history it is.';
@@ -38,6 +39,9 @@ begin
         raise exception 'stream "%" has no versions', p_stream using errcode = 'MR004',
             hint = 'Declare them (versions: true in the Stream, or millrace.create_stream with p_versions), or publish.';
     end if;
+    if s.has_tenants then
+        tenant := millrace_engine.tenant_of(s, p_key);
+    end if;
     insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
         on conflict on constraint entity_pkey do update set version = e.version + n
             where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
@@ -54,7 +58,13 @@ begin
             case p_expected_version when 0 then 'none' when -1 then 'any' else 'version ' || p_expected_version end
             using errcode = 'MR011', detail = present::text, hint = 'Somebody else may have appended. Read the entity again and decide anew.';
     end if;
-    execute 'select millrace_engine.append_' || s.id || '($1, $2, $3, $4)' into positions using p_key, p_payloads, p_headers, last - n + 1;
+    if tenant is null then
+        execute 'select millrace_engine.append_' || s.id || '($1, $2, $3, $4)' into positions using p_key, p_payloads, p_headers, last - n + 1;
+    else
+        execute format('with m as (insert into millrace.%I (key, headers, payload, version)
+                select $1, x.headers, x.payload, $4 + x.n - 1 from unnest($2, $3) with ordinality x(payload, headers, n) order by x.n returning "position")
+            select array_agg(m."position" order by m."position") from m', s.name || '.' || tenant) into positions using p_key, p_payloads, p_headers, last - n + 1;
+    end if;
     perform millrace_engine.project(s.id, p_key, p_payloads, p_headers, last - n + 1, positions);
     version := last;
     "position" := positions[n];

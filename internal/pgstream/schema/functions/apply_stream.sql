@@ -8,7 +8,7 @@ create or replace function millrace_engine.apply_stream(p_spec jsonb) returns in
 language plpgsql volatile
 set client_min_messages = warning as $$
 declare
-    spec constant jsonb := jsonb_strip_nulls(p_spec) - '{id,incarnation,parent_id,priority,first_position,segment_started_at,created_at}'::text[];
+    spec constant jsonb := jsonb_strip_nulls(p_spec) - '{id,incarnation,parent_id,priority,first_position,segment_started_at,created_at,has_tenants}'::text[];
     s millrace_engine.stream;
     wanted millrace_engine.stream;
     step record;
@@ -25,7 +25,7 @@ begin
     if not found then
         wanted := jsonb_populate_record(null::millrace_engine.stream,
             '{"partitions": 8, "payload_type": "JSON", "segments": 4, "retention_policy": "Limits", "max_age_seconds": 0, "max_bytes": 0,
-              "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1, "versions": false}'::jsonb || spec);
+              "max_messages": 0, "max_message_bytes": 1048576, "dedupe_window_seconds": 120, "priorities": 1, "versions": false, "has_tenants": false}'::jsonb || spec);
         wanted.frames := millrace_engine.frame_settings(wanted.frames);
         perform millrace_engine.check_stream(wanted);
         insert into millrace_engine.stream (name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes,
@@ -106,6 +106,10 @@ begin
     if p_stream.frames is not null and (p_stream.versions or p_stream.priorities > 1) then
         raise exception 'a stream with frames has no versions and one priority' using errcode = 'MR004',
             hint = 'The ids of the frames of a key are its order. Use a stream of its own for frames.';
+    end if;
+    if p_stream.has_tenants and (p_stream.retention_policy <> 'Limits' or greatest(p_stream.max_age_seconds, p_stream.max_bytes, p_stream.max_messages) > 0) then
+        raise exception 'a stream with tenants keeps all messages' using errcode = 'MR004',
+            hint = 'Use retention Limits without limits of age, bytes and number. millrace.drop_tenant removes what belongs to one tenant.';
     end if;
     if p_stream.dedupe_window_seconds not between 0 and 31536000 then
         raise exception 'a dedupe window cannot be % seconds long', p_stream.dedupe_window_seconds using errcode = 'MR004',

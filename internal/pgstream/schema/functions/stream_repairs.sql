@@ -15,6 +15,7 @@ declare
     top bigint;
     lane millrace_engine.stream;
     repair record;
+    tenant record;
 begin
     select * into strict s from millrace_engine.stream x where x.id = p_stream;
     select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
@@ -92,7 +93,7 @@ begin
         leaf := to_regclass('millrace_engine.' || leaf_name);
         if leaf is null then
             -- All that a segment needs in one step and in as few statements as can be: they are most of the time that a new stream takes.
-            summary := format('create segment %s of %s, with its index and its guard', k + 1, s.segments);
+            summary := format('create segment %s of %s, with its indexes and its guard', k + 1, s.segments);
             statement := format('create table millrace_engine.%1$s partition of millrace.%2$I (segment default %3$s) for values in (%3$s)
                     with (autovacuum_vacuum_insert_threshold = -1);
                 create index %1$s_position_idx on millrace_engine.%1$s ("position");
@@ -131,6 +132,34 @@ begin
         if not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
             summary := format('guard inserts into segment %s', k + 1);
             statement := millrace_engine.guard_statement(p_stream, 'millrace_engine.' || leaf_name);
+            return next;
+        end if;
+    end loop;
+
+    for tenant in select t.name, t.segment from millrace_engine.tenant t where t.stream_id = p_stream and s.has_tenants order by t.segment loop
+        leaf_name := s.name || '.' || tenant.name;
+        leaf := to_regclass(format('millrace.%I', leaf_name));
+        if leaf is null then
+            -- Attached and not made as a partition, so that nobody waits.
+            summary := format('create the table of tenant %s', tenant.name);
+            statement := format('create table millrace.%1$I (like millrace.%2$I including defaults);
+                alter table millrace.%1$I alter column segment set default %3$s;
+                create index %5$I on millrace.%1$I ("position");
+                create index %6$I on millrace.%1$I (key, version);
+                create trigger publish_guard before insert on millrace.%1$I for each statement
+                    execute function millrace_engine.publish_guard_%4$s();
+                alter table millrace.%1$I enable always trigger publish_guard;
+                alter table millrace.%2$I attach partition millrace.%1$I for values in (%3$s)', leaf_name, s.name, tenant.segment, p_stream,
+                format('tenant_%s_%s_position_idx', p_stream, tenant.segment), format('tenant_%s_%s_key_version_idx', p_stream, tenant.segment));
+            return next;
+        elsif not exists (select from pg_trigger t where t.tgrelid = leaf and t.tgname = 'publish_guard' and t.tgenabled = 'A') then
+            summary := format('guard inserts into the table of tenant %s', tenant.name);
+            statement := millrace_engine.guard_statement(p_stream, format('millrace.%I', leaf_name));
+            return next;
+        end if;
+        if runtime is not null and (leaf is null or not has_any_column_privilege(runtime, leaf, 'insert') or not has_table_privilege(runtime, leaf, 'select')) then
+            summary := format('grant appending and reading to the runtime role for tenant %s', tenant.name);
+            statement := format('grant select, insert (key, headers, payload, version) on millrace.%I to %I', leaf_name, runtime);
             return next;
         end if;
     end loop;

@@ -33,9 +33,10 @@ begin
              join millrace_engine.stream x on x.id = h.stream_id
              left join millrace_engine.horizon_holders() l on l.stream_id = x.id
              cross join lateral (select coalesce(sum(pg_total_relation_size(c.oid)), 0)::bigint as bytes,
-                     (count(*) filter (where pg_relation_size(c.oid) > 0))::integer as used
-                 from generate_series(0, x.segments - 1) k
-                 cross join lateral (select to_regclass(format('millrace_engine.segment_%s_%s', x.id, k)) as oid) c where c.oid is not null) z
+                     (count(c.number) filter (where pg_relation_size(c.oid) > 0))::integer as used
+                 from (select k as number, to_regclass(format('millrace_engine.segment_%s_%s', x.id, k)) as oid from generate_series(0, x.segments - 1) k
+                       union all select null, to_regclass(format('millrace.%I', x.name || '.' || t.name)) from millrace_engine.tenant t where t.stream_id = x.id) c
+                 where c.oid is not null) z
              where p_stream is null or p_stream not like '%.%'
              window w as (partition by coalesce(x.parent_id, x.id) order by x.priority)
              order by coalesce((select p.name from millrace_engine.stream p where p.id = x.parent_id), x.name), x.priority loop

@@ -38,6 +38,9 @@ begin
         raise exception 'a limit for the trim is out of range' using errcode = 'MR004',
             hint = 'Positions begin with 1; a number of messages and an age in seconds are not negative.';
     end if;
+    if (select x.has_tenants from millrace_engine.stream x where x.id = stream) then
+        raise exception 'stream "%" has tenants, and is not trimmed as a whole', p_stream using errcode = 'MR004', hint = 'millrace.drop_tenant removes one with all its messages.';
+    end if;
     perform 1 from millrace_engine.stream x where x.id = stream and x.priorities > 1 for no key update;   -- the parent before its priorities, as everybody does
     for child in select x.name from millrace_engine.stream x where x.parent_id = stream and coalesce(p_max_messages, p_max_age_seconds) is not null loop
         perform millrace.trim(child.name, null, p_max_messages, p_max_age_seconds, p_exact);
