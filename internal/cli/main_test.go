@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -158,19 +159,8 @@ func like(text, pattern string) bool {
 		return false
 	}
 	for i, line := range lines {
-		line = strings.TrimRight(line, " ")
-		parts := strings.Split(strings.TrimRight(patterns[i], " "), "…")
-		if !strings.HasPrefix(line, parts[0]) || !strings.HasSuffix(line, parts[len(parts)-1]) {
-			return false
-		}
-		for _, part := range parts {
-			_, rest, found := strings.Cut(line, part)
-			if !found {
-				return false
-			}
-			line = rest
-		}
-		if len(parts) == 1 && line != "" {
+		pattern := strings.ReplaceAll(regexp.QuoteMeta(strings.TrimRight(patterns[i], " ")), "…", ".*")
+		if !regexp.MustCompile("^" + pattern + "$").MatchString(strings.TrimRight(line, " ")) {
 			return false
 		}
 	}

@@ -13,11 +13,15 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/millrace-dev/millrace/internal/cli"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		os.Exit(cli.Run("test"))
+	}
 	code := postgres.Main(m, postgres.Options{})
 	if err := stopKubernetes(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
