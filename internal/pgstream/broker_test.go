@@ -558,11 +558,11 @@ func TestManyReceiversHaveOneMessageOfAKey(t *testing.T) {
 
 func TestTwoActiveMessagesOfAKeyAreSeen(t *testing.T) {
 	if receiveBeside(t, pgstream.QueueSingleton, "a.nonce is not null") == "" {
-		t.Error("receive_singletons handed out two messages of a key, and nobody saw it")
+		t.Error("receive handed out two messages of a key, and nobody saw it")
 	}
 }
 
-// receiveBeside lets many receive at once, without a text of receive_singletons when there is one, and returns what was seen that must not be.
+// receiveBeside lets many receive at once, without a text of is_active when there is one, and returns what was seen that must not be.
 func receiveBeside(t *testing.T, p pgstream.QueuePolicy, without string) string {
 	e := newEngine(t)
 	e.stream("orders")
@@ -570,9 +570,9 @@ func receiveBeside(t *testing.T, p pgstream.QueuePolicy, without string) string 
 	spec.AckWait, spec.MaxAttempts = 2*time.Millisecond, 0
 	e.group(spec)
 	if without != "" {
-		def := one[string](e, `select pg_get_functiondef('millrace_engine.receive_singletons'::regproc)`)
+		def := one[string](e, `select pg_get_functiondef('millrace_engine.is_active'::regproc)`)
 		if !strings.Contains(def, without) {
-			t.Fatalf("receive_singletons has no %q any more", without)
+			t.Fatalf("is_active has no %q any more", without)
 		}
 		e.run(strings.Replace(def, without, "false", 1))
 	}

@@ -100,6 +100,7 @@ comment on function millrace_engine.enqueue_group(integer) is 'Copies messages t
 -- millrace_engine.receive_singletons(group, member, max, now, end of the lease, nonce) returns messages
 -- receive_deliveries for the policies Singleton and Stately: of a key the message that has been due longest, and none while one is active. Whoever holds the
 -- group's receive lock hands out alone, and what becomes inactive meanwhile is found by the next receive.
+-- Cost: a look at the messages that have been due longest, p_max and a hundred at most; when the keys of all these are active, at all keys that wait.
 create or replace function millrace_engine.receive_singletons(p_group integer, p_member text, p_max integer, p_now timestamptz, p_ends timestamptz,
     p_nonce bigint)
 returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
@@ -114,27 +115,61 @@ set enable_material = off
 set enable_sort = off
 as $$
 #variable_conflict use_column
+declare
+    chosen bigint[];
 begin
     perform millrace_engine.end_expired(p_group, p_now);
     perform millrace_engine.bury_worn(p_group, p_max, p_now);
+    chosen := array(
+        select x.id from (
+            select y.id, y.queue_key, y.visible_at, y."position" from millrace_engine.delivery y
+            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null
+            order by y.visible_at, y."position" limit p_max + 100) x
+        where x.id = millrace_engine.first_queued(p_group, x.queue_key) and not millrace_engine.is_active(p_group, x.queue_key)
+        limit p_max);   -- in their order, and no further than needed
+    if cardinality(chosen) = 0 then
+        chosen := array(
+            with recursive waiting as (
+                select (select q.queue_key from millrace_engine.delivery q
+                        where q.group_id = p_group and q.queue_key is not null and q.nonce is null order by q.queue_key limit 1) as key
+                union all
+                select (select q.queue_key from millrace_engine.delivery q
+                        where q.group_id = p_group and q.queue_key > w.key and q.queue_key is not null and q.nonce is null order by q.queue_key limit 1)
+                from waiting w where w.key is not null
+            )
+            select x.id from waiting w join millrace_engine.delivery x on x.id = millrace_engine.first_queued(p_group, w.key)
+            where w.key is not null and x.visible_at <= p_now and not millrace_engine.is_active(p_group, w.key)
+            order by x.visible_at, x."position" limit p_max);
+    end if;
     return query
-        with chosen as materialized (
-            select x.id from millrace_engine.delivery x
-            where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null
-              and not exists (select from millrace_engine.delivery a
-                  where a.group_id = p_group and a.queue_key = x.queue_key and a.queue_key is not null and a.nonce is not null)
-              and not exists (select from millrace_engine.delivery b
-                  where b.group_id = p_group and b.queue_key = x.queue_key and b.queue_key is not null and b.nonce is null
-                    and (b.visible_at, b."position") < (x.visible_at, x."position"))
-            order by x.visible_at, x."position" limit p_max for update skip locked
-        )
         update millrace_engine.delivery d
             set attempt = d.attempt + 1, nonce = p_nonce, member = p_member, visible_at = p_ends
-            from chosen where d.id = chosen.id
+            where d.id in (select x.id from millrace_engine.delivery x where x.id = any (chosen) and x.nonce is null for update skip locked)
             returning p_group || '.0.0.' || p_nonce, d."position", d.key, d.headers, d.payload, d.payload_bytes, d.created_at, d.attempt, p_ends;
 end $$;
 comment on function millrace_engine.receive_singletons(integer, text, integer, timestamptz, timestamptz, bigint) is
     'Hands out queued messages, at most one of a key at a time.';
+
+-- millrace_engine.is_active(group, key) returns boolean
+-- Whether a member holds a message of the key.
+create or replace function millrace_engine.is_active(p_group integer, p_key text) returns boolean
+language plpgsql stable
+as $$
+begin
+    return exists (select from millrace_engine.delivery a
+        where a.group_id = p_group and a.queue_key = p_key and a.queue_key is not null and a.nonce is not null);
+end $$;
+
+-- millrace_engine.first_queued(group, key) returns bigint
+-- The id of the key's message that is to be handed out first. Functions and no joins, because each has one plan whatever the planner believes of the table.
+create or replace function millrace_engine.first_queued(p_group integer, p_key text) returns bigint
+language plpgsql stable
+as $$
+begin
+    return (select b.id from millrace_engine.delivery b
+        where b.group_id = p_group and b.queue_key = p_key and b.queue_key is not null and b.nonce is null
+        order by b.queue_key, b.visible_at, b."position" limit 1);
+end $$;
 
 -- millrace_engine.retry_is_taken(delivery) returns boolean
 -- Whether a message that is active in a group with policy Stately cannot be delivered again, because another one of its key waits for that.

@@ -61,8 +61,8 @@ declare
     target integer;
     due timestamptz;
     result bigint;
-    dedupe_key text := p_dedupe_key;
-    slot timestamptz;        -- of a throttled message
+    throttled text;          -- the dedupe key of a throttled message
+    slot timestamptz;
     slot_end timestamptz;
 begin
     s := millrace_engine.check_publish(p_stream, p_type, p_size, p_headers);
@@ -80,14 +80,15 @@ begin
         perform millrace_engine.check_throttle(array[p_dedupe_key], p_throttle_seconds, p_next_slot, p_delay_seconds is not null or p_deliver_at is not null, p_serialize);
         slot := millrace_engine.slot_start(p_throttle_seconds);
         slot_end := slot + make_interval(secs => p_throttle_seconds);
-        dedupe_key := (millrace_engine.slot_keys(array[p_dedupe_key], p_throttle_seconds, slot))[1];
+        throttled := p_dedupe_key;
+        p_dedupe_key := (millrace_engine.slot_keys(array[throttled], p_throttle_seconds, slot))[1];
     end if;
-    if dedupe_key is not null then
-        select r."position" into result from millrace_engine.remember(s, array[dedupe_key], slot_end) r;
+    if p_dedupe_key is not null then
+        select r."position" into result from millrace_engine.remember(s, array[p_dedupe_key], slot_end) r;
         if found and p_next_slot then
             due := slot_end;
-            dedupe_key := (millrace_engine.slot_keys(array[p_dedupe_key], p_throttle_seconds, due))[1];
-            perform from millrace_engine.remember(s, array[dedupe_key], due + make_interval(secs => p_throttle_seconds)) r;
+            p_dedupe_key := (millrace_engine.slot_keys(array[throttled], p_throttle_seconds, due))[1];
+            perform from millrace_engine.remember(s, array[p_dedupe_key], due + make_interval(secs => p_throttle_seconds)) r;
             result := null;
         end if;
         if found then
@@ -100,8 +101,8 @@ begin
         return null;
     end if;
     execute 'select millrace_engine.publish_' || target || '($1, $2, $3)' into result using p_payload, p_key, p_headers;
-    if dedupe_key is not null then
-        perform millrace_engine.remember_positions(s.id, array[dedupe_key], array[result]);
+    if p_dedupe_key is not null then
+        perform millrace_engine.remember_positions(s.id, array[p_dedupe_key], array[result]);
     end if;
     return result;
 end $$;

@@ -49,7 +49,6 @@ declare
     target integer;
     due timestamptz;
     bad jsonb;
-    dedupe_keys text[] := p_dedupe_keys;
     slot_end timestamptz;
 begin
     if cardinality(p_payloads) = 0 then
@@ -73,12 +72,12 @@ begin
     if p_throttle_seconds is not null then
         perform millrace_engine.check_throttle(p_dedupe_keys, p_throttle_seconds, false, due is not null, p_serialize);
         slot_end := millrace_engine.slot_start(p_throttle_seconds) + make_interval(secs => p_throttle_seconds);
-        dedupe_keys := millrace_engine.slot_keys(p_dedupe_keys, p_throttle_seconds, slot_end - make_interval(secs => p_throttle_seconds));
+        p_dedupe_keys := millrace_engine.slot_keys(p_dedupe_keys, p_throttle_seconds, slot_end - make_interval(secs => p_throttle_seconds));
     end if;
     if due is null and p_dedupe_keys is null then
         return query execute 'select * from millrace_engine.publish_batch_' || target || '($1, $2, $3)' using p_payloads, p_keys, p_headers;
     else
-        return query select unnest(millrace_engine.append_chosen(s, target, p_payloads, p_keys, p_headers, due, dedupe_keys, slot_end));
+        return query select unnest(millrace_engine.append_chosen(s, target, p_payloads, p_keys, p_headers, due, p_dedupe_keys, slot_end));
     end if;
 end $$;
 
