@@ -17,7 +17,7 @@ import (
 var samples = filepath.Join("..", "..", "config", "samples")
 
 // kubectl apply -f config/samples, with Secrets that lead somewhere, gives Ready resources.
-func TestSamplesBecomeReady(t *testing.T) {
+func TestSeed_D03_KubectlApply(t *testing.T) {
 	w := newWorld(t)
 	w.secret("app-db", "dsn", postgres.NewDatabase(t))
 	w.secret("telemetry-redis", "url", redisURL)

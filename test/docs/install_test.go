@@ -20,11 +20,11 @@ import (
 	"github.com/millrace-dev/millrace/test/env/tools"
 )
 
-// TestInstalling does what install.md, upgrade.md and security.md say, from top to bottom, with real helm and kubectl on a Kubernetes API
+// TestSeed_D03_HelmInstall does what install.md, upgrade.md and security.md say, from top to bottom, with real helm and kubectl on a Kubernetes API
 // server of its own, from the root of the source tree. This test plays the nodes: every Deployment gets its pods, and the pod of helm test
 // succeeds; what that pod really says is tested in cmd/manager. What a text block shows has to be
 // printed by the command before it.
-func TestInstalling(t *testing.T) {
+func TestSeed_D03_HelmInstall(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()

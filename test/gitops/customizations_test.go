@@ -91,8 +91,8 @@ type healthTests struct {
 	} `json:"tests"`
 }
 
-// TestHealth runs health_test.yaml of every kind, as Argo CD's own tests would and as its controller does: the latter without Lua's libraries.
-func TestHealth(t *testing.T) {
+// TestSeed_D03_ArgoCDHealth runs health_test.yaml of every kind, as Argo CD's own tests would and as its controller does: the latter without Lua's libraries.
+func TestSeed_D03_ArgoCDHealth(t *testing.T) {
 	t.Parallel()
 	inConfigMap := overrides(t)
 	for _, kind := range kinds {
