@@ -204,7 +204,7 @@ func TestIncarnation_IsRememberedWhileReading(t *testing.T) {
 	p := w.pod("one")
 	ctx, cancel := context.WithCancel(w.ctx)
 	done := make(chan error, 1)
-	go func() { done <- p.source.Run(ctx) }()
+	go func() { done <- p.source.Run(ctx, ctx) }()
 	for n := range 3 {
 		w.addIDs("old", n*10+1, n*10+10)
 		p.settle(p.read(10), pipeline.Written)

@@ -110,7 +110,7 @@ func (p *Pipeline) Run(ctx context.Context) error {
 	defer stopBackground()
 	var keeping sync.WaitGroup
 	p.spawn(&keeping, "source", func() {
-		if err := p.source.Run(background); err != nil && background.Err() == nil {
+		if err := p.source.Run(background, reading); err != nil && background.Err() == nil {
 			p.fail(fmt.Errorf("source: %w", err))
 		}
 	}, nil)

@@ -360,7 +360,7 @@ func (p *processor) metrics() map[string]float64 {
 	return values
 }
 
-// T11 so far: the entries of a dead instance are taken over by another.
+// The entries of a dead instance are taken over by another.
 func TestSeed_T11_TakeoverOfADeadInstance(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)

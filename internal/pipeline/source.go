@@ -10,8 +10,9 @@ import (
 type Source interface {
 	// Readers are the independent places that the source reads from. The pipeline runs each in one goroutine.
 	Readers() []Reader
-	// Run does what the source needs beside reading, such as keeping what it holds, until ctx ends.
-	Run(ctx context.Context) error
+	// Run does what the source needs beside reading, such as keeping what it holds, until ctx ends. What only readers need, such as waking them, ends
+	// with reading, which ends first.
+	Run(ctx, reading context.Context) error
 	// Settle takes one outcome per item, in order. It runs only after the sink's commit, and is repeated until it
 	// returns nil, so it must be harmless to repeat. The batch need not be one that a reader returned.
 	Settle(ctx context.Context, b *Batch, outcomes []Outcome) error

@@ -261,7 +261,7 @@ func textOrBase64(text, encoded *string) (string, error) {
 }
 
 // Run implements Source.
-func (s *DeadLetterSource) Run(ctx context.Context) error {
+func (s *DeadLetterSource) Run(ctx, _ context.Context) error {
 	<-ctx.Done()
 	return nil
 }

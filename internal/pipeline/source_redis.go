@@ -312,7 +312,7 @@ func (s *RedisSource) CountDeliveries(ctx context.Context, items []*Item) error 
 
 // Run implements Source: it shows that held entries are being worked on, keeps the leases of streams, removes consumers of
 // members long gone, trims, and keeps the figures up to date.
-func (s *RedisSource) Run(ctx context.Context) error {
+func (s *RedisSource) Run(ctx, _ context.Context) error {
 	third := max(time.Duration(s.source.ReclaimAfter)/3, 10*time.Millisecond)
 	var jobs sync.WaitGroup
 	every := func(interval time.Duration, what string, job func(context.Context) error) {

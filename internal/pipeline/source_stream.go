@@ -211,11 +211,19 @@ func (s *StreamSource) hold(ctx context.Context, c *claim, ends, now time.Time) 
 	s.open[c] = struct{}{}
 }
 
-// Run implements Source: it listens for notifications, takes turns as the database's scout, and extends claims that take long.
-func (s *StreamSource) Run(ctx context.Context) error {
+// Run implements Source: it listens for notifications, takes turns as the database's scout, and extends claims that take long. A pipeline that drains leaves the
+// scout's place to others at once, and then needs no notifications any more.
+func (s *StreamSource) Run(ctx, reading context.Context) error {
 	var beside sync.WaitGroup
-	beside.Go(func() { _ = s.listener.Run(ctx) })
-	beside.Go(func() { pgstream.RunScout(ctx, s.pool, pgstream.ScoutConfig{}, s.scouted) })
+	scouting, leave := context.WithCancel(ctx)
+	defer context.AfterFunc(reading, leave)()
+	defer leave()
+	listening, hangUp := context.WithCancel(ctx)
+	beside.Go(func() { _ = s.listener.Run(listening) })
+	beside.Go(func() {
+		defer hangUp()
+		pgstream.RunScout(scouting, s.pool, pgstream.ScoutConfig{}, s.scouted)
+	})
 	defer beside.Wait()
 	extend := time.NewTicker(extendTick)
 	defer extend.Stop()
