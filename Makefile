@@ -87,12 +87,12 @@ BENCH ?=
 
 .PHONY: bench
 bench: deps ## The engine's benchmarks in their short form; see bench/README.md.
-	@./bench/peers.sh
+	@./bench/peers.sh pgq
 	@cd bench && go run ./cmd/bench -short $(BENCH)
 
 .PHONY: bench-engine
 bench-engine: deps ## The engine's benchmarks in full, for an hour; BENCH=<flags>.
-	@./bench/peers.sh
+	@./bench/peers.sh pgq
 	@cd bench && go run ./cmd/bench $(BENCH)
 
 .PHONY: bench-pipeline
@@ -102,6 +102,11 @@ bench-pipeline: deps ## Redis streams to a table, beside Redpanda Connect, Bento
 .PHONY: bench-operator
 bench-operator: deps ## The manager with a thousand Streams on simulated nodes; BENCH=<flags>, BENCH=-short.
 	@cd bench && go run ./cmd/bench-operator $(BENCH)
+
+.PHONY: bench-eventstore
+bench-eventstore: deps ## Event store and frames, beside Emmett, FlowFabric's statements and a plain table; BENCH=<flags>, BENCH=-short.
+	@./bench/peers.sh emmett
+	@cd bench && go run ./cmd/bench-eventstore $(BENCH)
 
 ##@ Develop
 

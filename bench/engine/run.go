@@ -200,7 +200,7 @@ func pair(ctx context.Context, s *Server, system System, w Work, n int, o Option
 
 func measure(ctx context.Context, s *Server, system System, shape Shape, run func(context.Context, *bed) (map[string]float64, error),
 	n int, o Options) (got map[string]float64, err error) {
-	dsn, drop, err := s.database(ctx)
+	dsn, drop, err := s.Database(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -101,8 +101,8 @@ func (s *Server) Describe(ctx context.Context) (map[string]string, error) {
 	return settings, nil
 }
 
-// database makes an empty database. Dropping it makes a checkpoint, so each measurement begins after one.
-func (s *Server) database(ctx context.Context) (dsn string, drop func() error, err error) {
+// Database makes an empty database. Dropping it makes a checkpoint, so each measurement begins after one.
+func (s *Server) Database(ctx context.Context) (dsn string, drop func() error, err error) {
 	s.databases++
 	name := fmt.Sprintf("millrace_bench_%d", s.databases)
 	for _, sql := range []string{"drop database if exists " + name + " with (force)", "create database " + name + " template template0"} {

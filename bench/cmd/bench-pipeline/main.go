@@ -3,15 +3,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -109,7 +106,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	if o.merge {
-		if err := merge(&result, o.out); err != nil {
+		if err := result.Merge(o.out); err != nil {
 			return err
 		}
 	}
@@ -117,25 +114,5 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
-	return nil
-}
-
-// merge puts the rows of a file that were not measured now before those that were.
-func merge(result *report.Report, file string) error {
-	text, err := os.ReadFile(file)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	var old report.Report
-	if err := json.Unmarshal(text, &old); err != nil {
-		return fmt.Errorf("read %s: %w", file, err)
-	}
-	old.Rows = slices.DeleteFunc(old.Rows, func(row report.Row) bool {
-		return slices.ContainsFunc(result.Rows, func(r report.Row) bool { return r.Work == row.Work })
-	})
-	result.Rows = append(old.Rows, result.Rows...)
 	return nil
 }
