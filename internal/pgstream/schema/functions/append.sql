@@ -31,10 +31,15 @@ begin
         raise exception 'version % cannot be expected', p_expected_version using errcode = 'MR004',
             hint = 'Pass the version of the newest message, 0 when the key must be new, -1 when it must exist, null for any.';
     end if;
-    perform millrace_engine.check_batch(n, null, cardinality(p_headers), null);
-    s := millrace_engine.check_publish(p_stream, 'JSON',
-        case when array_position(p_payloads, null) is null then (select max(pg_column_size(x)) from unnest(p_payloads) x) end,
-        (select x from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1));
+    if n = 1 and p_headers is null then
+        -- Most appends are one message. Expressions without a query cost a tenth of what one costs.
+        s := millrace_engine.check_publish(p_stream, 'JSON', pg_column_size(p_payloads[1]), null);
+    else
+        perform millrace_engine.check_batch(n, null, cardinality(p_headers), null);
+        s := millrace_engine.check_publish(p_stream, 'JSON',
+            case when array_position(p_payloads, null) is null then (select max(pg_column_size(x)) from unnest(p_payloads) x) end,
+            (select x from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1));
+    end if;
     if not s.versions then
         raise exception 'stream "%" has no versions', p_stream using errcode = 'MR004',
             hint = 'Declare them (versions: true in the Stream, or millrace.create_stream with p_versions), or publish.';
@@ -42,13 +47,19 @@ begin
     if s.has_tenants then
         tenant := millrace_engine.tenant_of(s, p_key);
     end if;
-    insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
-        on conflict on constraint entity_pkey do update set version = e.version + n
-            where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
-        returning e.version into last;
+    if p_expected_version > 0 then
+        -- The row must be there, and an update is cheaper than an insert that meets it.
+        update millrace_engine.entity as e set version = e.version + n
+            where e.stream_id = s.id and e.key = p_key and e.version = p_expected_version returning e.version into last;
+    else
+        insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
+            on conflict on constraint entity_pkey do update set version = e.version + n
+                where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
+            returning e.version into last;
+    end if;
     if last is null then
         -- A statement of its own sees what the one above has met.
-        select e.version into present from millrace_engine.entity e where e.stream_id = s.id and e.key = p_key;
+        select coalesce(max(e.version), 0) into present from millrace_engine.entity e where e.stream_id = s.id and e.key = p_key;
     elsif last = n and p_expected_version <> 0 then
         present := 0;   -- the key was new, and must not be
     end if;
@@ -78,7 +89,12 @@ create or replace function millrace_engine.append_template(p_key text, p_payload
 language plpgsql volatile as $$
 declare
     result bigint[];
+    single bigint;
 begin
+    if cardinality(p_payloads) = 1 then
+        insert into millrace.stream_template (key, headers, payload, version) values (p_key, p_headers[1], p_payloads[1], p_first) returning "position" into single;
+        return array[single];
+    end if;
     with m as (
         insert into millrace.stream_template (key, headers, payload, version)
             select p_key, x.headers, x.payload, p_first + x.n - 1
