@@ -95,7 +95,7 @@ func TestTheAPIServerSaysWhatToWrite(t *testing.T) {
 		{"a default minimum is within", processor(`{consumerGroup: {name: g}}`, mapping, `{table: {name: t, key: [a]}}, autoscaling: {maxReplicas: 0, backlogPerReplica: 5}`), "greater than or equal to 1"},
 		{"no age", processor(`{consumerGroup: {name: g}}`, mapping, `{table: {name: t, key: [a]}}, autoscaling: {maxReplicas: 3, maxAge: 0s}`), "write a duration from 1s to 24h"},
 		{"a cooldown in days", processor(`{consumerGroup: {name: g}}`, mapping, `{table: {name: t, key: [a]}}, autoscaling: {maxReplicas: 3, backlogPerReplica: 5, cooldown: 1d}`), "write a duration from 0s to 168h"},
-		{"two sinks", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a]}, sql: {statement: select from batch}}`), "write exactly one sink: table, stream, sql, http or fanOut"},
+		{"two sinks", processor(`{`+redis+`}`, mapping, `{table: {name: t, key: [a]}, sql: {statement: select from batch}}`), "write exactly one sink: table, stream, sql, projection, http or fanOut"},
 		{"no sink in a branch", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a}]}`), "write exactly one sink in a branch"},
 		{"a branch twice", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a, sql: {statement: from batch}}, {name: a, sql: {statement: from batch}}]}`), "Duplicate value"},
 		{"a branch without a key", processor(`{`+redis+`}`, mapping, `{fanOut: [{name: a, table: {name: t}}]}`), "each table of a fanOut needs a key with a redis source"},

@@ -297,3 +297,29 @@ func TestProjectionsAreRefused(t *testing.T) {
 	}
 	t.Error("the failing function was never heard of")
 }
+
+// An append that is open while an inline projection is rebuilt is waited for, and is in the new documents.
+func TestARebuildWaitsForOpenAppends(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	e.sums()
+	appendSome(e, 5)
+	e.run("select millrace.create_projection('accounts', 'sums', 'sums', 'public.sums_docs')")
+	e.finish("sums")
+	tx, err := e.Begin(e.ctx)
+	must(t, err)
+	_, err = pgstream.Append(e.ctx, tx, "accounts", "a", pgstream.AnyVersion, events(1))
+	must(t, err)
+	done := make(chan error, 1)
+	go func() {
+		_, err := pgstream.RebuildStep(e.ctx, e.Pool, "accounts", "sums", 100)
+		done <- err
+	}()
+	e.eventually("the rebuild waits", func() bool {
+		return one[bool](e, "select exists (select from pg_locks l where not l.granted and l.database = (select oid from pg_database where datname = current_database()))")
+	})
+	must(t, tx.Commit(e.ctx))
+	must(t, <-done)
+	e.sameAsFold("sums_docs", "key")
+}
