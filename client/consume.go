@@ -225,10 +225,9 @@ func (w *worker) drain(endHandlers context.CancelCauseFunc) bool {
 func (w *worker) receive(ctx context.Context) error {
 	trouble := trouble{log: w.log}
 	for w.room(ctx) {
-		received, err := w.next(ctx)
+		received, err := w.next(ctx, &trouble)
 		switch {
 		case err == nil:
-			trouble.over("receiving again")
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, ErrNotFound), errors.Is(err, ErrLapsed):
@@ -261,7 +260,7 @@ func (w *worker) room(ctx context.Context) bool {
 }
 
 // next receives a claim, and settles a finished one with the same round trip. nil when there may be one later.
-func (w *worker) next(ctx context.Context) (*pgstream.Claim, error) {
+func (w *worker) next(ctx context.Context, trouble *trouble) (*pgstream.Claim, error) {
 	w.mu.Lock()
 	token := ""
 	if n := len(w.finished); n > 0 {
@@ -279,7 +278,9 @@ func (w *worker) next(ctx context.Context) (*pgstream.Claim, error) {
 			w.later(token)
 		}
 		return nil, err
-	case received != nil:
+	}
+	trouble.over("receiving again") // said now, because what follows waits for messages
+	if received != nil {
 		return received, nil
 	}
 	w.mu.Lock()

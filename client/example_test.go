@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"go.opentelemetry.io/otel"
 
 	"github.com/millrace-dev/millrace/client"
 )
@@ -28,6 +29,16 @@ func ExampleOpen() {
 	defer c.Close()
 	fmt.Println(c.Pool().Config().MaxConns)
 	// Output: 20
+}
+
+func ExampleOptions_tracing() {
+	ctx := context.Background()
+	c, err := client.Open(ctx, databaseURL(), client.Options{TracerProvider: otel.GetTracerProvider()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	// Output:
 }
 
 func ExampleSession_Publish() {

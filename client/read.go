@@ -53,7 +53,11 @@ func (c *Client) Tail(ctx context.Context, stream string, from int64) iter.Seq2[
 		}
 		trouble := trouble{log: c.log.With("stream", stream)}
 		for {
-			page, err := r.Next(ctx, readPage)
+			read := r.Next
+			if trouble.delay > 0 {
+				read = r.TryNext // so that the end of the trouble is told without a message
+			}
+			page, err := read(ctx, readPage)
 			if err != nil && ctx.Err() == nil && IsTransient(err) {
 				trouble.pause(ctx, "reading failed; trying again", err)
 				continue

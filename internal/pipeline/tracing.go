@@ -115,8 +115,8 @@ func (t *Tracer) received(b *Batch) (decoded func()) {
 		return nothing
 	}
 	stream := b.Items[0].Stream
-	_, span := t.tracer.Start(context.Background(), "receive "+stream, trace.WithTimestamp(b.Items[0].Received), trace.WithSpanKind(trace.SpanKindConsumer),
-		trace.WithAttributes(t.common...), trace.WithAttributes(otel.String("messaging.operation.type", "receive"),
+	_, span := t.tracer.Start(context.Background(), "receive "+stream, trace.WithTimestamp(b.Items[0].Received), trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithAttributes(t.common...), trace.WithAttributes(otel.String("messaging.operation.name", "receive"), otel.String("messaging.operation.type", "receive"),
 			otel.String("messaging.destination.name", stream), otel.Int("messaging.batch.message_count", len(b.Items))))
 	batch := span.SpanContext()
 	shared := &itemTrace{context: batch, batch: batch}
@@ -129,8 +129,9 @@ func (t *Tracer) received(b *Batch) (decoded func()) {
 		}
 		_, own := t.tracer.Start(trace.ContextWithRemoteSpanContext(context.Background(), parent), "process "+it.Stream,
 			trace.WithTimestamp(it.Received), trace.WithSpanKind(trace.SpanKindConsumer), trace.WithLinks(trace.Link{SpanContext: batch}),
-			trace.WithAttributes(t.common...), trace.WithAttributes(otel.String("messaging.operation.type", "process"),
-				otel.String("messaging.destination.name", it.Stream), otel.String("messaging.message.id", it.ID)))
+			trace.WithAttributes(t.common...), trace.WithAttributes(otel.String("messaging.operation.name", "process"), otel.String("messaging.operation.type", "process"),
+				otel.String("messaging.destination.name", it.Stream), otel.String("messaging.message.id", it.ID),
+				otel.Int("millrace.message.attempt", it.Deliveries), otel.String("millrace.sink", t.sink)))
 		if links++; links <= maxLinks {
 			span.AddLink(trace.Link{SpanContext: parent})
 		}
