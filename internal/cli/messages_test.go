@@ -69,8 +69,11 @@ POSITION   KEY          CREATED               PAYLOAD
 3          <none>       …
 4          <none>       …   \xff
 `, "tail", "bytes", "--from", "earliest", "--no-follow")
-	w.wantPiped(w.ok("tail", "bytes", "--from", "4", "--no-follow", "-o", "json"), 0, `1 message published to "bytes" at position 5`, "publish", "bytes", "--format", "message")
-	if same := one[bool](w, "select payload = '\\xff' from millrace.bytes where position = 5"); !same {
+	w.run(`insert into millrace.bytes (key, payload) values (E'\x1b[2J', convert_to(E'\x1b]0;title\x07', 'UTF8'))`)
+	w.want(0, "POSITION …\n5          \\x1b[2J      …   \\x1b]0;title\\a", "tail", "bytes", "--from", "5", "--no-follow")
+	w.run("delete from millrace.bytes where position = 5")
+	w.wantPiped(w.ok("tail", "bytes", "--from", "4", "--no-follow", "-o", "json"), 0, `1 message published to "bytes" at position 6`, "publish", "bytes", "--format", "message")
+	if same := one[bool](w, "select payload = '\\xff' from millrace.bytes where position = 6"); !same {
 		t.Error("a payload that is no text has changed on its way")
 	}
 }

@@ -179,6 +179,10 @@ func TestInspectAMessage(t *testing.T) {
 			t.Errorf("position %d: %s; want %s", position, got, want)
 		}
 	}
+	w.run("select millrace.ack_messages(claim, array[5]) from (select claim from millrace.receive('orders', 'billing', 'w2', p_max => 2, p_lease_seconds => 3600) limit 1) c")
+	if first, second := where(5), where(6); !strings.HasPrefix(first, "settled, ") || !strings.HasPrefix(second, "held w2, ") {
+		t.Errorf("a claim of which one message is acked: %s; %s", first, second)
+	}
 	w.want(0, `
 Position:      4 of stream orders
 Key:           customer-4
@@ -195,7 +199,7 @@ Groups:
   vip          filtered      0          <none>   <none>   <none>
 `, "inspect", "orders", "--position", "4")
 	w.run("select millrace.trim('orders', p_before => 7)")
-	for position, want := range map[int]string{1: "settled, unknown, settled", 2: "held w1, unknown, settled", 4: "dead letter, unknown, settled", 5: "removed, unknown, settled"} {
+	for position, want := range map[int]string{1: "settled, unknown, settled", 2: "held w1, unknown, settled", 4: "dead letter, unknown, settled", 5: "settled, unknown, settled", 6: "held w2, unknown, settled"} {
 		if got := where(position); got != want {
 			t.Errorf("position %d after the trim: %s; want %s", position, got, want)
 		}
