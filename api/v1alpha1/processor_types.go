@@ -15,6 +15,12 @@ import (
 // +kubebuilder:validation:XValidation:rule="!has(self.source.consumerGroup) || !has(self.sink.table) || self.sink.table.idempotency != 'Ledger'",message="idempotency: Ledger belongs to a redis source; a consumerGroup keeps a ledger of its own, so leave it out"
 // +kubebuilder:validation:XValidation:rule="!has(self.sink.projection) || has(self.source.consumerGroup) && !has(self.mapping.columns) && !has(self.mapping.filter)",message="sink.projection takes the messages of a consumerGroup as they are: write source.consumerGroup and no mapping; a filter belongs to the ConsumerGroup"
 //
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || has(self.source.consumerGroup)",message="memory needs a consumerGroup source, whose ack is in the transaction that writes a state"
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || has(self.sink.sql) || has(self.sink.http)",message="memory belongs to a sql or http sink; leave it out, or write one of these"
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || !has(self.sink.http) || !has(self.sink.http.mode) || self.sink.http.mode == 'Single'",message="with memory each event has a request of its own; write sink.http.mode: Single"
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || !has(self.memory.subject) || !has(self.sink.sql)",message="memory.subject belongs to an http sink; a statement names its subjects itself, by mapped columns"
+// +kubebuilder:validation:XValidation:rule="!has(self.memory) || (!has(self.sink.sql) || !has(self.sink.sql.databaseSecretRef)) && (!has(self.sink.http) || !has(self.sink.http.databaseSecretRef))",message="memory is in the database of the source, with the acks; leave databaseSecretRef of the sink out"
+//
 // +kubebuilder:validation:XValidation:rule="!has(self.replicas) || !has(self.autoscaling)",message="write replicas or autoscaling, not both; an HPA or KEDA that scales this Processor writes replicas, so leave autoscaling out for them"
 // +kubebuilder:validation:XValidation:rule="!has(self.source.redis) || !has(self.autoscaling)",message="autoscaling needs a consumerGroup source, because the manager does not connect to Redis and knows no lag there; let KEDA's redis-streams trigger, or an HPA by the metric millrace_processor_lag_entries, write replicas"
 type ProcessorSpec struct {
@@ -50,6 +56,12 @@ type ProcessorSpec struct {
 	//
 	// +optional
 	State *State `json:"state,omitempty"`
+
+	// memory keeps the state of workflows between their messages, in the database of a consumerGroup source: for a sql sink, whose statement uses its functions, and for
+	// an http sink, whose requests carry a workflow's state and whose answers the next one.
+	//
+	// +optional
+	Memory *Memory `json:"memory,omitempty"`
 
 	// sink is where rows go.
 	Sink Sink `json:"sink"`
@@ -389,6 +401,45 @@ type State struct {
 	// +kubebuilder:validation:Maximum=10000000
 	// +optional
 	MaxKeys int32 `json:"maxKeys,omitempty"`
+}
+
+// Memory is a workflow memory.
+//
+// +kubebuilder:validation:XValidation:rule="self.create == 'IfMissing' || !has(self.table) && !has(self.keepCompleted)",message="memory.table and memory.keepCompleted belong to create: IfMissing; write it, or leave them out"
+type Memory struct {
+	// name of the memory in the database.
+	//
+	// +kubebuilder:validation:MaxLength=48
+	// +kubebuilder:validation:Pattern=`^[a-z][a-z0-9_]*$`
+	Name string `json:"name"`
+
+	// subject is a CEL expression whose text is the workflow of a message, with an http sink. Default: the key of the message.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=8192
+	// +optional
+	Subject string `json:"subject,omitempty"`
+
+	// create: Never expects the memory to be there, IfMissing creates it, which needs a role that owns the schema.
+	//
+	// +kubebuilder:default=Never
+	// +optional
+	Create CreatePolicy `json:"create,omitempty"`
+
+	// table of the memory, such as public.order_state, with create: IfMissing. Default: millrace."<name>.memory". It never changes.
+	//
+	// +kubebuilder:validation:MinLength=1
+	// +kubebuilder:validation:MaxLength=130
+	// +optional
+	Table string `json:"table,omitempty"`
+
+	// keepCompleted is how long maintenance leaves completed workflows, such as 720h, with create: IfMissing. Default: as it is; for ever in a new memory.
+	//
+	// +kubebuilder:validation:Type=string
+	// +kubebuilder:validation:MaxLength=32
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([0-9]+([.][0-9]+)?(ms|s|m|h))+$') && duration(self) >= duration('1s') && duration(self) <= duration('876000h')",message="write a duration from 1s, for example 720h"
+	// +optional
+	KeepCompleted *metav1.Duration `json:"keepCompleted,omitempty"`
 }
 
 // Sink is where rows go.

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -145,6 +146,28 @@ sink:
 		b, _ := want.Marshal()
 		t.Errorf("the file is\n%s\nand should be\n%s", a, b)
 	}
+}
+
+func TestAMemoryReachesTheFile(t *testing.T) {
+	w := newWorld(t)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	w.create(newStream("orders"))
+	w.create(newGroup("sink", "orders"))
+	p := w.processor("flows", `
+  source: {consumerGroup: {name: sink}}
+  memory: {name: flows, subject: doc.order_id, create: IfMissing, table: public.flows, keepCompleted: 720h}
+  sink: {http: {url: "https://example.org"}}
+`)
+	want := config.Memory{Name: "flows", Subject: "doc.order_id", Create: config.CreateIfMissing, Table: "public.flows", KeepCompleted: config.Duration(720 * time.Hour)}
+	if c := w.file(p, anything); c.Memory == nil || *c.Memory != want {
+		t.Errorf("the memory is %+v, not %+v", c.Memory, want)
+	}
+	wrong := w.processor("wrong", `
+  source: {consumerGroup: {name: sink}}
+  memory: {name: flows, subject: doc.}
+  sink: {http: {url: "https://example.org"}}
+`)
+	w.wantNotReady(wrong, v1alpha1.ReasonInvalidConfiguration, "spec.memory.subject: ")
 }
 
 // The Secrets of an HTTP sink are files, and no part of the ConfigMap.

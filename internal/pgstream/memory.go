@@ -87,15 +87,35 @@ func (m *Memory) Name() string { return m.name }
 // Read returns what is known of a workflow. One that nobody has written has version 0.
 func (m *Memory) Read(ctx context.Context, db DB, subject string) (Workflow, error) {
 	w := Workflow{Subject: subject}
-	var parent, root, holder *string
-	var completed, locked *time.Time
-	err := db.QueryRow(ctx, "select state, version, parent, root, metadata, completed_at, locked_until, lock_holder from millrace.read_memory($1, $2)", m.name, subject).
-		Scan(&w.State, &w.Version, &parent, &root, &w.Metadata, &completed, &locked, &holder)
-	if err != nil {
+	row := db.QueryRow(ctx, "select state, version, parent, root, metadata, completed_at, locked_until, lock_holder from millrace.read_memory($1, $2)", m.name, subject)
+	if err := scanWorkflow(row, &w); err != nil {
 		return Workflow{}, fmt.Errorf("read %q of memory %q: %w", subject, m.name, translate(err))
 	}
-	w.Parent, w.Root, w.LockHolder, w.CompletedAt, w.LockedUntil = orZero(parent), orZero(root), orZero(holder), orZero(completed), orZero(locked)
 	return w, nil
+}
+
+// ReadMany reads workflows in one round trip, in the order of the subjects.
+func (m *Memory) ReadMany(ctx context.Context, db DB, subjects []string) ([]Workflow, error) {
+	rows, _ := db.Query(ctx, `select s.subject, m.state, m.version, m.parent, m.root, m.metadata, m.completed_at, m.locked_until, m.lock_holder
+		from unnest($2::text[]) with ordinality s(subject, n), lateral millrace.read_memory($1, s.subject) m order by s.n`, m.name, subjects)
+	workflows, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Workflow, error) {
+		var w Workflow
+		err := scanWorkflow(row, &w, &w.Subject)
+		return w, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read memory %q: %w", m.name, translate(err))
+	}
+	return workflows, nil
+}
+
+// scanWorkflow reads the columns of read_memory, after others.
+func scanWorkflow(row pgx.Row, w *Workflow, before ...any) error {
+	var parent, root, holder *string
+	var completed, locked *time.Time
+	err := row.Scan(append(before, &w.State, &w.Version, &parent, &root, &w.Metadata, &completed, &locked, &holder)...)
+	w.Parent, w.Root, w.LockHolder, w.CompletedAt, w.LockedUntil = orZero(parent), orZero(root), orZero(holder), orZero(completed), orZero(locked)
+	return err
 }
 
 // Write writes the state of a workflow and returns its new version. A *VersionError says which version it has instead of the expected one; ErrLockEnded that w.Lock is no

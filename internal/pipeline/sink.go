@@ -55,6 +55,10 @@ type SinkOptions struct {
 // NewSink returns the sink that the configuration asks for. Migrate comes before it. Its errors are of class
 // ClassConfiguration when a person has to act.
 func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
+	memory, err := openMemory(ctx, o.Pool, o.Config)
+	if err != nil {
+		return nil, err
+	}
 	switch s := o.Config.Sink; {
 	case len(s.FanOut) > 0:
 		return NewFanOut(ctx, o)
@@ -69,6 +73,8 @@ func NewSink(ctx context.Context, o SinkOptions) (Sink, error) {
 		return NewStreamSink(ctx, o.Pool, o.Config)
 	case s.SQL != nil:
 		return NewSQLSink(ctx, o.Pool, o.Config)
+	case s.HTTP != nil && memory != nil:
+		return newStatefulHTTPSink(o, memory)
 	case s.HTTP != nil:
 		return NewHTTPSink(o.Config, o.Metrics)
 	}
@@ -86,9 +92,9 @@ func ofBranch(c *config.Config, b config.Branch) *config.Config {
 	return &alone
 }
 
-// NeedsSinkDatabase says whether the pipeline writes into PostgreSQL: rows, messages or dead letters.
+// NeedsSinkDatabase says whether the pipeline writes into PostgreSQL: rows, messages, states of workflows or dead letters.
 func NeedsSinkDatabase(c *config.Config) bool {
-	return needsDeadLetters(c) || slices.ContainsFunc(c.Branches(), inDatabase)
+	return needsDeadLetters(c) || c.Memory != nil || slices.ContainsFunc(c.Branches(), inDatabase)
 }
 
 func inDatabase(b config.Branch) bool { return b.Table != nil || b.Stream != nil || b.SQL != nil }
@@ -106,6 +112,9 @@ func SettleTogether(ctx context.Context, c *config.Config, source TxSource, sour
 			s.SettleWith(source)
 			return !slices.ContainsFunc(c.Branches(), func(b config.Branch) bool { return !inDatabase(b) }), nil
 		}
+	}
+	if c.Memory != nil {
+		return false, NewConfigurationError("source and sink are different databases, and the memory %q writes a state in the transaction of the ack; leave %s out", c.Memory.Name, config.EnvSinkDatabaseURL)
 	}
 	for _, b := range c.Branches() {
 		if b.Table != nil && len(b.Table.Key) == 0 {

@@ -65,6 +65,7 @@ type HTTPSink struct {
 	client  *http.Client
 	target  *httpTarget
 	metrics *Metrics
+	replies bool          // whether the body of a 2xx is read in mode Single, too
 	slots   chan struct{} // one value per request under way
 	rest    rest
 	turn    atomic.Uint64 // where a write begins, so that a few events that always fail do not keep others back
@@ -120,14 +121,13 @@ func (s *HTTPSink) Write(ctx context.Context, b *Batch) ([]Outcome, error) {
 	if s.http.Mode == config.HTTPBatch {
 		return s.writeBatch(ctx, to, b)
 	}
-	return s.writeEach(ctx, to, b)
+	lanes := lanesOf(b, func(it *Item) *string { return it.Key })
+	return s.writeEach(ctx, b, lanes, func(i int) error { return s.sendOne(ctx, to, b.Items[i]) })
 }
 
-// writeEach sends one event per request. Events of one key follow each other, in an ordered batch all do; others go
-// side by side.
-func (s *HTTPSink) writeEach(ctx context.Context, to *destination, b *Batch) ([]Outcome, error) {
+// writeEach sends one event per request, the items of a lane one after the other, and lanes side by side.
+func (s *HTTPSink) writeEach(ctx context.Context, b *Batch, lanes [][]int, send func(i int) error) ([]Outcome, error) {
 	os := outcomes(len(b.Items), Outcome{Result: Retry})
-	lanes := lanesOf(b)
 	first, next := s.turn.Add(1), atomic.Int64{}
 	var failed atomic.Int64
 	var mu sync.Mutex
@@ -145,7 +145,7 @@ func (s *HTTPSink) writeEach(ctx context.Context, to *destination, b *Batch) ([]
 					if ctx.Err() != nil || failed.Load() >= int64(s.http.MaxConcurrent) || s.rest.asked() {
 						return
 					}
-					err := s.sendOne(ctx, to, b.Items[i])
+					err := send(i)
 					os[i] = outcomeOf(err)
 					if os[i].Result == Retry {
 						failed.Add(1)
@@ -178,8 +178,8 @@ func (s *HTTPSink) writeEach(ctx context.Context, to *destination, b *Batch) ([]
 	return os, nil
 }
 
-// lanesOf divides a batch into what has to be sent one after the other.
-func lanesOf(b *Batch) [][]int {
+// lanesOf divides a batch into what has to be sent one after the other: what has the same key, and in an ordered batch everything.
+func lanesOf(b *Batch, key func(*Item) *string) [][]int {
 	if b.InOrder {
 		all := make([]int, len(b.Items))
 		for i := range all {
@@ -190,12 +190,12 @@ func lanesOf(b *Batch) [][]int {
 	lanes := make([][]int, 0, len(b.Items))
 	byKey := map[string]int{}
 	for i, it := range b.Items {
-		if it.Key != nil {
-			if lane, ok := byKey[*it.Key]; ok {
+		if k := key(it); k != nil {
+			if lane, ok := byKey[*k]; ok {
 				lanes[lane] = append(lanes[lane], i)
 				continue
 			}
-			byKey[*it.Key] = len(lanes)
+			byKey[*k] = len(lanes)
 		}
 		lanes = append(lanes, []int{i})
 	}
@@ -271,6 +271,11 @@ func (s *HTTPSink) appendEvent(dst []byte, it *Item) ([]byte, error) {
 	if err != nil {
 		return dst, &httpError{ClassRow, "sink.http.data: " + err.Error()}
 	}
+	return s.appendEnvelope(dst, it, data), nil
+}
+
+// appendEnvelope appends the CloudEvent of an item with that data.
+func (s *HTTPSink) appendEnvelope(dst []byte, it *Item, data []byte) []byte {
 	dst = append(dst, `{"specversion":"1.0","id":`...)
 	dst = appendString(dst, s.eventID(it))
 	dst = appendString(append(dst, `,"source":`...), s.source+escape(it.Stream))
@@ -288,7 +293,7 @@ func (s *HTTPSink) appendEvent(dst []byte, it *Item) ([]byte, error) {
 		}
 	}
 	dst = append(dst, `,"datacontenttype":"application/json","data":`...)
-	return append(append(dst, data...), '}'), nil
+	return append(append(dst, data...), '}')
 }
 
 // payload is what an event carries, as JSON: what the expression gives, the mapped columns, or without columns the document as
@@ -360,7 +365,7 @@ func (s *HTTPSink) post(ctx context.Context, to *destination, it *Item, id, cont
 		return nil, refused
 	}
 	switch {
-	case s.http.Mode != config.HTTPBatch:
+	case s.http.Mode != config.HTTPBatch && !s.replies:
 		return nil, nil // the status says it all
 	case err != nil:
 		return nil, &httpError{ClassTransient, "the answer broke off: " + s.networkProblem(ctx, err)}

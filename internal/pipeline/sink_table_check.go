@@ -34,6 +34,11 @@ func Migrate(ctx context.Context, pool *pgxpool.Pool, c *config.Config) error {
 			}
 		}
 	}
+	if m := c.Memory; m != nil && m.Create == config.CreateIfMissing {
+		if err := createMemory(ctx, pool, m); err != nil {
+			return err
+		}
+	}
 	if needsDeadLetters(c) {
 		if err := createDeadLetters(ctx, pool, c); err != nil {
 			return err

@@ -163,6 +163,9 @@ func configOf(p *v1alpha1.Processor, in inputs) *config.Config {
 	if s.State != nil {
 		c.State = &config.State{Key: s.State.Key, Time: s.State.Time, MaxKeys: int(s.State.MaxKeys)}
 	}
+	if m := s.Memory; m != nil {
+		c.Memory = &config.Memory{Name: m.Name, Subject: m.Subject, Create: config.Create(m.Create), Table: m.Table, KeepCompleted: duration(m.KeepCompleted)}
+	}
 	c.Sink = config.Sink{Table: tableOf(s.Sink.Table), Stream: streamOf(s.Sink.Stream), SQL: sqlOf(s.Sink.SQL), HTTP: httpOf(s.Sink.HTTP)}
 	if s.Sink.Projection != nil && in.group != nil {
 		project(c)

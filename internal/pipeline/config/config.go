@@ -34,6 +34,8 @@ type Config struct {
 	Mapping Mapping `json:"mapping" yaml:"mapping"`
 	// State keeps the last record per key in memory. Nil: no state.
 	State *State `json:"state,omitempty" yaml:"state,omitempty"`
+	// Memory keeps the state of workflows between their messages. Nil: none.
+	Memory *Memory `json:"memory,omitempty" yaml:"memory,omitempty"`
 	// Sink says where rows land.
 	Sink Sink `json:"sink" yaml:"sink"`
 	// Batch bounds what is written at once and what is in flight.
@@ -126,6 +128,20 @@ type State struct {
 	Key     string `json:"key" yaml:"key"`                             // column that identifies, for example, a device
 	Time    string `json:"time" yaml:"time"`                           // timestamptz column; last seen is its maximum
 	MaxKeys int    `json:"maxKeys,omitempty" yaml:"maxKeys,omitempty"` // default 100,000
+}
+
+// Memory is a workflow memory of the source's database.
+type Memory struct {
+	// Name of the memory.
+	Name string `json:"name" yaml:"name"`
+	// Subject is an expression whose text is the workflow of a message. Default: the message's key. Only with an http sink: a statement names its subjects itself.
+	Subject string `json:"subject,omitempty" yaml:"subject,omitempty"`
+	// Create says whether the processor creates the memory, with the settings below. Default: Never.
+	Create Create `json:"create,omitempty" yaml:"create,omitempty"`
+	// Table of the memory. Default: millrace."<name>.memory".
+	Table string `json:"table,omitempty" yaml:"table,omitempty"`
+	// KeepCompleted is how long maintenance leaves completed workflows. Default: as it is; for ever in a new memory.
+	KeepCompleted Duration `json:"keepCompleted,omitempty" yaml:"keepCompleted,omitempty"`
 }
 
 // Sink is exactly one of its fields.

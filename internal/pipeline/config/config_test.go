@@ -289,6 +289,30 @@ func TestParseExplainsWhatIsWrongWithSinks(t *testing.T) {
 	}
 }
 
+func TestParseExplainsWhatIsWrongWithAMemory(t *testing.T) {
+	const web, statement, group = `sink: {http: {url: "https://a"}}`, "sink: {sql: {statement: select from batch}}", "source: {consumerGroup: {stream: s, group: g}}"
+	for _, tc := range []struct{ memory, sink, source, want string }{
+		{"{name: Flows}", web, group, `memory.name: "Flows" is not a name`},
+		{"{}", web, group, `memory.name: "" is not a name`},
+		{"{name: flows}", "sink: {table: {name: t}}", group, "memory: belongs to a sql or http sink"},
+		{"{name: flows}", web, "source: {redis: {streams: [s], group: g}}", "memory: belongs to a consumer group"},
+		{"{name: flows}", `sink: {http: {url: "https://a", mode: Batch}}`, group, "sink.http.mode: with a memory each event has a request of its own"},
+		{"{name: flows, subject: key}", statement, group, "memory.subject: a statement names its subjects itself"},
+		{"{name: flows, subject: doc.}", web, group, "memory.subject: "},
+		{"{name: flows, create: Always}", web, group, `memory.create: "Always" is not allowed; write one of Never, IfMissing`},
+		{"{name: flows, table: t}", web, group, "memory.table: belongs to create: IfMissing"},
+		{"{name: flows, keepCompleted: 1h}", web, group, "memory.keepCompleted: belongs to create: IfMissing"},
+		{"{name: flows, create: IfMissing, keepCompleted: 1ms}", web, group, "memory.keepCompleted: 1ms is out of range; write 1s"},
+		{"{name: flows, create: IfMissing, keepCompleted: 720h, table: public.flows}", statement, group, ""},
+		{"{name: flows, subject: doc.order.id}", web, group, ""},
+	} {
+		_, err := Parse([]byte("name: a\n" + tc.source + "\nmemory: " + tc.memory + "\nmapping: {columns: [{name: a, path: a, type: text}]}\n" + tc.sink))
+		if tc.want == "" && err != nil || tc.want != "" && (err == nil || !strings.Contains(err.Error(), tc.want)) {
+			t.Errorf("memory %s: want %q in\n%v", tc.memory, tc.want, err)
+		}
+	}
+}
+
 func TestTheStateIsNotKeptByItself(t *testing.T) {
 	text := strings.Replace(complete, "{name: device, path: data.device,", "{name: device, expression: state.last.device,", 1)
 	_, err := Parse([]byte(text))

@@ -49,6 +49,9 @@ func (c *Config) Defaults() {
 	if c.State != nil {
 		set(&c.State.MaxKeys, DefaultStateKeys)
 	}
+	if c.Memory != nil {
+		set(&c.Memory.Create, CreateNever)
+	}
 	defaultsOf(c.Sink.Table, c.Sink.Stream, c.Sink.HTTP)
 	empty(&c.Sink.FanOut)
 	for i := range c.Sink.FanOut {

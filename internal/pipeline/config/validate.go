@@ -59,6 +59,7 @@ func (c *Config) Validate() error {
 	c.validateCodec(&ps)
 	c.validateMapping(&ps, "mapping", &c.Mapping)
 	c.validateState(&ps)
+	c.validateMemory(&ps)
 	c.validateSink(&ps)
 	c.validateBounds(&ps)
 	return ps.err()
