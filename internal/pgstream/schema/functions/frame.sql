@@ -23,10 +23,11 @@ create or replace function millrace.append_frame(p_stream text, p_key text, p_pa
 language plpgsql volatile as $$
 declare
     s constant millrace_engine.stream := millrace_engine.check_frame(p_stream, 'JSON', pg_column_size(p_payload), p_key, p_mode, p_frame_type, p_fields);
+    r text[];
 begin
-    execute 'select * from millrace_engine.append_frame_' || s.id || '($1, $2, $3, $4, $5, $6, $7, $8, $9)'
-        into id, frame_count, summary_version, "position"
+    execute 'select millrace_engine.append_frame_' || s.id || '($1, $2, $3, $4, $5, $6, $7, $8, $9)' into r
         using p_key, p_payload, p_payload, p_mode, p_frame_type, p_correlation_id, p_fields, s.frames, s.max_message_bytes;
+    id := r[1]; frame_count := r[2]; summary_version := r[3]; "position" := r[4];
 end $$;
 comment on function millrace.append_frame(text, text, jsonb, text, text, text, jsonb) is 'Appends one frame to a key of a stream with frames.';
 
@@ -39,10 +40,11 @@ language plpgsql volatile as $$
 declare
     s constant millrace_engine.stream := millrace_engine.check_frame(p_stream, 'Bytes', octet_length(p_payload), p_key, p_mode, p_frame_type, p_fields);
     patch constant jsonb := case p_mode when 'DurableSummary' then millrace_engine.frame_patch(p_payload) end;
+    r text[];
 begin
-    execute 'select * from millrace_engine.append_frame_' || s.id || '($1, $2, $3, $4, $5, $6, $7, $8, $9)'
-        into id, frame_count, summary_version, "position"
+    execute 'select millrace_engine.append_frame_' || s.id || '($1, $2, $3, $4, $5, $6, $7, $8, $9)' into r
         using p_key, p_payload, patch, p_mode, p_frame_type, p_correlation_id, p_fields, s.frames, s.max_message_bytes;
+    id := r[1]; frame_count := r[2]; summary_version := r[3]; "position" := r[4];
 end $$;
 comment on function millrace.append_frame_bytes(text, text, bytea, text, text, text, jsonb) is 'Appends one frame of bytes to a key of a stream with frames.';
 
@@ -95,16 +97,19 @@ exception when others then
 end $$;
 
 -- millrace_engine.append_frame_template(key, payload, patch, mode, frame type, correlation id, fields, settings, greatest size of a document)
--- Copied once per stream with frames (install_functions.sql).
+-- returns text[]
+-- Copied once per stream with frames (install_functions.sql). Returns id, frame_count, summary_version and position; as one value, because EXECUTE of a function that returns
+-- columns is planned for twice as long.
 -- The sequence high_<stream id> has the second of the highest id that was given. It is asked when nothing is left of a key: an id lower than one that retention has
 -- removed could only be given if the clock stepped back, and then the second after it is used. (Within that second the clock is believed.)
 create or replace function millrace_engine.append_frame_template(p_key text, p_payload anyelement, p_patch jsonb, p_mode text, p_frame_type text,
-    p_correlation_id text, p_fields jsonb, p_frames jsonb, p_document_max integer,
-    out id text, out frame_count bigint, out summary_version bigint, out "position" bigint)
+    p_correlation_id text, p_fields jsonb, p_frames jsonb, p_document_max integer)
+returns text[]
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_sort = off
 as $$
 #variable_conflict use_column
 declare
@@ -116,14 +121,17 @@ declare
     last     bigint;
     frame_   bigint;
     count_   bigint;
+    id       text;
     headers_ jsonb;
+    version_ bigint;
+    position_ bigint;
     document jsonb;
     rate_    double precision := 0;
     burst_   integer := 1;
     elapsed  bigint;
 begin
     if pg_advisory_xact_lock(-c_stream, hashtext(p_key)) is null then
-        return;   -- cannot be: a void is not null
+        return null;   -- cannot be: a void is not null
     end if;
     -- Only now, under the lock, what others have committed, and the clock.
     select d.frame as durable, l.frame as live, l.live_count, l.rate, l.burst, greatest(d.frame_count, l.frame_count) as frame_count,
@@ -144,7 +152,6 @@ begin
     end if;
     count_ := coalesce(newest.frame_count, 0) + 1;
     id := (frame_ >> 20) || '-' || (frame_ & 1048575);
-    frame_count := count_;
     headers_ := coalesce(p_fields, '{}') || jsonb_strip_nulls(jsonb_build_object('frame_id', id, 'frame_type', p_frame_type, 'frame_mode', p_mode,
         'correlation_id', p_correlation_id));
 
@@ -160,21 +167,21 @@ begin
             from (select p_payload as payload) m;
     else
         insert into millrace.stream_template (key, headers, payload, frame, frame_count) values (p_key, headers_, p_payload, frame_, count_)
-            returning "position" into "position";
+            returning "position" into position_;
     end if;
 
     if p_mode = 'DurableSummary' then
         -- Locked, so that nobody removes it for its age meanwhile.
-        select x.document, x.version + 1 into document, summary_version from millrace_engine.frame_summary x
+        select x.document, x.version + 1 into document, version_ from millrace_engine.frame_summary x
             where x.stream_id = c_stream and x.key = p_key for update;
         document := millrace.merge_patch(coalesce(document, '{}'), p_patch);
         if pg_column_size(document) > p_document_max then
             raise exception 'the summary of key "%" would have % bytes, more than the % allowed', p_key, pg_column_size(document), p_document_max
                 using errcode = 'MR004', hint = 'Remove members by null, keep large things elsewhere, or raise maxMessageBytes.';
         end if;
-        summary_version := coalesce(summary_version, 1);
+        version_ := coalesce(version_, 1);
         insert into millrace_engine.frame_summary (stream_id, hour, version, first_at, last_at, key, document)
-            values (c_stream, (frame_ >> 20) / 3600000, summary_version, to_timestamp((frame_ >> 20) / 1000.0), to_timestamp((frame_ >> 20) / 1000.0), p_key, document)
+            values (c_stream, (frame_ >> 20) / 3600000, version_, to_timestamp((frame_ >> 20) / 1000.0), to_timestamp((frame_ >> 20) / 1000.0), p_key, document)
             on conflict on constraint frame_summary_pkey do update
                 set hour = excluded.hour, version = excluded.version, last_at = excluded.last_at, document = excluded.document;
     end if;
@@ -183,6 +190,7 @@ begin
     if newest.waited and last >> 20 is distinct from now_ms and current_setting('millrace.notify', true) is distinct from 'off' then
         perform pg_notify('millrace', millrace_engine.frame_topic(c_stream, p_key));
     end if;
+    return array[id, count_::text, version_::text, position_::text];
 end $$;
 comment on function millrace_engine.append_frame_template(text, anyelement, jsonb, text, text, text, jsonb, jsonb, integer) is
     'Appends one frame to one stream. Called by millrace.append_frame.';

@@ -80,7 +80,8 @@ begin
 end $$;
 
 -- millrace_engine.read_frames_template(key, from, to, max, best effort, first position) returns frames
--- Copied once per stream with frames (install_functions.sql).
+-- Copied once per stream with frames (install_functions.sql). Sorting is forbidden, and each half has a limit of its own, or all frames
+-- of the key were read and sorted for each read, after a plan made when there were few. What is left to sort are the halves.
 create or replace function millrace_engine.read_frames_template(p_key text, p_from bigint, p_to bigint, p_max integer, p_best_effort boolean, p_first bigint)
 returns table (id text, mode text, frame_type text, correlation_id text, fields jsonb, payload jsonb, payload_bytes bytea, frame_count bigint,
     "position" bigint, created_at timestamptz)
@@ -88,6 +89,8 @@ language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
+set enable_sort = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
@@ -110,13 +113,13 @@ begin
         select (x.frame >> 20) || '-' || (x.frame & 1048575), x.headers ->> 'frame_mode', x.headers ->> 'frame_type', x.headers ->> 'correlation_id',
             x.headers - '{frame_id,frame_type,frame_mode,correlation_id}'::text[], x.payload, x.payload_bytes, x.frame_count, x."position", x.created_at
         from (
-            select m.frame, m.headers, /* json, bytes */ m.payload, null::bytea, m.frame_count, m."position", m.created_at
+            (select m.frame, m.headers, /* json, bytes */ m.payload, null::bytea, m.frame_count, m."position", m.created_at
                 from millrace.stream_template m
-                where m.key = p_key and m.frame >= p_from and m.frame <= p_to and m."position" >= p_first
+                where m.key = p_key and m.frame >= p_from and m.frame <= p_to and m."position" >= p_first order by m.frame limit p_max)
             union all
-            select f.frame, f.headers, f.payload, f.payload_bytes, f.frame_count, null::bigint, f.created_at
+            (select f.frame, f.headers, f.payload, f.payload_bytes, f.frame_count, null::bigint, f.created_at
                 from millrace_engine.live_frame f
-                where f.stream_id = c_stream and f.key = p_key and f.frame >= p_from and f.frame <= p_to and f.live_count > beyond) x (frame, headers, payload, payload_bytes, frame_count, "position", created_at)
+                where f.stream_id = c_stream and f.key = p_key and f.frame >= p_from and f.frame <= p_to and f.live_count > beyond order by f.frame limit p_max)) x (frame, headers, payload, payload_bytes, frame_count, "position", created_at)
         order by x.frame limit p_max;
 end $$;
 comment on function millrace_engine.read_frames_template(text, bigint, bigint, integer, boolean, bigint) is 'Reads frames of one stream. Called by millrace.read_frames.';
