@@ -25,11 +25,10 @@ var errNotShown = errors.New("not every row is shown")
 func main() {
 	var o options
 	run := flag.String("run", "", "only tests whose name matches this regular expression, and their rows")
-	flag.BoolVar(&o.lenient, "lenient", false, "a row without a test is not an error")
 	flag.DurationVar(&o.timeout, "timeout", 20*time.Minute, "of a package's tests")
 	flag.Parse()
 	if flag.NArg() > 0 {
-		fmt.Fprintln(os.Stderr, "usage: seeds [-run regexp] [-lenient] [-timeout duration]")
+		fmt.Fprintln(os.Stderr, "usage: seeds [-run regexp] [-timeout duration]")
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -47,7 +46,6 @@ func main() {
 type options struct {
 	root    string         // of the repository
 	run     *regexp.Regexp // nil: all
-	lenient bool
 	timeout time.Duration
 }
 
@@ -91,5 +89,5 @@ func table(ctx context.Context, o options, seeds []seed, out *screen, progress *
 	if err != nil {
 		return err
 	}
-	return out.print(seeds, tests, output, o.lenient, time.Since(began))
+	return out.print(seeds, tests, output, time.Since(began))
 }

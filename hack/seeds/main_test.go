@@ -77,15 +77,14 @@ func TestEveryRowIsShown(t *testing.T) {
 
 func TestWhatIsNotShownIsAnError(t *testing.T) {
 	for name, c := range map[string]struct {
-		lenient bool
-		tests   string
-		says    []string
+		tests string
+		says  []string
 	}{
 		"a row without a test": {tests: "", says: []string{"✗ Y01  it walks  no test", "1 of 2 rows", "1 have no test"}},
-		"a test that fails": {lenient: true, tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Run(`slowly`, func(t *testing.T) { t.Fatal(`it stumbled`) }) }",
+		"a test that fails": {tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Run(`slowly`, func(t *testing.T) { t.Fatal(`it stumbled`) }) }",
 			says: []string{"it stumbled", "✗ Y01  it walks  Walks", "failed", "1 of 2 rows"}},
-		"a test that is skipped": {lenient: true, tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Skip() }", says: []string{"✗ Y01", "skipped"}},
-		"a test of which a part is skipped": {lenient: true, tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Run(`slowly`, func(t *testing.T) { t.Skip() }) }",
+		"a test that is skipped": {tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Skip() }", says: []string{"✗ Y01", "skipped"}},
+		"a test of which a part is skipped": {tests: "func TestSeed_Y01_Walks(t *testing.T) { t.Run(`slowly`, func(t *testing.T) { t.Skip() }) }",
 			says: []string{"✗ Y01", "skipped"}},
 		"one of two tests fails": {tests: "func TestSeed_Y01_Walks(t *testing.T) {}\nfunc TestSeed_Y01_Trots(t *testing.T) { t.Error(`it fell`) }",
 			says: []string{"it fell", "✗ Y01"}},
@@ -93,7 +92,7 @@ func TestWhatIsNotShownIsAnError(t *testing.T) {
 		"a package whose main fails":   {tests: "func TestMain(*testing.M) { panic(`no server`) }\nfunc TestSeed_Y01_Walks(t *testing.T) {}", says: []string{"no server", "✗ Y01", "did not run"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := tree(t, twoRows, options{lenient: c.lenient}, map[string]string{
+			out, err := tree(t, twoRows, options{}, map[string]string{
 				"x/x_test.go": "func TestSeed_X01_Runs(t *testing.T) {}\n", "y/y_test.go": c.tests + "\nvar _ = testing.Short\n",
 			})
 			if !errors.Is(err, errNotShown) {
@@ -105,13 +104,6 @@ func TestWhatIsNotShownIsAnError(t *testing.T) {
 				}
 			}
 		})
-	}
-}
-
-func TestARowWithoutATestIsPassedOverWhenAskedFor(t *testing.T) {
-	out, err := tree(t, twoRows, options{lenient: true}, map[string]string{"x/x_test.go": "func TestSeed_X01_Runs(t *testing.T) {}\n"})
-	if err != nil || !strings.Contains(out, "✗ Y01  it walks  no test") {
-		t.Errorf("%v\n%s", err, out)
 	}
 }
 

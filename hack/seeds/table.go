@@ -31,8 +31,8 @@ func (s *screen) paint(code, text string) string {
 	return "\033[" + code + "m" + text + "\033[0m"
 }
 
-// print writes the output of what failed, the table and the count. errNotShown when a row is not shown; a row without a test is none when lenient.
-func (s *screen) print(seeds []seed, tests []*test, output string, lenient bool, took time.Duration) error {
+// print writes the output of what failed, the table and the count. errNotShown when a row is not shown.
+func (s *screen) print(seeds []seed, tests []*test, output string, took time.Duration) error {
 	if output != "" {
 		fmt.Fprintln(s.w, output)
 	}
@@ -81,7 +81,7 @@ func (s *screen) print(seeds []seed, tests []*test, output string, lenient bool,
 		colour = red
 	}
 	fmt.Fprintf(s.w, "\n  %s %s\n\n", s.paint(colour, count+"."), s.paint(dim, fmt.Sprintf("%d s", int(math.Ceil(took.Seconds())))))
-	if shown+without < total || without > 0 && !lenient {
+	if shown < total {
 		return errNotShown
 	}
 	return nil
