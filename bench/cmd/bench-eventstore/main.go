@@ -3,15 +3,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"maps"
-	"path/filepath"
-	"runtime"
-	"strconv"
-	"strings"
 
 	"github.com/millrace-dev/millrace/bench/command"
 	"github.com/millrace-dev/millrace/bench/engine"
@@ -21,54 +16,17 @@ import (
 
 func main() { command.Main("bench-eventstore", run) }
 
-// The files of a whole run, and of one that measured only a part and must not replace it.
-var (
-	whole = filepath.Join("results", "eventstore.json")
-	part  = filepath.Join("results", "eventstore.local.json")
-)
-
 type options struct {
-	eventstore.Options
-	dsn, out string
-	merge    bool
+	command.Selection
+	dsn string
 }
 
 func parse(args []string, usage io.Writer) (options, error) {
 	var o options
-	var works, systems string
-	flags := flag.NewFlagSet("bench-eventstore", flag.ContinueOnError)
-	flags.SetOutput(usage)
-	flags.StringVar(&works, "work", "", "only these `works`, with commas between")
-	flags.StringVar(&systems, "system", "", "only these `systems`, with commas between")
-	flags.IntVar(&o.N, "n", 0, "`calls` in a measurement; default: by work")
-	flags.IntVar(&o.Runs, "runs", 0, "`repetitions`; default 5, or 3 with -short")
-	flags.BoolVar(&o.Short, "short", false, "fewer calls")
-	flags.StringVar(&o.dsn, "dsn", "", "use the server with this `URL` (its role creates databases) instead of a private one")
-	flags.BoolVar(&o.merge, "merge", false, "replace the measured works in the file and keep its other rows")
-	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" when -work, -system or -n is given without -merge")
-	if err := flags.Parse(args); err != nil {
-		return o, err
-	}
-	if flags.NArg() > 0 {
-		return o, fmt.Errorf("unknown argument %q; bench-eventstore takes flags only", flags.Arg(0))
-	}
-	if o.N < 0 || o.Runs < 0 {
-		return o, errors.New("-n and -runs cannot be negative")
-	}
-	if o.Runs == 0 {
-		o.Runs = 5
-		if o.Short {
-			o.Runs = 3
-		}
-	}
-	o.Works, o.Systems = command.List(works), command.List(systems)
-	if o.out == "" {
-		o.out = whole
-		if !o.merge && (len(o.Works) > 0 || len(o.Systems) > 0 || o.N > 0) {
-			o.out = part
-		}
-	}
-	return o, nil
+	err := o.Parse("bench-eventstore", args, usage, command.Defaults{File: "eventstore", Unit: "calls", Full: 5, Short: 3}, func(flags *flag.FlagSet) {
+		flags.StringVar(&o.dsn, "dsn", "", "use the server with this `URL` (its role creates databases) instead of a private one")
+	}, nil)
+	return o, err
 }
 
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
@@ -76,7 +34,6 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	if err != nil {
 		return err
 	}
-	o.Log = command.Progress(progress)
 	server, err := engine.Start(ctx, o.dsn)
 	if err != nil {
 		return err
@@ -91,32 +48,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	maps.Copy(settings, eventstore.EmmettVersions(ctx))
-	settings["form"] = "full"
-	if o.Short {
-		settings["form"] = "short"
-	}
-	if o.N > 0 {
-		settings["n"] = strconv.Itoa(o.N)
-	}
-	settings["seed"] = strconv.Itoa(engine.Seed)
-	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
-	samples, err := eventstore.Run(ctx, server, o.Options)
+	o.Describe(settings, engine.Seed)
+	samples, err := eventstore.Run(ctx, server, eventstore.Options{Works: o.Works, Systems: o.Systems, N: o.N, Runs: o.Runs, Short: o.Short,
+		Log: command.Progress(progress)})
 	if err != nil {
 		return fmt.Errorf("nothing is written: %w", err)
 	}
-	result := report.Report{Machine: report.Machine(), Date: report.Today(), Settings: settings, Rows: report.Rows(samples, eventstore.Rivals)}
-	fmt.Fprintln(progress)
-	if err := result.Table(out); err != nil {
-		return err
-	}
-	if o.merge {
-		if err := result.Merge(o.out); err != nil {
-			return err
-		}
-	}
-	if err := result.Write(o.out); err != nil {
-		return err
-	}
-	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
-	return nil
+	return o.Write(report.Rows(samples, eventstore.Rivals), settings, out, progress)
 }

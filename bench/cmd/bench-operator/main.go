@@ -7,8 +7,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -20,15 +18,9 @@ import (
 
 func main() { command.Main("bench-operator", run) }
 
-// The files of a whole run, and of one that measured only a part and must not replace it.
-var (
-	whole = filepath.Join("results", "operator.json")
-	part  = filepath.Join("results", "operator.local.json")
-)
-
 type options struct {
 	operator.Options
-	out string
+	command.Output
 }
 
 func parse(args []string, usage io.Writer) (options, error) {
@@ -48,7 +40,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	flags.BoolVar(&short, "short", false, "fewer resources")
 	flags.StringVar(&o.Program, "manager", "", "measure this `binary`; default: built from the source tree")
 	flags.BoolVar(&o.Verbose, "v", false, "tell requests, and the statements that took the most time")
-	flags.StringVar(&o.out, "out", "", "write this `file`; default "+whole+", or "+part+" for a part of the works, systems or sizes")
+	o.Bind(flags, "operator", "for a part of the works, systems or sizes")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
@@ -59,12 +51,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 		return o, errors.New("sizes cannot be negative, and -changes is 1 or more")
 	}
 	o.Works, o.Systems = command.List(works), command.List(systems)
-	if o.out == "" {
-		o.out = whole
-		if short || len(o.Works) > 0 || len(o.Systems) > 0 || o.Sizes != (operator.Sizes{}) || o.Program != "" {
-			o.out = part
-		}
-	}
+	o.Choose(short || len(o.Works) > 0 || len(o.Systems) > 0 || o.Sizes != (operator.Sizes{}) || o.Program != "")
 	setDefault := func(v *int, full, small int) {
 		switch {
 		case *v > 0:
@@ -99,15 +86,6 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	}
 	settings["streams"], settings["groups"], settings["processors"] = strconv.Itoa(o.Sizes.Streams), strconv.Itoa(o.Sizes.Groups), strconv.Itoa(o.Sizes.Processors)
 	settings["rest"] = o.Rest.String()
-	settings["go"] = strings.TrimPrefix(runtime.Version(), "go")
-	result := report.Report{Machine: report.Machine(), Date: report.Today(), Settings: settings, Rows: report.Rows(samples, operator.Versus)}
-	fmt.Fprintln(progress)
-	if err := result.Table(out); err != nil {
-		return err
-	}
-	if err := result.Write(o.out); err != nil {
-		return err
-	}
-	fmt.Fprintf(progress, "\nwritten to %s\n", o.out)
-	return nil
+	command.DescribeGo(settings)
+	return o.Write(report.Rows(samples, operator.Versus), settings, out, progress)
 }

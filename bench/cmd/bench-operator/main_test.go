@@ -65,8 +65,8 @@ func TestAPartDoesNotReplaceTheResults(t *testing.T) {
 	} {
 		t.Run("bench-operator "+args, func(t *testing.T) {
 			o, err := parse(strings.Fields(args), io.Discard)
-			if err != nil || o.out != want {
-				t.Errorf("writes %q (%v), want %q", o.out, err, want)
+			if err != nil || o.Out != want {
+				t.Errorf("writes %q (%v), want %q", o.Out, err, want)
 			}
 		})
 	}

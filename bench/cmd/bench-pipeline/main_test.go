@@ -66,8 +66,8 @@ func TestAPartOfTheWorkDoesNotReplaceTheResults(t *testing.T) {
 	} {
 		t.Run("bench-pipeline "+args, func(t *testing.T) {
 			o, err := parse(strings.Fields(args), io.Discard)
-			if err != nil || o.out != want {
-				t.Errorf("writes %q (%v), want %q", o.out, err, want)
+			if err != nil || o.Out != want {
+				t.Errorf("writes %q (%v), want %q", o.Out, err, want)
 			}
 		})
 	}
