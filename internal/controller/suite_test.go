@@ -238,11 +238,14 @@ func (s *safeBuffer) String() string {
 // writes are the requests of the manager that change something, and, apart from them, those that read.
 type writes struct {
 	mu     sync.Mutex
-	list   []write
+	list   []*write
 	gotten []read
 }
 
-type write struct{ method, path, body string }
+type write struct {
+	method, path, body string
+	conflict           bool // the API server refused it, because the manager had an older version in mind
+}
 
 type read struct{ path, accept string }
 
@@ -271,7 +274,7 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.writes.gotten = append(r.writes.gotten, read{req.URL.Path, req.Header.Get("Accept")})
 		r.writes.mu.Unlock()
 	} else {
-		w := write{method: req.Method, path: req.URL.Path}
+		w := &write{method: req.Method, path: req.URL.Path}
 		if req.GetBody != nil {
 			if body, err := req.GetBody(); err == nil {
 				var b bytes.Buffer
@@ -282,6 +285,13 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.writes.mu.Lock()
 		r.writes.list = append(r.writes.list, w)
 		r.writes.mu.Unlock()
+		answer, err := r.next.RoundTrip(req)
+		if err == nil && answer.StatusCode == http.StatusConflict {
+			r.writes.mu.Lock()
+			w.conflict = true
+			r.writes.mu.Unlock()
+		}
+		return answer, err
 	}
 	return r.next.RoundTrip(req)
 }
@@ -293,7 +303,7 @@ func (w *writes) in(namespace string) []write {
 	var list []write
 	for _, x := range w.list {
 		if strings.Contains(x.path, "/namespaces/"+namespace+"/") {
-			list = append(list, x)
+			list = append(list, *x)
 		}
 	}
 	return list

@@ -187,7 +187,8 @@ end $$;
 -- Raises: MR002 no such stream, or no projection runs in the group; what the function raises.
 create or replace function millrace.project(p_stream text, p_group text, p_positions bigint[]) returns integer
 language plpgsql volatile
-set enable_seqscan = off as $$
+set enable_seqscan = off
+set jit = off as $$
 declare
     s millrace_engine.stream;
     p millrace_engine.projection;
