@@ -168,9 +168,11 @@ func TestSeed_E05_ConsumersWithProjectorsAndReactors(t *testing.T) {
 	// Stopped, it goes on where it was; what is redelivered changes nothing.
 	one.signal(syscall.SIGTERM)
 	one.exited(20 * time.Second)
+	before := documents()
 	w.shop(5000, 200)
-	if n := w.count(`select lag from millrace.stats('carts') where "group" = 'projector'`); n != 200 {
-		t.Errorf("the lag is %d while nobody projects", n)
+	// The lag of several lanes is an estimate: a lane whose next message comes later has that much less.
+	if n, now := w.count(`select lag from millrace.stats('carts') where "group" = 'projector'`), documents(); n < 180 || n > 200 || now != before {
+		t.Errorf("the lag is %d, and %d changes became %d, while nobody projects 200 events", n, before, now)
 	}
 	w.start("three", projector, env)
 	w.projected("projector")
