@@ -13,11 +13,14 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/millrace-dev/millrace/client"
 )
@@ -211,6 +214,53 @@ const (
 	childEnv    = "MILLRACE_SEEDS_LOGGING_CHILD" // its database
 	childLogEnv = "MILLRACE_SEEDS_LOGGING_FILE"
 )
+
+// H09, the end of it: a client listens while any of its consumers runs, and hangs up when the last one has stopped.
+func TestSeed_H09_UnlistenWithTheLast(t *testing.T) {
+	t.Parallel()
+	d := newDatabase(t)
+	listen, err := pgx.ParseConfig(d.appDSN)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen.RuntimeParams["application_name"] = "listener"
+	c, err := client.Open(d.ctx, d.appDSN, client.Options{Logger: slog.New(slog.DiscardHandler), Listen: listen})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	sessions := func(want int) {
+		t.Helper()
+		d.eventually("sessions that listen", func() (bool, string) {
+			n := valueOf[int](d, d.owner, "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'listener'")
+			return n == want, strconv.Itoa(n)
+		})
+	}
+	var consumers []func()
+	for _, stream := range []string{"orders", "parcels", "letters"} {
+		d.admin("select millrace.create_stream($1)", stream)
+		d.admin("select millrace.create_group($1, 'g')", stream)
+		ctx, cancel := context.WithCancel(d.ctx)
+		ended := make(chan error, 1)
+		go func() {
+			ended <- c.Consume(ctx, stream, "g", func(context.Context, *client.Delivery) error { return nil }, client.ConsumeOptions{})
+		}()
+		d.waiting(stream)
+		sessions(1)
+		consumers = append(consumers, func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, stop := range consumers[:2] {
+		stop()
+		sessions(1)
+	}
+	consumers[2]()
+	sessions(0)
+}
 
 // A15: the user's own logger. A process whose client has all kinds of trouble writes every line to the logger that it was given, and nothing to standard
 // error, to standard output, to slog's default logger or to package log's.
