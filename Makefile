@@ -43,7 +43,7 @@ cluster-down: ## Stop it and remove what it made.
 UNIT = $(shell go list $(PKG) | grep -v -e /test/e2e -e /test/env/cluster)
 GOTEST = KUBEBUILDER_ASSETS="$$($(TESTENV) assets)" go test -timeout 20m $(if $(RUN),-run '$(RUN)')
 # Packages without tests, or without one that RUN names, have nothing to say.
-QUIET = | sed -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
+QUIET = | sed -u -e '/\[no test files\]$$/d' -e '/\[no tests to run\]$$/d'
 
 # As the tools are built, so that the parts of Argo CD are compiled once.
 GITOPS = CGO_ENABLED=0 GOFLAGS=-trimpath go
