@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -184,11 +185,14 @@ func TestTailFollowsUntilItIsInterrupted(t *testing.T) {
 			seen = append(seen, line)
 		}
 	}
-	if code := func() int { return tail.interrupt() }(); code != 0 {
-		t.Errorf("after SIGINT: exit code %d, %s", code, tail.err.String())
+	if err := tail.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
 	}
-	for range came {
+	for range came { // until it has ended, for the output has one reader
 		t.Error("it printed something more")
+	}
+	if code := tail.wait(); code != 0 {
+		t.Errorf("after SIGINT: exit code %d, %s", code, tail.err.String())
 	}
 }
 
