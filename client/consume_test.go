@@ -434,7 +434,8 @@ func TestTailWaitsAndGoesOn(t *testing.T) {
 	if err := <-ended; !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
-	for _, err := range cl.Read(d.ctx, "nothing", client.First) {
+	// With connections of its own: those of the pool above have been cut.
+	for _, err := range d.client(client.Options{}).Read(d.ctx, "nothing", client.First) {
 		if !errors.Is(err, client.ErrNotFound) {
 			t.Error(err)
 		}
