@@ -90,18 +90,26 @@ func round(v float64) float64 {
 // Today is the date as reports hold it.
 func Today() string { return time.Now().UTC().Format(time.DateOnly) }
 
+// Read returns the report in a file.
+func Read(path string) (r Report, err error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(text, &r); err != nil {
+		return r, fmt.Errorf("read %s: %w", path, err)
+	}
+	return r, nil
+}
+
 // Merge puts the rows of a file whose works are not in the report before those that are. A file that does not exist has none.
 func (r *Report) Merge(path string) error {
-	text, err := os.ReadFile(path)
+	old, err := Read(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
-	}
-	var old Report
-	if err := json.Unmarshal(text, &old); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
 	}
 	old.Rows = slices.DeleteFunc(old.Rows, func(row Row) bool {
 		return slices.ContainsFunc(r.Rows, func(own Row) bool { return own.Work == row.Work })

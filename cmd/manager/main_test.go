@@ -356,12 +356,9 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 // start runs an API server with our CRDs and returns a client that may do everything.
 func start(t *testing.T) (*envtest.Environment, client.Client) {
 	t.Helper()
-	dir := os.Getenv("KUBEBUILDER_ASSETS")
-	if dir == "" {
-		var err error
-		if dir, err = cluster.Assets(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	dir, err := cluster.Assets(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
 	env := &envtest.Environment{
 		CRDDirectoryPaths: []string{filepath.Join("..", "..", "config", "crd", "bases")}, ErrorIfCRDPathMissing: true,

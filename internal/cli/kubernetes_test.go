@@ -29,19 +29,16 @@ var server *envtest.Environment
 var kubernetes = sync.OnceValues(func() (*envtest.Environment, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		var err error
-		if assets, err = cluster.Assets(ctx); err != nil {
-			return nil, err
-		}
+	assets, err := cluster.Assets(ctx)
+	if err != nil {
+		return nil, err
 	}
 	server = &envtest.Environment{
 		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
 		ErrorIfCRDPathMissing: true,
 		BinaryAssetsDirectory: assets,
 	}
-	_, err := server.Start()
+	_, err = server.Start()
 	return server, err
 })
 

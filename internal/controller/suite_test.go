@@ -39,6 +39,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/database"
+	"github.com/millrace-dev/millrace/test/env/cluster"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
@@ -82,7 +83,7 @@ func run(m *testing.M) int {
 	defer cancel()
 	fail := func(err error) int { fmt.Fprintln(os.Stderr, err); return 1 }
 
-	dir, err := assets(ctx)
+	dir, err := cluster.Assets(ctx)
 	if err != nil {
 		return fail(err)
 	}

@@ -29,12 +29,9 @@ var server *envtest.Environment
 var kubernetes = sync.OnceValues(func() (*rest.Config, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		var err error
-		if assets, err = cluster.Assets(ctx); err != nil {
-			return nil, err
-		}
+	assets, err := cluster.Assets(ctx)
+	if err != nil {
+		return nil, err
 	}
 	keda, err := kedaModule(ctx)
 	if err != nil {

@@ -158,11 +158,9 @@ func start(t *testing.T) *world {
 	}
 	t.Cleanup(func() { _ = w.db.Close(context.Background()) })
 
-	assets := os.Getenv("KUBEBUILDER_ASSETS")
-	if assets == "" {
-		if assets, err = cluster.Assets(t.Context()); err != nil {
-			t.Fatal(err)
-		}
+	assets, err := cluster.Assets(t.Context())
+	if err != nil {
+		t.Fatal(err)
 	}
 	env := &envtest.Environment{
 		CRDDirectoryPaths: []string{root + "config/crd/bases"}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: assets,

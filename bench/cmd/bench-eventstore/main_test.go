@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,12 +16,8 @@ func TestTheReportIsPrintedAndWritten(t *testing.T) {
 	if err := run(t.Context(), []string{"-short", "-n", "40", "-runs", "1", "-work", "append-1", "-system", "millrace,limit-table", "-out", out}, &table, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
-	text, err := os.ReadFile(out)
+	got, err := report.Read(out)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Report
-	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
 	if got.Settings["fsync"] != "on" || got.Settings["synchronous_commit"] != "on" || got.Settings["form"] != "short" {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,12 +17,8 @@ func TestEveryWork(t *testing.T) {
 	if err := run(t.Context(), []string{"-n", "12", "-processors", "3", "-changes", "3", "-rest", "4s", "-runs", "1", "-out", out}, &table, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
-	text, err := os.ReadFile(out)
+	got, err := report.Read(out)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Report
-	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
 	rows := map[[2]string]report.Row{}

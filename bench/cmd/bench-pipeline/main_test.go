@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -32,12 +30,8 @@ func TestEveryWork(t *testing.T) {
 	}
 	measure("-n", "1000", "-work", strings.Join(others, ","))
 	measure("-n", "1", "-work", "memory-sink-down") // seconds
-	text, err := os.ReadFile(out)
+	got, err := report.Read(out)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Report
-	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
 	rows := map[[2]string]report.Row{}

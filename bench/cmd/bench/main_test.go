@@ -1,9 +1,7 @@
 package main
 
 import (
-	"encoding/json"
 	"io"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -38,12 +36,8 @@ func check(t *testing.T, works, systems []string) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
-	text, err := os.ReadFile(out)
+	got, err := report.Read(out)
 	if err != nil {
-		t.Fatal(err)
-	}
-	var got report.Report
-	if err := json.Unmarshal(text, &got); err != nil {
 		t.Fatal(err)
 	}
 	if got.Settings["fsync"] != "on" || got.Settings["synchronous_commit"] != "on" || got.Settings["form"] != "short" {
