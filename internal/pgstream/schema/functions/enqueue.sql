@@ -14,7 +14,9 @@
 -- The caller holds the group's receive lock. nonce: of the row that notes the progress, 0 for maintenance.
 -- Raises: MR003 isolation level.
 create or replace function millrace_engine.enqueue(p_group integer, p_nonce bigint) returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile
+set jit = off   -- which takes longer than copying what there usually is
+as $$
 declare
     step constant bigint := 10000;
     g record;
@@ -99,8 +101,13 @@ comment on function millrace_engine.enqueue_group(integer) is 'Copies messages t
 
 -- millrace_engine.receive_singletons(group, member, max, now, end of the lease, nonce) returns messages
 -- receive_deliveries for the policies Singleton and Stately: of a key the message that has been due longest, and none while one is active. Whoever holds the
--- group's receive lock hands out alone, and what becomes inactive meanwhile is found by the next receive.
--- Cost: a look at the messages that have been due longest, p_max and a hundred at most; when the keys of all these are active, at all keys that wait.
+-- group's receive lock hands out alone, and what becomes inactive meanwhile is found by the next receive. A message that was handed out for the last time and
+-- whose lease ended is a dead letter.
+-- Messages are looked for in the order in which they became due, a hundred more than are asked for. When nothing is to be had among so many, they all wait behind
+-- active messages; then they are marked as blocked, which takes them out of that order, and from now on their keys are looked at one by one. The mark is a hint
+-- where to look, and not what decides: nobody has to take it away when a key is free, and a receive that finds the key free hands out its first.
+-- Cost: each message is marked once at most. Else a look at p_max and a hundred messages, and at each key with blocked ones; these are the oldest, so their key
+-- is active, or the next to be handed out. It does not matter how many wait behind them.
 create or replace function millrace_engine.receive_singletons(p_group integer, p_member text, p_max integer, p_now timestamptz, p_ends timestamptz,
     p_nonce bigint)
 returns table (claim text, "position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempt integer,
@@ -113,38 +120,67 @@ set enable_hashjoin = off
 set enable_mergejoin = off
 set enable_material = off
 set enable_sort = off
+set jit = off
 as $$
 #variable_conflict use_column
 declare
+    most constant integer := (select nullif(g.max_attempts, 0) from millrace_engine.consumer_group g where g.id = p_group);
+    look integer := p_max + 100;
     chosen bigint[];
+    freed bigint[];
+    worn bigint[];
+    further boolean;    -- than look
 begin
     perform millrace_engine.end_expired(p_group, p_now);
     perform millrace_engine.bury_worn(p_group, p_max, p_now);
-    chosen := array(
-        select x.id from (
-            select y.id, y.queue_key, y.visible_at, y."position" from millrace_engine.delivery y
-            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null
-            order by y.visible_at, y."position" limit p_max + 100) x
-        where x.id = millrace_engine.first_queued(p_group, x.queue_key) and not millrace_engine.is_active(p_group, x.queue_key)
-        limit p_max);   -- in their order, and no further than needed
-    if cardinality(chosen) = 0 then
+    loop
         chosen := array(
-            with recursive waiting as (
-                select (select q.queue_key from millrace_engine.delivery q
-                        where q.group_id = p_group and q.queue_key is not null and q.nonce is null order by q.queue_key limit 1) as key
+            select x.id from (
+                select y.id, y.queue_key from millrace_engine.delivery y
+                where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked
+                order by y.visible_at, y."position" limit look) x
+            where x.id = millrace_engine.first_queued(p_group, x.queue_key) and not millrace_engine.is_active(p_group, x.queue_key)
+            limit p_max);   -- in their order, and no further than needed
+        freed := array(
+            with recursive blocked as (
+                select (select b.queue_key from millrace_engine.delivery b
+                        where b.group_id = p_group and b.blocked order by b.queue_key limit 1) as key
                 union all
-                select (select q.queue_key from millrace_engine.delivery q
-                        where q.group_id = p_group and q.queue_key > w.key and q.queue_key is not null and q.nonce is null order by q.queue_key limit 1)
-                from waiting w where w.key is not null
+                select (select b.queue_key from millrace_engine.delivery b
+                        where b.group_id = p_group and b.queue_key > w.key and b.blocked order by b.queue_key limit 1)
+                from blocked w where w.key is not null
             )
-            select x.id from waiting w join millrace_engine.delivery x on x.id = millrace_engine.first_queued(p_group, w.key)
-            where w.key is not null and x.visible_at <= p_now and not millrace_engine.is_active(p_group, w.key)
-            order by x.visible_at, x."position" limit p_max);
-    end if;
+            select x.id from blocked w join millrace_engine.delivery x on x.id = millrace_engine.first_queued(p_group, w.key)
+            where w.key is not null and x.visible_at <= p_now and not millrace_engine.is_active(p_group, w.key));
+        if cardinality(freed) > 0 then
+            chosen := array(select x.id from millrace_engine.delivery x where x.id = any (chosen || freed)
+                order by x.visible_at, x."position" limit p_max);
+        end if;
+        worn := array(select x.id from millrace_engine.delivery x where x.id = any (chosen) and x.attempt >= most for update skip locked);
+        if cardinality(worn) > 0 then
+            perform millrace_engine.bury(worn, 'not settled within the ack wait');
+            continue;   -- they were further back than bury_worn has looked; each makes room for another
+        end if;
+        exit when cardinality(chosen) = p_max or not exists (select from millrace_engine.delivery y
+            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked
+            order by y.visible_at, y."position" offset p_max + 99);
+        further := exists (select from millrace_engine.delivery y
+            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked
+            order by y.visible_at, y."position" offset look);
+        -- Every key that was seen is active, or its first is chosen.
+        update millrace_engine.delivery d set blocked = true
+            where d.id in (select y.id from millrace_engine.delivery y
+                           where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked
+                           order by y.visible_at, y."position" limit look for update skip locked)
+              and d.id <> all (chosen);
+        exit when not further;
+        look := look * 2;
+    end loop;
     return query
         update millrace_engine.delivery d
-            set attempt = d.attempt + 1, nonce = p_nonce, member = p_member, visible_at = p_ends
-            where d.id in (select x.id from millrace_engine.delivery x where x.id = any (chosen) and x.nonce is null for update skip locked)
+            set attempt = d.attempt + 1, nonce = p_nonce, member = p_member, visible_at = p_ends, blocked = false
+            where d.id in (select x.id from millrace_engine.delivery x
+                           where x.id = any (chosen) and x.nonce is null and (x.attempt >= most) is not true for update skip locked)
             returning p_group || '.0.0.' || p_nonce, d."position", d.key, d.headers, d.payload, d.payload_bytes, d.created_at, d.attempt, p_ends;
 end $$;
 comment on function millrace_engine.receive_singletons(integer, text, integer, timestamptz, timestamptz, bigint) is

@@ -90,7 +90,7 @@ begin
     select g.max_attempts into most from millrace_engine.consumer_group g where g.id = p_group;
     if most > 0 then
         for worn in select x.id, x.key from millrace_engine.delivery x
-                where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and x.attempt >= most
+                where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and not x.blocked and x.attempt >= most
                   and millrace_engine.slot(x.key, x."position") between p_low_slot and p_top_slot
                 order by x."position" for update skip locked loop
             -- The strongest lock by try, because the next of the key is looked for in this transaction, which must not wait.
@@ -106,7 +106,7 @@ begin
     return query
         with due as (
             select y.id from millrace_engine.delivery y
-            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and y."position" + 0 <= p_frontier
+            where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked and y."position" + 0 <= p_frontier
               and millrace_engine.slot(y.key, y."position") between p_low_slot and p_top_slot
               and (y.key is null
                   or not exists (select from millrace_engine.delivery o

@@ -19,7 +19,7 @@ begin
         with due as (
             select x.id, x.suspect, row_number() over (order by x.visible_at, x."position") as n
             from (select y.id, y.suspect, y.visible_at, y."position" from millrace_engine.delivery y
-                  where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null
+                  where y.group_id = p_group and y.visible_at <= p_now and y.nonce is null and not y.blocked
                   order by y.visible_at, y."position" limit p_max for update skip locked) x
         ), chosen as (
             select d.id from due d where d.n = 1 or (not d.suspect and not (select f.suspect from due f where f.n = 1))
@@ -41,7 +41,7 @@ begin
     loop
         perform millrace_engine.bury(array_agg(w.id), 'not settled within the ack wait')
             from (select x.id, x.attempt from millrace_engine.delivery x
-                  where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null
+                  where x.group_id = p_group and x.visible_at <= p_now and x.nonce is null and not x.blocked
                   order by x.visible_at, x."position" limit p_max for update skip locked) w
             where w.attempt >= (select nullif(g.max_attempts, 0) from millrace_engine.consumer_group g where g.id = p_group)
             having count(*) > 0;
