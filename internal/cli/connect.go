@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strconv"
@@ -167,12 +168,16 @@ func unreachable(config *pgxpool.Config, err error) error {
 	switch {
 	case errors.Is(err, context.Canceled):
 		return err
+	case errors.As(err, &server) && server.Code == "3D000":
+		return fmt.Errorf("%s does not exist: create it, or name another", where)
 	case errors.As(err, &server):
 		return fmt.Errorf("%s refuses user %q: %w", where, c.User, &serverError{server})
 	case errors.As(err, &dns):
 		return fmt.Errorf("cannot reach %s: its host name cannot be resolved", where)
 	case strings.Contains(err.Error(), "connection refused"):
 		return fmt.Errorf("cannot reach %s: connection refused", where)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("cannot reach %s: no server has a socket for port %d there. For one elsewhere set %s, or PGHOST", where, c.Port, envDatabaseURL)
 	case errors.Is(err, context.DeadlineExceeded) || pgconn.Timeout(err):
 		return fmt.Errorf("cannot reach %s: no answer within %s", where, c.ConnectTimeout)
 	case strings.Contains(err.Error(), "tls"), strings.Contains(err.Error(), "certificate"), strings.Contains(err.Error(), "TLS"):

@@ -35,7 +35,7 @@ func (e *exitError) Error() string {
 
 func (e *exitError) Unwrap() error { return e.err }
 
-// usageError is about the command line: the usage of the command is shown with it.
+// usageError is about the command line: how the command is written is shown with it.
 type usageError struct {
 	cmd *cobra.Command
 	err error
@@ -57,10 +57,10 @@ func finish(ctx context.Context, root *cobra.Command, err error, out io.Writer) 
 	case err == nil:
 		return ExitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(out, "error: %v\n\n%s", wrong.err, wrong.cmd.UsageString())
+		fmt.Fprintf(out, "error: %v\n\n%s", wrong.err, usageLine(wrong.cmd))
 		return ExitUsage
 	case strings.HasPrefix(err.Error(), "unknown command"): // cobra's own, which has no type
-		fmt.Fprintf(out, "error: %v\n\n%s", err, root.UsageString())
+		fmt.Fprintf(out, "error: %s\n\n%s", strings.TrimSpace(err.Error()), usageLine(root))
 		return ExitUsage
 	case errors.As(err, &exit):
 		if exit.err != nil {

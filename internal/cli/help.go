@@ -35,13 +35,25 @@ func setHelp(root *cobra.Command, std Streams) {
 	})
 }
 
+// usageLine is what stands under an error of the command line: short, so that the error is not scrolled away.
+func usageLine(cmd *cobra.Command) string {
+	has := "its flags and examples"
+	if cmd.HasAvailableSubCommands() {
+		has = "the commands"
+	}
+	return fmt.Sprintf("Usage:\n  %s\n\n%s --help has %s.\n", useLine(cmd), cmd.CommandPath(), has)
+}
+
+func useLine(cmd *cobra.Command) string {
+	if cmd.HasAvailableSubCommands() {
+		return cmd.CommandPath() + " [command]"
+	}
+	return cmd.UseLine()
+}
+
 func usageText(cmd *cobra.Command, width int) string {
 	var b strings.Builder
-	line := cmd.UseLine()
-	if cmd.HasAvailableSubCommands() {
-		line = cmd.CommandPath() + " [command]"
-	}
-	fmt.Fprintf(&b, "Usage:\n  %s\n", line)
+	fmt.Fprintf(&b, "Usage:\n  %s\n", useLine(cmd))
 	if cmd.HasExample() {
 		fmt.Fprintf(&b, "\nExamples:\n%s\n", cmd.Example)
 	}

@@ -266,7 +266,7 @@ func (i *inspection) owner(o pgstream.Owner) {
 		i.w.field("Owner", none)
 		return
 	}
-	i.w.field("Owner", "%s/%s in Kubernetes, cluster %s", o.Namespace, o.Name, o.Cluster)
+	i.w.field("Owner", "%s", ownerText(o))
 }
 
 func dedupeText(window time.Duration) string {

@@ -61,7 +61,7 @@ func findStream(ctx context.Context, c *connection) (*foundStream, error) {
 	case meta.IsNoMatchError(err):
 		return nil, fmt.Errorf("the cluster at %s has no Streams: Millrace is not installed there", cfg.Host)
 	case apierrors.IsNotFound(err):
-		return nil, missing(fmt.Sprintf("Stream %q of namespace %q", c.stream, f.namespace), "Streams there", c.stream, f.names(ctx))
+		return nil, missing(fmt.Sprintf("Stream %q of namespace %q", c.stream, f.namespace), "Streams there", c.stream, f.names(ctx), "")
 	case apierrors.IsForbidden(err):
 		return nil, fmt.Errorf("you may not read Stream %q in namespace %q: ask for get on streams.millrace.dev, or pass --database-url", c.stream, f.namespace)
 	case err != nil:

@@ -293,6 +293,9 @@ func TestResetAsksAndShows(t *testing.T) {
 	if n := one[int](w, "select lag from millrace.stats('orders') where \"group\" = 'billing'"); n != 2 {
 		t.Errorf("the lag is %d", n)
 	}
+	// A place beyond the end would pass over what is published from now on, without a word.
+	w.want(1, `error: position 9 of stream "orders" does not exist: the last is 7. To pass over everything, write latest`, "reset", "orders", "billing", "--to", "9", "-y")
+	w.want(0, `group "billing" of stream "orders" goes on at position 8; 0 retries removed`, "reset", "orders", "billing", "--to", "8", "-y")
 	w.run("select millrace.trim('orders', p_before => 3)")
 	w.want(1, `error: position 1 of stream "orders" has been removed. The first that is left is 3`, "reset", "orders", "billing", "--to", "1", "-y")
 }
@@ -308,6 +311,35 @@ func TestTrimAsksAndShows(t *testing.T) {
 	w.wantPiped("no\n", 1, plan+"Trim stream…\nerror: nothing was changed…", "trim", "orders", "--before", "5")
 	w.want(0, `{"stream":"orders","first_before":1,"first_position":5,"messages":4,"groups_behind":["billing","projection"],"dry_run":true}`, "trim", "orders", "--before", "5", "--dry-run", "-o", "json")
 	w.want(0, `Stream "orders" loses nothing: its first position is 1.`, "trim", "orders", "--older-than", "1h", "--dry-run")
+	w.want(0, "Stream \"orders\" loses position 1, up to 1 message.\n  Group \"projection\"…", "trim", "orders", "--before", "2", "--dry-run")
 	w.want(0, `the first position of stream "orders" is 5`, "trim", "orders", "--keep", "3", "--yes")
 	w.want(0, `{"stream":"orders","first_before":5,"first_position":8,"messages":3,"groups_behind":["billing","projection"]}`, "trim", "orders", "--keep", "0", "-y", "-o", "json")
+}
+
+// Who changes by hand what a Kubernetes resource owns is told so, on standard error, however the result is printed.
+func TestChangesOfWhatAResourceOwnsSaySo(t *testing.T) {
+	t.Parallel()
+	w := shop(t)
+	w.run(`update millrace_engine.stream set owner = '{"cluster": "c1", "namespace": "shop", "name": "web-orders", "uid": "u"}'`)
+	w.run(`update millrace_engine.consumer_group set owner = '{"cluster": "c1", "namespace": "shop", "name": "web-billing", "uid": "u"}' where name = 'billing'`)
+	const reset = "note: this belongs to ConsumerGroup shop/web-billing in Kubernetes, cluster c1. The resource stays as it is and does not move the group back; " +
+		"its start is for a new group only.\n"
+	const trim = "note: this belongs to Stream shop/web-orders in Kubernetes, cluster c1. The resource and its retention stay as they are; what is trimmed does not come back.\n"
+	for args, want := range map[string]string{
+		"reset orders billing --to latest --dry-run":     reset,
+		"reset orders billing --to latest --yes":         reset,
+		"reset orders billing --to latest --yes -o json": reset,
+		"reset orders projection --to latest --yes":      "",
+		"trim orders --keep 6 --dry-run":                 trim,
+		"trim orders --keep 5 --yes":                     trim,
+		"trim orders --keep 4 --yes -o json":             trim,
+	} {
+		if r := w.millrace(strings.Fields(args)...); r.code != 0 || r.err != want {
+			t.Errorf("millrace %s: exit code %d, and on standard error\n%swant\n%s", args, r.code, r.err, want)
+		}
+	}
+	// It comes before the question.
+	if r := w.piped("n\n", "trim", "orders", "--keep", "1"); r.code != 1 || !strings.HasPrefix(r.err, trim) || !strings.Contains(r.err, "Trim stream \"orders\"? [y/N]") {
+		t.Errorf("asked: %+v", r)
+	}
 }

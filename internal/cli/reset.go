@@ -73,6 +73,7 @@ func (a *app) reset(cmd *cobra.Command, args []string, to string, yes, dryRun bo
 	if err != nil {
 		return explain(err)
 	}
+	a.noteOwner("ConsumerGroup", group.Spec.Owner, "The resource stays as it is and does not move the group back; its start is for a new group only.")
 	if dryRun && a.json() {
 		plan.DryRun = true
 		return printJSON(a.Out, plan)
@@ -127,6 +128,9 @@ func planReset(ctx context.Context, d *database, n named, group pgstream.GroupIn
 		plan.After = place.Position
 		if place.Position < info.FirstPosition {
 			return plan, "", fmt.Errorf("position %d of stream %q has been removed. The first that is left is %d", place.Position, n.stream, info.FirstPosition)
+		}
+		if place.Position > info.LastPosition+1 {
+			return plan, "", fmt.Errorf("position %d of stream %q does not exist: the last is %d. To pass over everything, write latest", place.Position, n.stream, info.LastPosition)
 		}
 	case pgstream.StartTime:
 		if plan.After, err = pgstream.PositionAt(ctx, d, n.stream, place.Time); err != nil {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
 )
@@ -83,7 +85,13 @@ time (tail, receive), 130 interrupted before the end.`,
 	root.SetOut(std.Out)
 	root.SetErr(std.Err)
 	root.SetVersionTemplate(fmt.Sprintf("millrace %s, schema version %d\n", version, schema.Version()))
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return &usageError{cmd, err} })
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		var value *pflag.InvalidValueError
+		if errors.As(err, &value) && value.GetFlag().Value.Type() == "duration" {
+			return usage(cmd, "--%s %q is no duration: write a number with a unit, as in 90s, 15m or 24h", value.GetFlag().Name, value.GetValue())
+		}
+		return &usageError{cmd, err}
+	})
 	setHelp(root, std)
 	a.connection.flags(root)
 	root.PersistentFlags().StringVarP(&a.output, "output", "o", "table", "how results are printed: table, wide or json (an object in each line)")

@@ -21,7 +21,7 @@ func (d *database) info(ctx context.Context, stream string) (pgstream.StreamInfo
 		if listErr != nil {
 			return info, explain(err)
 		}
-		return info, missing("stream "+strconv.Quote(stream), "streams", stream, names)
+		return info, missing("stream "+strconv.Quote(stream), "streams", stream, names, "A Stream in Kubernetes makes one, or select millrace.create_stream(name)")
 	}
 	return info, explain(err)
 }
@@ -37,13 +37,14 @@ func (d *database) group(ctx context.Context, stream, group string) (pgstream.Gr
 		if listErr != nil {
 			return info, explain(err)
 		}
-		return info, missing(fmt.Sprintf("consumer group %q of stream %q", group, stream), "groups", group, names)
+		return info, missing(fmt.Sprintf("consumer group %q of stream %q", group, stream), "groups", group, names,
+			"A ConsumerGroup in Kubernetes makes one, or select millrace.create_group(stream, name)")
 	}
 	return info, explain(err)
 }
 
-// missing is the error for something that does not exist among those that do.
-func missing(what, those, name string, names []string) error {
+// missing is the error for something that does not exist among those that do. first says how the first one is made.
+func missing(what, those, name string, names []string, first string) error {
 	text := what + " does not exist."
 	if near := nearest(name, names); near != "" {
 		text += fmt.Sprintf(" Did you mean %q?", near)
@@ -51,7 +52,7 @@ func missing(what, those, name string, names []string) error {
 	const shown = 10
 	switch n := len(names); {
 	case n == 0:
-		text += " There are no " + those + "."
+		text += strings.TrimSuffix(" There are no "+those+". "+first, " ")
 	case n <= shown:
 		text += fmt.Sprintf(" There are these %s: %s", those, strings.Join(names, ", "))
 	default:

@@ -77,13 +77,15 @@ func (a *app) trim(cmd *cobra.Command, args []string, limits pgstream.TrimLimits
 	}
 	defer d.Close()
 	stream := a.split(d, "STREAM", args).stream
-	if _, err := d.info(ctx, stream); err != nil {
+	info, err := d.info(ctx, stream)
+	if err != nil {
 		return err
 	}
 	plan, text, err := planTrim(ctx, d, stream, limits)
 	if err != nil {
 		return explain(err)
 	}
+	a.noteOwner("Stream", info.Spec.Owner, "The resource and its retention stay as they are; what is trimmed does not come back.")
 	if dryRun && a.json() {
 		plan.DryRun = true
 		return printJSON(a.Out, plan)
@@ -108,6 +110,14 @@ func (a *app) trim(cmd *cobra.Command, args []string, limits pgstream.TrimLimits
 	return err
 }
 
+// positions names a range.
+func positions(first, last int64) string {
+	if first == last {
+		return fmt.Sprintf("position %d", first)
+	}
+	return fmt.Sprintf("positions %d to %d", first, last)
+}
+
 // planTrim says what a trim would remove.
 func planTrim(ctx context.Context, d *database, stream string, limits pgstream.TrimLimits) (plan trimJSON, text string, err error) {
 	lanes, err := pgstream.PlanTrim(ctx, d, stream, limits)
@@ -123,7 +133,7 @@ func planTrim(ctx context.Context, d *database, stream string, limits pgstream.T
 	for _, l := range lanes {
 		plan.Removed += l.Messages()
 		if l.Messages() > 0 {
-			fmt.Fprintf(&b, "Stream %q loses %spositions %d to %d, up to %s.\n", l.Stream, most, l.First, l.Mark-1, count(l.Messages(), "message"))
+			fmt.Fprintf(&b, "Stream %q loses %s%s, up to %s.\n", l.Stream, most, positions(l.First, l.Mark-1), count(l.Messages(), "message"))
 		}
 	}
 	if plan.Removed == 0 {

@@ -12,16 +12,19 @@ import (
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
+// The error is what is read: it stands above one line of usage, and is not scrolled away by a page of flags.
 func TestWrongUsageShowsUsage(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	for args, want := range map[string]string{
-		"tail --bogus":                 "error: unknown flag: --bogus\n\nUsage:\n  millrace tail STREAM [flags]\n",
+		"tail --bogus":                 "error: unknown flag: --bogus\n\nUsage:\n  millrace tail STREAM [flags]\n\nmillrace tail --help has its flags and examples.\n",
 		"tail":                         "error: STREAM is missing\n",
 		"receive orders":               "error: GROUP is missing\n",
 		"tail orders more":             "error: \"more\" is one argument too many\n",
 		"bogus":                        "error: unknown command \"bogus\" for \"millrace\"\n",
-		"migrate":                      "error: a command is missing\n",
+		"lga":                          "error: unknown command \"lga\" for \"millrace\"\n\nDid you mean this?\n\tlag\n\nUsage:\n  millrace [command]\n\nmillrace --help has the commands.\n",
+		"migrate":                      "error: a command is missing\n\nUsage:\n  millrace migrate [command]\n\nmillrace migrate --help has the commands.\n",
+		"receive o g --delay 5":        "error: --delay \"5\" is no duration: write a number with a unit, as in 90s, 15m or 24h\n",
 		"migrate bogus":                "error: there is no command \"bogus\"\n",
 		"migrate run --policy force":   "error: there is no policy \"force\": write create-or-update, create, none or recreate\n",
 		"lag -o yaml":                  "error: there is no output \"yaml\": write table, wide or json\n",
@@ -44,12 +47,13 @@ func TestWrongUsageShowsUsage(t *testing.T) {
 func TestWrongNamesAreAnsweredWithThoseThatExist(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	w.want(1, `error: stream "orders" does not exist. There are no streams.`, "tail", "orders")
+	w.want(1, `error: stream "orders" does not exist. There are no streams. A Stream in Kubernetes makes one, or select millrace.create_stream(name)`, "tail", "orders")
 	w.run("select millrace.create_stream('orders'), millrace.create_stream('shipments'), millrace.create_group('orders', 'billing')")
 	w.want(1, `error: stream "oders" does not exist. Did you mean "orders"? There are these streams: orders, shipments`, "tail", "oders")
 	w.want(1, `error: stream "customers" does not exist. There are these streams: orders, shipments`, "publish", "customers", "{}")
 	w.want(1, `error: consumer group "biling" of stream "orders" does not exist. Did you mean "billing"? There are these groups: billing`, "reset", "orders", "biling", "--to", "latest")
-	w.want(1, `error: consumer group "x" of stream "shipments" does not exist. There are no groups.`, "inspect", "shipments", "x")
+	w.want(1, `error: consumer group "x" of stream "shipments" does not exist. There are no groups. A ConsumerGroup in Kubernetes makes one, or select millrace.create_group(stream, name)`,
+		"inspect", "shipments", "x")
 }
 
 func TestConnectionErrorsNameTheServerAndNoPassword(t *testing.T) {
@@ -66,7 +70,11 @@ func TestConnectionErrorsNameTheServerAndNoPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = silent.Close() })
+	elsewhere := *mustParse(t, w.dsn)
+	elsewhere.Path = "/elsewhere"
 	for database, want := range map[string]string{
+		elsewhere.String(): `error: database "elsewhere" at … does not exist: create it, or name another`,
+		"postgres://me:" + secret + "@/app?port=7&host=" + t.TempDir():                      `error: cannot reach database "app" at …: no server has a socket for port 7 there. For one elsewhere set MILLRACE_DATABASE_URL, or PGHOST`,
 		"postgres://me:" + secret + "@127.0.0.1:1/app":                                      `error: cannot reach database "app" at 127.0.0.1:1: connection refused`,
 		"postgres://me:" + secret + "@" + silent.Addr().String() + "/app?connect_timeout=1": `error: cannot reach database "app" at ` + silent.Addr().String() + `: no answer within 1s`,
 		"postgres://me:" + secret + "@nowhere.invalid/app":                                  `error: cannot reach database "app" at nowhere.invalid:5432: its host name cannot be resolved`,
@@ -132,7 +140,7 @@ func TestMigratePolicies(t *testing.T) {
 	t.Parallel()
 	w := worldOn(t, postgres.NewDatabase(t))
 	w.want(3, "there is no Millrace schema; this program's has version …", "migrate", "run", "--policy", "none")
-	w.want(1, "error: … it has no Millrace schema; the manager makes it for the first Stream of this database, or you with millrace migrate run", "lag")
+	w.want(1, "error: the database has no Millrace schema: the manager makes it for the first Stream of this database, or you with millrace migrate run", "lag")
 	dry := w.ok("migrate", "run", "--dry-run")
 	if !strings.HasPrefix(dry, "begin;\ncreate schema") || !strings.HasSuffix(dry, "commit;\n") {
 		t.Errorf("--dry-run prints %d bytes that begin with %.40q", len(dry), dry)

@@ -49,6 +49,15 @@ var (
 	ErrOlder = errors.New("the database schema is older than this binary can use")
 )
 
+// noSchemaError is ErrOlder for a database that has no schema at all.
+type noSchemaError struct{}
+
+func (noSchemaError) Error() string {
+	return "the database has no Millrace schema: the manager makes it for the first Stream of this database, or you with millrace migrate run"
+}
+
+func (noSchemaError) Is(target error) bool { return target == ErrOlder }
+
 // Options of Migrate.
 type Options struct {
 	// RuntimeRole, when set, is an existing role that gets what publishing and consuming need, and no DDL. Grant it to the login
@@ -99,7 +108,7 @@ func Check(ctx context.Context, db queryer) error {
 	case current > Version():
 		return newer(current)
 	case current == 0:
-		return fmt.Errorf("%w: it has no Millrace schema; the manager makes it for the first Stream of this database, or you with millrace migrate run", ErrOlder)
+		return noSchemaError{}
 	case current < previousRelease:
 		return fmt.Errorf("%w: it has version %d, this binary needs %d or more; let the manager of this release migrate it, or run an older Millrace",
 			ErrOlder, current, previousRelease)
