@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -55,7 +57,7 @@ func TestOptionsSayWhatToWrite(t *testing.T) {
 		{"a policy that does not exist", []string{image, "--processor-image-pull-policy=Sometimes"}, "write Always, IfNotPresent or Never"},
 		{"an interval that is no interval", []string{image, "--lag-interval=1ms"}, "write 1s or more"},
 		{"no workers", []string{image, "--workers=0"}, "write 1 or more"},
-		{"an argument", []string{image, "run"}, "the manager takes flags only"},
+		{"an argument", []string{image, "run"}, "write flags only, or schema or check first"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := parse(c.args, io.Discard)
@@ -63,6 +65,10 @@ func TestOptionsSayWhatToWrite(t *testing.T) {
 				t.Errorf("%v", err)
 			}
 		})
+	}
+	var help strings.Builder
+	if _, err := parse([]string{"--help"}, &help); !errors.Is(err, flag.ErrHelp) || !strings.Contains(help.String(), "  manager schema <verb> ") || !strings.Contains(help.String(), "  -verify-interval ") {
+		t.Errorf("%v; the help says\n%s", err, help.String())
 	}
 	o, err := parse([]string{image, "--namespaces=a, b,", "--processor-image-pull-secrets=c,d"}, io.Discard)
 	if err != nil || len(o.namespaces) != 2 || o.namespaces[1] != "b" || len(o.pullSecrets) != 2 || o.pullSecrets[0] != "c" {

@@ -15,6 +15,15 @@ import (
 // envDatabaseURL is the variable that holds the connection string of the default database.
 const envDatabaseURL = "MILLRACE_DATABASE_URL"
 
+const usage = `manager runs the controllers of Millrace in a Kubernetes cluster.
+
+  manager [flags]           run them
+  manager schema <verb>     bring a database to this version, or keep house in one, without Kubernetes
+  manager check [flags]     look at an installation from inside the cluster, as helm test does
+
+Flags:
+`
+
 // options of the manager. The help text of each flag is its documentation.
 type options struct {
 	metricsAddress, metricsCertDir string
@@ -40,6 +49,10 @@ func parse(args []string, output io.Writer) (*options, error) {
 	var namespaces, pullSecrets string
 	f := flag.NewFlagSet("manager", flag.ContinueOnError)
 	f.SetOutput(output)
+	f.Usage = func() {
+		fmt.Fprint(output, usage)
+		f.PrintDefaults()
+	}
 	f.StringVar(&o.metricsAddress, "metrics-bind-address", ":8443", "address of the metrics; 0 serves none")
 	f.BoolVar(&o.metricsSecure, "metrics-secure", true, "serve metrics over TLS, to clients that Kubernetes authenticates and authorises")
 	f.StringVar(&o.metricsCertDir, "metrics-cert-dir", "", "directory of tls.crt and tls.key for the metrics; default: a self-signed certificate")
@@ -80,7 +93,7 @@ func names(list string) []string {
 func (o *options) validate(rest []string) error {
 	var errs []error
 	if len(rest) > 0 {
-		errs = append(errs, fmt.Errorf("unknown arguments %q: the manager takes flags only", rest))
+		errs = append(errs, fmt.Errorf("unknown arguments %q: write flags only, or schema or check first; see manager --help", rest))
 	}
 	if o.processorImage == "" {
 		errs = append(errs, errors.New("--processor-image is empty: write the image of Processor pods"))

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -299,6 +300,7 @@ type groupJSON struct {
 	BackoffFirst  float64         `json:"backoff_initial_seconds"`
 	BackoffMax    float64         `json:"backoff_max_seconds"`
 	FailurePolicy string          `json:"failure_policy"`
+	QueuePolicy   string          `json:"queue_policy"`
 	Filter        json.RawMessage `json:"filter"`
 	Owner         *ownerJSON      `json:"owner"`
 	Waiting       []retryJSON     `json:"waiting"`
@@ -365,8 +367,15 @@ func (i *inspection) group(ctx context.Context, name string) error {
 	i.w.field("Filter", "%s", orNone(filter))
 	i.w.field("Ack wait", "%s", durationText(s.AckWait))
 	i.w.field("Attempts", "%s", attemptsText(s))
-	i.w.field("Lag", "%s, settled up to position %d", number(g.Lag), g.AckFloor)
+	if hasQueue(s) {
+		i.w.field("Lag", "%s, queued up to position %d", number(g.Lag), g.AckFloor)
+	} else {
+		i.w.field("Lag", "%s, settled up to position %d", number(g.Lag), g.AckFloor)
+	}
 	i.w.field("In flight", "%s", number(g.InFlight))
+	if n := g.report.Deliveries; n > 1 {
+		i.w.field("Deliveries", "%d of the message that was handed out most often", n)
+	}
 	i.w.field("Oldest", "%s", oldestText(g))
 	i.w.field("Error", "%s", orNone(plain(g.Error)))
 	t := table{{"MEMBER", "PARTITIONS", "EXPIRES"}}
@@ -381,9 +390,13 @@ func (i *inspection) group(ctx context.Context, name string) error {
 	i.w.table("Holders", t, "")
 	t = table{{"POSITION", "KEY", "ATTEMPTS", "STATE", "DUE", "ERROR"}}
 	for _, r := range retries {
-		t.row(strconv.FormatInt(r.Position, 10), keyText(r.Key), strconv.Itoa(r.Attempt), retryState(r), dueText(r.Due, i.now), orNone(cut(plain(r.Error), 60)))
+		t.row(strconv.FormatInt(r.Position, 10), keyText(r.Key), strconv.Itoa(r.Attempt), retryState(r, hasQueue(s)), dueText(r.Due, i.now), orNone(cut(plain(r.Error), 60)))
 	}
-	i.w.table("Retries", t, moreText(g.Retrying, len(retries)))
+	if hasQueue(s) {
+		i.w.table("Queue", t, moreText(g.report.Queued+g.report.Active, len(retries)))
+	} else {
+		i.w.table("Retries", t, moreText(g.Retrying, len(retries)))
+	}
 	i.w.table("Dead letters", deadLetterTable(letters, i.now), moreText(g.DeadLetters, len(letters)))
 	return i.w.err
 }
@@ -391,7 +404,8 @@ func (i *inspection) group(ctx context.Context, name string) error {
 func newGroupJSON(g lagJSON, info pgstream.GroupInfo, filter string, retries []pgstream.Retry, letters []pgstream.DeadLetter) groupJSON {
 	s := info.Spec
 	out := groupJSON{lagJSON: g, Start: startText(s), AckWait: s.AckWait.Seconds(), MaxAttempts: s.MaxAttempts, BackoffFirst: s.BackoffInitial.Seconds(),
-		BackoffMax: s.BackoffMax.Seconds(), FailurePolicy: string(s.FailurePolicy), Owner: newOwnerJSON(s.Owner), Waiting: []retryJSON{}, Dead: []deadJSON{}}
+		BackoffMax: s.BackoffMax.Seconds(), FailurePolicy: string(s.FailurePolicy), QueuePolicy: cmp.Or(string(s.QueuePolicy), string(pgstream.QueueStandard)),
+		Owner: newOwnerJSON(s.Owner), Waiting: []retryJSON{}, Dead: []deadJSON{}}
 	if filter != "" {
 		out.Filter = json.RawMessage(filter)
 	}
@@ -423,6 +437,9 @@ func modeText(s pgstream.GroupSpec) string {
 	if s.Mode == pgstream.ModeOrdered {
 		return fmt.Sprintf("%s, failure policy %s", s.Mode, s.FailurePolicy)
 	}
+	if s.QueuePolicy != "" && s.QueuePolicy != pgstream.QueueStandard {
+		return fmt.Sprintf("%s, queue policy %s", s.Mode, s.QueuePolicy)
+	}
 	return string(s.Mode)
 }
 
@@ -452,10 +469,10 @@ func oldestText(g lagJSON) string {
 }
 
 func filterText(f pgstream.Filter) (string, error) {
-	if len(f.Headers) == 0 && len(f.Keys) == 0 && f.KeyPrefix == "" {
-		return "", nil
-	}
 	text, err := json.Marshal(f)
+	if string(text) == "{}" {
+		return "", err
+	}
 	return string(text), err
 }
 
@@ -477,10 +494,17 @@ func partitionsText(partitions []int32) string {
 	return list(parts)
 }
 
-func retryState(r pgstream.Retry) string {
+// hasQueue says whether a group copies messages into a queue of its own before their first delivery.
+func hasQueue(s pgstream.GroupSpec) bool {
+	return s.Filter.Unrouted || s.QueuePolicy != "" && s.QueuePolicy != pgstream.QueueStandard
+}
+
+func retryState(r pgstream.Retry, queue bool) string {
 	switch {
 	case r.Held:
 		return "held by " + plain(r.Member)
+	case queue && r.Attempt == 0:
+		return pgstream.WhereQueued
 	case r.Parked:
 		return pgstream.WhereParked
 	}

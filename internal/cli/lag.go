@@ -55,6 +55,9 @@ type lagJSON struct {
 	Lag         int64                `json:"lag"`
 	InFlight    int64                `json:"in_flight"`
 	Retrying    int64                `json:"retrying"`
+	Queued      int64                `json:"queued"` // messages that wait for a delivery, the first or another
+	Active      int64                `json:"active"` // messages that members hold
+	Deliveries  int                  `json:"deliveries,omitempty"`
 	DeadLetters int64                `json:"dead_letters"`
 	OldestAge   float64              `json:"oldest_age_seconds"`
 	AckFloor    int64                `json:"ack_floor"`
@@ -70,7 +73,7 @@ type lagJSON struct {
 }
 
 func newLagJSON(r pgstream.GroupReport) lagJSON {
-	out := lagJSON{Stream: r.Stream, Group: r.Group, Mode: r.Mode, Lag: r.Lag, InFlight: r.InFlight, Retrying: r.Retrying, DeadLetters: r.DeadLetters,
+	out := lagJSON{Stream: r.Stream, Group: r.Group, Mode: r.Mode, Lag: r.Lag, InFlight: r.InFlight, Retrying: r.Retrying, Queued: r.Queued, Active: r.Active, Deliveries: r.Deliveries, DeadLetters: r.DeadLetters,
 		OldestAge: r.OldestAge.Seconds(), AckFloor: r.AckFloor, Paused: r.Paused, Lapsed: r.Lapsed, Holders: r.Holders, Error: r.Error, report: r}
 	for _, m := range r.Members {
 		out.Members = append(out.Members, m.Name)

@@ -207,6 +207,65 @@ Groups:
 	w.want(1, `error: position 8 of stream "orders" does not exist: the last is 7`, "inspect", "orders", "--position", "8")
 }
 
+// Groups that keep a queue of their own copy messages before anybody receives them, so what waits there need not have been tried.
+func TestInspectAGroupWithAQueue(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.run("select millrace.create_stream('orders'), millrace.create_group('orders', 'jobs', p_queue_policy => 'Singleton')")
+	w.run("select millrace.create_group('orders', 'nobody', p_filter => '{\"unrouted\": true}'), millrace.create_group('orders', 'blocked', 'Ordered')")
+	w.run("select millrace.publish('orders', '{}', 'k' || i) from generate_series(1, 3) i")
+	w.run("select millrace.nack(claim, array[position], 3000, 'no paper') from millrace.receive('orders', 'jobs', 'w1', p_max => 1)")
+	w.run("select millrace.release(claim) from (select distinct claim from millrace.receive('orders', 'nobody', 'w1')) c")
+	for range 2 {
+		w.run("select millrace.nack(claim, array[position], 0, 'x') from millrace.receive('orders', 'blocked', 'w1', p_max => 1)")
+	}
+	w.want(0, `
+Group:         jobs of stream orders
+Owner:         <none>
+State:         Active
+Mode:          Shared, queue policy Singleton
+Start:         Earliest
+Filter:        <none>
+Ack wait:      30s
+Attempts:      at most 10, 1s to 5m apart
+Lag:           2, queued up to position 3
+In flight:     0
+Oldest:        …
+Error:         no paper…
+Members:       <none>
+Holders:       <none>
+Queue:
+  POSITION   KEY   ATTEMPTS   STATE     DUE …   ERROR
+  2          k2    0          queued    now …   <none>
+  3          k3    0          queued    now …   <none>
+  1          k1    1          waiting   in …   no paper
+Dead letters:  <none>
+`, "inspect", "orders", "jobs")
+	if out := w.ok("inspect", "orders", "nobody"); !strings.Contains(out, "Filter:        {\"unrouted\":true}\n") || !strings.Contains(out, "Queue:\n") {
+		t.Errorf("a group for unrouted messages:\n%s", out)
+	}
+	if out := w.ok("inspect", "orders", "blocked"); !strings.Contains(out, "Deliveries:    3 of the message that was handed out most often\n") {
+		t.Errorf("a group that stands still:\n%s", out)
+	}
+	states := map[string]string{}
+	for _, g := range decode[struct {
+		Groups []struct{ Group, State string }
+	}](t, w.ok("inspect", "orders", "--position", "2", "-o", "json"))[0].Groups {
+		states[g.Group] = g.State
+	}
+	if states["jobs"] != "queued" || states["nobody"] != "queued" || states["blocked"] != "waiting" {
+		t.Errorf("position 2 is %v", states)
+	}
+	group := decode[struct {
+		QueuePolicy string `json:"queue_policy"`
+		Queued      int
+		Active      int
+	}](t, w.ok("inspect", "orders", "jobs", "-o", "json"))[0]
+	if group.QueuePolicy != "Singleton" || group.Queued != 3 || group.Active != 0 {
+		t.Errorf("inspect -o json: %+v", group)
+	}
+}
+
 // deadLetters makes n of them in group billing of stream orders.
 func deadLetters(t *testing.T, n int) *world {
 	t.Helper()

@@ -165,7 +165,7 @@ func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	}
 	publish("billing", 6)
 	publish("invoices", 4)
-	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, "10 messages or more wait")
+	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, "at least as many messages wait as spec.warningSize says, which is 10")
 	w.want(billing, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
 	// It moves around the limit, and nothing is said.
 	since := meta.FindStatusCondition(billing.Status.Conditions, v1alpha1.ConditionBacklogHigh).LastTransitionTime
@@ -179,7 +179,7 @@ func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	if now := meta.FindStatusCondition(billing.Status.Conditions, v1alpha1.ConditionBacklogHigh).LastTransitionTime; !now.Equal(&since) {
 		t.Errorf("BacklogHigh changed at %s and at %s", since, now)
 	}
-	w.wantEvent(billing, v1alpha1.ReasonAboveWarningSize, "10 messages or more wait")
+	w.wantEvent(billing, v1alpha1.ReasonAboveWarningSize, "at least as many messages wait as spec.warningSize says, which is 10")
 	if all := w.events(billing, v1alpha1.ReasonAboveWarningSize); len(all) != 1 {
 		t.Errorf("events: %q", all)
 	}

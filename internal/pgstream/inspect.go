@@ -114,6 +114,7 @@ func Retries(ctx context.Context, db DB, stream, group string, limit int) ([]Ret
 const (
 	WhereWaiting    = "waiting"     // it has not been handed out yet, or was given back
 	WhereHeld       = "held"        // a member has it
+	WhereQueued     = "queued"      // it waits for its first delivery in a queue of the group
 	WhereRetry      = "retry"       // it waits for another delivery
 	WhereParked     = "parked"      // it waits with others of its key, after one that failed
 	WhereDeadLetter = "dead letter" // the group gave up on it
@@ -157,6 +158,8 @@ func Locate(ctx context.Context, db DB, stream string, position int64) (*Message
 			w.State = WhereHeld
 		case delivery && parked:
 			w.State = WhereParked
+		case delivery && w.Attempts == 0:
+			w.State = WhereQueued
 		case delivery:
 			w.State = WhereRetry
 		case held:

@@ -75,7 +75,7 @@ func showBacklog(g *v1alpha1.ConsumerGroup, queued int64) {
 	}
 	size := *g.Spec.WarningSize
 	if meta.IsStatusConditionTrue(g.Status.Conditions, v1alpha1.ConditionBacklogHigh) && queued*5 >= size*4 || queued >= size {
-		message := fmt.Sprintf("%d messages or more wait (spec.warningSize; status.queued has the number)", size)
+		message := fmt.Sprintf("at least as many messages wait as spec.warningSize says, which is %d; status.queued has the number", size)
 		phase.Set(&g.Status.Conditions, g.Generation, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, message)
 		return
 	}

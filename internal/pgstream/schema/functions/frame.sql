@@ -216,8 +216,10 @@ begin
     end if;
     result := defaults || p_frames;
     select coalesce(min(m.key) filter (where not defaults ? m.key), min(m.key) filter (where jsonb_typeof(m.value) <> 'number')) into wrong from jsonb_each(result) m;
-    if wrong is not null then
-        raise exception 'the setting % of frames % is not possible', quote_ident(wrong), result -> wrong using errcode = 'MR004',
+    if not defaults ? wrong then
+        raise exception 'frames have no setting "%"', wrong using errcode = 'MR004', hint = 'The settings and their defaults are ' || defaults::text;
+    elsif wrong is not null then
+        raise exception 'the setting "%" of frames is a number, not %', wrong, result -> wrong using errcode = 'MR004',
             hint = 'The settings and their defaults are ' || defaults::text;
     end if;
     if (result ->> 'ttl_seconds')::numeric not between 0.001 and 86400 or (result ->> 'alpha')::numeric not between 0.001 and 1
