@@ -13,12 +13,14 @@ import (
 
 // plan compares spec with the database and writes nothing.
 func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
-	sc.planned = true
-	if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
+	err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
 		var err error
 		sc.steps, err = r.compare(ctx, db, sc)
 		return err
-	}); err != nil {
+	})
+	// Of any other error it is not known what it means for the group.
+	sc.planned = err == nil || errors.Is(err, pgstream.ErrOwned) || errors.Is(err, pgstream.ErrRefused) || errors.Is(err, pgstream.ErrNotFound)
+	if err != nil {
 		return refusal(err)
 	}
 	sc.drift = len(sc.steps) > 0 && sc.adopted == "" && phase.AppliedBefore(sc.before.Status.Conditions, sc.group.Generation)

@@ -86,8 +86,13 @@ func Requeue(outcome error, verify time.Duration) (after time.Duration, transien
 	return verify, false
 }
 
-// AppliedBefore says whether the conditions tell that this generation was applied to the database.
+// AppliedBefore says whether the conditions tell that this generation was applied to the database, also when a difference was found since then and its
+// repair has not succeeded yet.
 func AppliedBefore(conditions []metav1.Condition, generation int64) bool {
-	c := meta.FindStatusCondition(conditions, v1alpha1.ConditionSchemaApplied)
-	return c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration == generation
+	for _, kind := range []string{v1alpha1.ConditionSchemaApplied, v1alpha1.ConditionDrifted} {
+		if c := meta.FindStatusCondition(conditions, kind); c != nil && c.Status == metav1.ConditionTrue && c.ObservedGeneration == generation {
+			return true
+		}
+	}
+	return false
 }

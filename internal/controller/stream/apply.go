@@ -17,24 +17,38 @@ func (r *Reconciler) apply(ctx context.Context, sc *scope) error {
 	if err := phase.SetFinalizer(ctx, r.Client, sc.stream, wantsFinalizer(sc.stream)); err != nil {
 		return err
 	}
-	if err := sc.db.Alter(ctx, func(ctx context.Context, db pgstream.DB) error {
-		if sc.approved == "" {
-			return r.change(ctx, db, sc)
+	err := sc.db.Alter(ctx, func(ctx context.Context, db pgstream.DB) error {
+		if err := r.carryOut(ctx, db, sc); err != nil {
+			return err
 		}
-		return pgstream.Exclusively(ctx, db, sc.plan.Spec.Name, func(tx pgstream.DB) error {
-			if err := r.unchanged(ctx, tx, sc); err != nil {
-				return err
-			}
-			return r.change(ctx, tx, sc)
-		})
-	}); err != nil {
+		sc.applied = true
+		if sc.approved != "" {
+			sc.stream.Status.ApprovedPlan = sc.approved
+		}
+		// On this connection: while one waits for another turn, nobody is told what was done.
+		info, err := pgstream.StreamSettings(ctx, db, sc.plan.Spec.Name)
+		if err == nil {
+			sc.info = &info
+		}
+		return err
+	})
+	if err != nil && !sc.applied {
 		return refusal(err)
 	}
-	sc.applied = true
-	if sc.approved != "" {
-		sc.stream.Status.ApprovedPlan = sc.approved
+	return err
+}
+
+// carryOut makes the plan true, as long as it is the one that was approved, where somebody has to.
+func (r *Reconciler) carryOut(ctx context.Context, db pgstream.DB, sc *scope) error {
+	if sc.approved == "" {
+		return r.change(ctx, db, sc)
 	}
-	return nil
+	return pgstream.Exclusively(ctx, db, sc.plan.Spec.Name, func(tx pgstream.DB) error {
+		if err := r.unchanged(ctx, tx, sc); err != nil {
+			return err
+		}
+		return r.change(ctx, tx, sc)
+	})
 }
 
 // change makes the plan true.

@@ -13,9 +13,9 @@ import (
 	"github.com/millrace-dev/millrace/internal/pgstream"
 )
 
-// observe reads back what the database has now.
+// observe shows what the database has now: what apply has read back, or own, unless another manager made it after that.
 func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
-	if len(sc.plan.Steps) > 0 || sc.info == nil {
+	if sc.info == nil {
 		if err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
 			info, err := pgstream.StreamSettings(ctx, db, sc.stream.DatabaseName())
 			sc.info = &info

@@ -16,9 +16,9 @@ import (
 
 // plan compares spec with the database and writes nothing.
 func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
-	sc.planned = true
 	spec := specOf(sc.stream, r.owner(sc.stream))
 	if sc.info != nil && sc.info.Spec.Partitions > spec.Partitions {
+		sc.planned = true
 		has := sc.info.Spec.Partitions
 		return phase.Stallf(v1alpha1.ReasonPartitionsLowered,
 			"stream %q has %d partitions in %s and spec.partitions is %d: partitions only grow, because the order of keys in flight "+
@@ -26,6 +26,7 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 			spec.Name, has, sc.db, spec.Partitions, has)
 	}
 	if sc.noSchema {
+		sc.planned = true
 		sc.plan = withSchema(sc, pgstream.NewStreamPlan(spec))
 		return nil
 	}
@@ -34,6 +35,7 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 		sc.plan, err = r.compare(ctx, db, sc)
 		return err
 	})
+	sc.planned = err == nil || refused(err)
 	if err != nil {
 		return refusal(err)
 	}
@@ -73,6 +75,11 @@ func withSchema(sc *scope, plan pgstream.Plan) pgstream.Plan {
 		}}, plan.Steps...)
 	}
 	return plan
+}
+
+// refused says whether the engine has looked and answered with a refusal. Of any other error it is not known what it means for the database.
+func refused(err error) bool {
+	return errors.Is(err, pgstream.ErrOwned) || errors.Is(err, pgstream.ErrRefused)
 }
 
 // refusal turns the engine's refusals into stalls: repeating the call changes nothing.

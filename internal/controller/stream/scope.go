@@ -12,7 +12,7 @@ type scope struct {
 	before *v1alpha1.Stream // as it was read
 
 	db   *database.Database   // connect
-	info *pgstream.StreamInfo // own: as the database has it, nil when it has none; observe: as it has it now
+	info *pgstream.StreamInfo // own: as the database has it, nil when it has none; apply, observe: as it has it now
 
 	noSchema    bool           // own: the engine is not installed in the database, and nobody has approved that yet
 	predecessor pgstream.Owner // own: the owner to follow, which is gone; zero when there is none

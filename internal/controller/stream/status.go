@@ -24,7 +24,10 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	}
 	if phase.IsAgain(outcome) {
 		after, _ := phase.Requeue(outcome, 0)
-		return ctrl.Result{RequeueAfter: after}, nil
+		if !sc.applied || len(sc.plan.Steps) == 0 {
+			return ctrl.Result{RequeueAfter: after}, nil
+		}
+		outcome = phase.Wait(v1alpha1.ReasonProgressing, after, outcome) // what was done is told now: the next reconcile finds it done
 	}
 
 	s.Status.ObservedGeneration = s.Generation
