@@ -91,16 +91,20 @@ func TestKubectlMillraceFindsTheDatabaseOfAStream(t *testing.T) {
 	const secretWord = "s3cret-word"
 	cut, rest, _ := strings.Cut(w.dsn, "@")
 	_, path, _ := strings.Cut(rest, "/")
+	created := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{GenerateName: "shop-"}}
+	if err := api.Create(w.ctx, created); err != nil {
+		t.Fatal(err)
+	}
+	shop := created.Name
 	stream := func(name, secret, key string) *v1alpha1.Stream {
-		s := &v1alpha1.Stream{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
+		s := &v1alpha1.Stream{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: name}}
 		if secret != "" {
 			s.Spec.DatabaseSecretRef = &v1alpha1.SecretKeyReference{Name: secret, Key: key}
 		}
 		return s
 	}
 	for _, o := range []client.Object{
-		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}},
-		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "db"}, StringData: map[string]string{
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: shop, Name: "db"}, StringData: map[string]string{
 			"url": w.dsn + "\n", "down": "postgres://me:" + secretWord + "@127.0.0.1:1/app",
 			"inside": cut + "@postgres.databases.svc.cluster.local.invalid:5432/" + path,
 		}},
@@ -117,21 +121,21 @@ func TestKubectlMillraceFindsTheDatabaseOfAStream(t *testing.T) {
 		code       int
 		want, args string
 	}{
-		{0, "STREAM …\nweb_orders   billing   1 …", "lag --stream web-orders -n shop --kubeconfig " + admin},
-		{0, `1 message published to "web_orders" at position 2`, "publish --stream web-orders {} -n shop --kubeconfig " + admin},
-		{0, "POSITION …\n1 …", "receive billing --stream web-orders -n shop --kubeconfig " + admin},
-		{1, `error: Stream "web-order" of namespace "shop" does not exist. Did you mean "web-orders"? There are these Streams there: …`, "lag --stream web-order -n shop --kubeconfig " + admin},
+		{0, "STREAM …\nweb_orders   billing   1 …", "lag --stream web-orders -n " + shop + " --kubeconfig " + admin},
+		{0, `1 message published to "web_orders" at position 2`, "publish --stream web-orders {} -n " + shop + " --kubeconfig " + admin},
+		{0, "POSITION …\n1 …", "receive billing --stream web-orders -n " + shop + " --kubeconfig " + admin},
+		{1, `error: Stream "web-order" of namespace "` + shop + `" does not exist. Did you mean "web-orders"? There are these Streams there: …`, "lag --stream web-order -n " + shop + " --kubeconfig " + admin},
 		{1, `error: Stream "web-orders" of namespace "default" does not exist. There are no Streams there.`, "lag --stream web-orders --kubeconfig " + admin},
-		{1, `error: Secret "nowhere", which Stream "no-secret" names, does not exist in namespace "shop"`, "lag --stream no-secret -n shop --kubeconfig " + admin},
-		{1, `error: Secret "db" of namespace "shop" has no key "uri", which Stream "no-key" names`, "lag --stream no-key -n shop --kubeconfig " + admin},
-		{1, `error: Stream "default-database" names no Secret: …. Pass --database-url`, "lag --stream default-database -n shop --kubeconfig " + admin},
-		{1, `error: you may not read Stream "web-orders" in namespace "shop": …`, "lag --stream web-orders -n shop --kubeconfig " + viewer},
-		{1, `error: cannot reach database "app" at 127.0.0.1:1: connection refused`, "lag --stream down -n shop --kubeconfig " + admin},
+		{1, `error: Secret "nowhere", which Stream "no-secret" names, does not exist in namespace "` + shop + `"`, "lag --stream no-secret -n " + shop + " --kubeconfig " + admin},
+		{1, `error: Secret "db" of namespace "` + shop + `" has no key "uri", which Stream "no-key" names`, "lag --stream no-key -n " + shop + " --kubeconfig " + admin},
+		{1, `error: Stream "default-database" names no Secret: …. Pass --database-url`, "lag --stream default-database -n " + shop + " --kubeconfig " + admin},
+		{1, `error: you may not read Stream "web-orders" in namespace "` + shop + `": …`, "lag --stream web-orders -n " + shop + " --kubeconfig " + viewer},
+		{1, `error: cannot reach database "app" at 127.0.0.1:1: connection refused`, "lag --stream down -n " + shop + " --kubeconfig " + admin},
 		{1, "error: cannot reach database … at postgres.databases.svc.cluster.local.invalid:5432: its host name cannot be resolved\n" +
 			"If that address is one inside the cluster, run this beside it, and add --address localhost:5432\n  kubectl -n databases port-forward svc/postgres 5432:5432",
-			"lag --stream inside -n shop --kubeconfig " + admin},
-		{0, "there are no consumer groups", "lag --stream inside -n shop --address " + mustParse(t, w.dsn).Host + " --kubeconfig " + admin},
-		{1, "error: there is no kubeconfig for --stream: …", "lag --stream web-orders -n shop"},
+			"lag --stream inside -n " + shop + " --kubeconfig " + admin},
+		{0, "there are no consumer groups", "lag --stream inside -n " + shop + " --address " + mustParse(t, w.dsn).Host + " --kubeconfig " + admin},
+		{1, "error: there is no kubeconfig for --stream: …", "lag --stream web-orders -n " + shop},
 	} {
 		r := w.millrace(strings.Fields(c.args)...)
 		if r.code != c.code || !like(r.out+r.err, c.want) || strings.Contains(r.err, secretWord) {
@@ -140,24 +144,24 @@ func TestKubectlMillraceFindsTheDatabaseOfAStream(t *testing.T) {
 	}
 
 	// Who may read Streams need not be allowed to read Secrets.
-	may(t, api, "viewer", "streams")
+	may(t, api, shop, "viewer", "streams")
 	w.eventually("the permission", func() bool {
-		return strings.Contains(w.millrace("lag", "--stream", "web-orders", "-n", "shop", "--kubeconfig", viewer).err,
-			`you may not read Secret "db" in namespace "shop", which holds the connection string: ask for get on it, or pass --database-url`)
+		return strings.Contains(w.millrace("lag", "--stream", "web-orders", "-n", shop, "--kubeconfig", viewer).err,
+			`you may not read Secret "db" in namespace "`+shop+`", which holds the connection string: ask for get on it, or pass --database-url`)
 	})
 
 	// kubectl finds the plugin by its name.
-	kubectl := exec.CommandContext(w.ctx, filepath.Join(env.BinaryAssetsDirectory, "kubectl"), "millrace", "lag", "--stream", "web-orders", "-n", "shop", "--kubeconfig", admin, "-o", "json")
+	kubectl := exec.CommandContext(w.ctx, filepath.Join(env.BinaryAssetsDirectory, "kubectl"), "millrace", "lag", "--stream", "web-orders", "-n", shop, "--kubeconfig", admin, "-o", "json")
 	kubectl.Env = append(w.env, "PATH="+w.dir+":"+os.Getenv("PATH"))
 	if out, err := kubectl.CombinedOutput(); err != nil || !strings.Contains(string(out), `"group":"billing"`) {
 		t.Errorf("kubectl millrace: %v\n%s", err, out)
 	}
 }
 
-// may lets a user get resources of ours in the namespace shop.
-func may(t *testing.T, api client.Client, user, resource string) {
+// may lets a user get resources of ours in a namespace.
+func may(t *testing.T, api client.Client, namespace, user, resource string) {
 	t.Helper()
-	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "get-" + resource},
+	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "get-" + resource},
 		Rules: []rbacv1.PolicyRule{{APIGroups: []string{v1alpha1.GroupVersion.Group}, Resources: []string{resource}, Verbs: []string{"get"}}}}
 	binding := &rbacv1.RoleBinding{ObjectMeta: role.ObjectMeta, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: role.Name},
 		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: "User", Name: user}}}
