@@ -26,7 +26,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/installation"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 	"github.com/millrace-dev/millrace/test/env/tools"
 )
 
@@ -44,9 +44,8 @@ type kubernetes struct {
 
 func newKubernetes(t *testing.T) *kubernetes {
 	t.Helper()
-	assets, err := cluster.Assets(t.Context())
+	env, err := apiserver.New(t.Context())
 	must(t, err)
-	env := &envtest.Environment{BinaryAssetsDirectory: assets}
 	// Before Start: one that fails half-way leaves its servers running.
 	t.Cleanup(func() { must(t, env.Stop()) })
 	k := &kubernetes{T: t}

@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 )
 
 // server is the Kubernetes API server of this package's tests; stopKubernetes ends it.
@@ -29,14 +29,9 @@ var server *envtest.Environment
 var kubernetes = sync.OnceValues(func() (*envtest.Environment, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets, err := cluster.Assets(ctx)
-	if err != nil {
+	var err error
+	if server, err = apiserver.New(ctx, filepath.Join("..", "..", "config", "crd", "bases")); err != nil {
 		return nil, err
-	}
-	server = &envtest.Environment{
-		CRDDirectoryPaths:     []string{filepath.Join("..", "..", "config", "crd", "bases")},
-		ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: assets,
 	}
 	_, err = server.Start()
 	return server, err

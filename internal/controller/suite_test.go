@@ -39,7 +39,7 @@ import (
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
 	"github.com/millrace-dev/millrace/internal/controller/database"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
@@ -83,15 +83,9 @@ func run(m *testing.M) int {
 	defer cancel()
 	fail := func(err error) int { fmt.Fprintln(os.Stderr, err); return 1 }
 
-	dir, err := cluster.Assets(ctx)
+	env, err := apiserver.New(ctx, filepath.Join("..", "..", "config", "crd", "bases"))
 	if err != nil {
 		return fail(err)
-	}
-	env := &envtest.Environment{
-		CRDDirectoryPaths:       []string{filepath.Join("..", "..", "config", "crd", "bases")},
-		ErrorIfCRDPathMissing:   true,
-		BinaryAssetsDirectory:   dir,
-		ControlPlaneStopTimeout: 30 * time.Second,
 	}
 	// Before Start: one that fails half-way, at a CRD for example, leaves its servers running.
 	defer func() {

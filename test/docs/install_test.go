@@ -16,7 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/millrace-dev/millrace/internal/controller"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 	"github.com/millrace-dev/millrace/test/env/tools"
 )
 
@@ -28,9 +28,8 @@ func TestSeed_D03_HelmInstall(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets, err := cluster.Assets(ctx)
+	env, err := apiserver.New(ctx)
 	must(t, err)
-	env := &envtest.Environment{BinaryAssetsDirectory: assets}
 	// Before Start: one that fails half-way leaves its servers running.
 	t.Cleanup(func() { must(t, env.Stop()) })
 	cfg, err := env.Start()

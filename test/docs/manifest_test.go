@@ -19,7 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/envtest"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 )
 
 // server is the Kubernetes API server of this package's tests; stopKubernetes ends it.
@@ -29,22 +29,16 @@ var server *envtest.Environment
 var kubernetes = sync.OnceValues(func() (*rest.Config, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	assets, err := cluster.Assets(ctx)
-	if err != nil {
-		return nil, err
-	}
 	keda, err := kedaModule(ctx)
 	if err != nil {
 		return nil, err
 	}
-	server = &envtest.Environment{
-		CRDDirectoryPaths: []string{
-			filepath.Join("..", "..", "config", "crd", "bases"),
-			filepath.Join(keda, "config", "crd", "bases", "keda.sh_scaledobjects.yaml"),
-			filepath.Join(keda, "config", "crd", "bases", "keda.sh_triggerauthentications.yaml"),
-		},
-		ErrorIfCRDPathMissing: true,
-		BinaryAssetsDirectory: assets,
+	server, err = apiserver.New(ctx,
+		filepath.Join("..", "..", "config", "crd", "bases"),
+		filepath.Join(keda, "config", "crd", "bases", "keda.sh_scaledobjects.yaml"),
+		filepath.Join(keda, "config", "crd", "bases", "keda.sh_triggerauthentications.yaml"))
+	if err != nil {
+		return nil, err
 	}
 	return server.Start()
 })

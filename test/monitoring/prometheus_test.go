@@ -38,7 +38,7 @@ import (
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller"
-	"github.com/millrace-dev/millrace/test/env/cluster"
+	"github.com/millrace-dev/millrace/test/env/apiserver"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 	"github.com/millrace-dev/millrace/test/env/process"
 	"github.com/millrace-dev/millrace/test/env/tools"
@@ -158,12 +158,9 @@ func start(t *testing.T) *world {
 	}
 	t.Cleanup(func() { _ = w.db.Close(context.Background()) })
 
-	assets, err := cluster.Assets(t.Context())
+	env, err := apiserver.New(t.Context(), root+"config/crd/bases")
 	if err != nil {
 		t.Fatal(err)
-	}
-	env := &envtest.Environment{
-		CRDDirectoryPaths: []string{root + "config/crd/bases"}, ErrorIfCRDPathMissing: true, BinaryAssetsDirectory: assets,
 	}
 	t.Cleanup(func() {
 		if err := env.Stop(); err != nil {
@@ -185,7 +182,7 @@ func start(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.kubeconfig, w.kubectl = w.write("kubeconfig", string(text)), filepath.Join(assets, "kubectl")
+	w.kubeconfig, w.kubectl = w.write("kubeconfig", string(text)), filepath.Join(env.BinaryAssetsDirectory, "kubectl")
 	secret := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "app-db"}, StringData: map[string]string{"dsn": w.dsn}}
 	if err := w.admin.Create(t.Context(), secret); err != nil {
 		t.Fatal(err)
