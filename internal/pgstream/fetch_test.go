@@ -267,7 +267,7 @@ func TestHotPathIsSeenBrokenWithout(t *testing.T) {
 				e.t.Fatal(err)
 			}
 			return claim.Token
-		}, "y.settles = acked[3]", "false"},
+		}, "y.settles is distinct from acked[3]", "true"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

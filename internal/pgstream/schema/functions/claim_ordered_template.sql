@@ -59,7 +59,7 @@ begin
             from millrace_engine.lane l
             join millrace_engine.consumer_group g on g.id = l.group_id
             join millrace_engine.stream s on s.id = g.stream_id
-            cross join lateral (select n.* from millrace_engine.claim_ring n where n.lane_id = l.id order by n.claim desc limit 1) y
+            cross join lateral (select n.* from millrace_engine.claim_ring n where n.lane_id = l.id and n.claim >= coalesce(acked[3], 0) order by n.claim desc limit 1) y
             cross join lateral (select count(*) as members, count(*) filter (where m.joined < me.joined) as rank,
                     bool_and(m.expires_at > now_ and me.expires_at >= now_ + coalesce(p_lease_ms, g.ack_wait_ms) * interval '0.5 milliseconds') as alive
                 from millrace_engine.member me join millrace_engine.member m on m.group_id = me.group_id
