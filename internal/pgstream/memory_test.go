@@ -454,9 +454,16 @@ func TestUpdatesOfAWorkflowStayInTheirPage(t *testing.T) {
 		must(t, err)
 	}
 	must(t, conn.Close(e.ctx)) // its counts are sent by now
-	e.eventually("there are 80 updates, all of them in their page", func() bool {
-		return one[string](e, "select n_tup_upd || ' ' || n_tup_hot_upd from pg_stat_user_tables where relid = 'public.order_state'::regclass") == "80 80"
+	var updates, inPage int
+	e.eventually("the statistics know every update", func() bool {
+		must(t, e.QueryRow(e.ctx, "select n_tup_upd, n_tup_hot_upd from pg_stat_user_tables where relid = 'public.order_state'::regclass").Scan(&updates, &inPage))
+		return updates == 80
 	})
+	// What cleans a page keeps away while anybody reads the database with an older snapshot, such as an analyze, or has the page in hand, such as a checkpoint. Then the page
+	// runs full, and an update goes to the next. An index on anything that a lock or a write changes would send half of them there, or all.
+	if inPage < 70 {
+		t.Errorf("%d of %d updates stayed in their page", inPage, updates)
+	}
 }
 
 // Trees go as a whole, when all of them is completed and was for long enough; nothing that somebody has in hand.
