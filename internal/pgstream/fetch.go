@@ -78,7 +78,7 @@ func laneOf(token string) int64 {
 	return lane
 }
 
-// claimAndFetch claims and reads, or lets receive decide. An error after the claim was made gives it back.
+// claimAndFetch claims and reads, or lets receive decide. An error after the claim was made gives it back, and the connection to the pool.
 func (c *Consumer) claimAndFetch(ctx context.Context, conn *pgxpool.Conn, lease *int64, ack *string) (*Claim, error) {
 	f := c.facts.Load()
 	claim, made, err := c.pipeline(ctx, conn, f, lease, ack)
@@ -101,6 +101,8 @@ func (c *Consumer) claimAndFetch(ctx context.Context, conn *pgxpool.Conn, lease 
 		}
 		return c.receive(ctx, conn, lease, nil)
 	case err != nil && claim != nil:
+		// First the connection: the pool may have no other, or all that have one may be here.
+		conn.Release()
 		_, _ = c.pool.Exec(ctx, "select millrace.release($1)", claim.Token) // or it expires
 		return nil, err
 	case err != nil:
