@@ -97,10 +97,13 @@ func publishIn(e *engine, db pgstream.DB, stream string) int64 {
 	return position
 }
 
-// eventually polls a condition until it holds. The deadline is long because test machines can be busy.
+// patience is how long tests wait for what must come. It is long because test machines can be busy.
+const patience = time.Minute
+
+// eventually polls a condition until it holds.
 func (e *engine) eventually(what string, holds func() bool) {
 	e.t.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(patience)
 	for !holds() {
 		if time.Now().After(deadline) {
 			e.t.Fatalf("gave up waiting until %s", what)
@@ -242,7 +245,7 @@ func soak(t testing.TB, short time.Duration) time.Duration {
 
 // extendDeadline gives the test as much time as a soak needs.
 func (e *engine) extendDeadline(d time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), d+2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), d+5*time.Minute)
 	e.t.Cleanup(cancel)
 	e.ctx = ctx
 }

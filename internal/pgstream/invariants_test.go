@@ -570,10 +570,10 @@ func TestInvariant3IsSeenBrokenWithout(t *testing.T) {
 }
 
 // unmaintained checks invariant 7: it publishes in every way while nobody maintains and everything is as full and as locked as it can be.
-func unmaintained(e *engine, patience time.Duration) []string {
+func unmaintained(e *engine, limit time.Duration) []string {
 	e.t.Helper()
 	var all []string
-	ctx, cancel := context.WithTimeout(e.ctx, patience)
+	ctx, cancel := context.WithTimeout(e.ctx, limit)
 	defer cancel()
 	for range 3 {
 		if _, err := pgstream.Publish(ctx, e, "orders", pgstream.NewMessage{Payload: []byte(`{}`)}); err != nil {
@@ -610,32 +610,32 @@ func TestPublishingNeverNeedsMaintenance(t *testing.T) {
 	e.stream("orders")
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered})
 	e.fillSegments()
-	t.Run("with every segment full and nobody maintaining", func(t *testing.T) { mustHold(t, unmaintained(e, time.Minute)) })
+	t.Run("with every segment full and nobody maintaining", func(t *testing.T) { mustHold(t, unmaintained(e, patience)) })
 	t.Run("with maintenance stopped in the middle, holding its locks", func(t *testing.T) {
 		tx := e.begin()
 		exec(e, tx, "select millrace_engine.maintain_stream(1)")
 		exec(e, tx, "select millrace_engine.carry_over(id) from millrace_engine.consumer_group")
 		exec(e, tx, "select millrace_engine.rotate_ledger(1)")
-		mustHold(t, unmaintained(e, time.Minute))
+		mustHold(t, unmaintained(e, patience))
 		rollback(e, tx)
 	})
 	t.Run("with a segment locked for truncation", func(t *testing.T) {
 		tx := e.begin()
 		exec(e, tx, "select from millrace_engine.stream for no key update")
 		exec(e, tx, "lock table millrace_engine.segment_1_0 in access exclusive mode")
-		mustHold(t, unmaintained(e, time.Minute))
+		mustHold(t, unmaintained(e, patience))
 		rollback(e, tx)
 	})
 	t.Run("with settings of the stream being changed", func(t *testing.T) {
 		tx := e.begin()
 		exec(e, tx, "select millrace_engine.apply_stream('{\"name\": \"orders\", \"partitions\": 16, \"max_bytes\": 5}')")
-		mustHold(t, unmaintained(e, time.Minute))
+		mustHold(t, unmaintained(e, patience))
 		rollback(e, tx)
 	})
 	t.Run("with somebody registering to wait", func(t *testing.T) {
 		tx := e.begin()
 		exec(e, tx, "select millrace_engine.wait_for(array[1])")
-		mustHold(t, unmaintained(e, time.Minute))
+		mustHold(t, unmaintained(e, patience))
 		rollback(e, tx)
 	})
 }
