@@ -445,7 +445,7 @@ func TestASlowSinkDoesNotKeepOthersFromReceiving(t *testing.T) {
 	must(t, old.AckTx(e.ctx, tx, claim.Token))
 	e.publish("orders", 3)
 	e.jump(2 * time.Second) // the claim has expired and cannot be taken over now
-	ctx, cancel := context.WithTimeout(e.ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	next, err := new.TryReceive(ctx)
 	must(t, err)

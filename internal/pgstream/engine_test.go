@@ -43,7 +43,7 @@ func newDatabase(t testing.TB) string {
 
 func engineOn(t testing.TB, dsn string) *engine {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	t.Cleanup(cancel)
 	config, err := pgxpool.ParseConfig(dsn)
 	if err != nil {

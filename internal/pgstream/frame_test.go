@@ -695,7 +695,7 @@ func (e *engine) wakes(what string, done <-chan tailed, want ...string) {
 		if got := ids(r.frames); !slices.Equal(got, want) {
 			e.t.Errorf("%s: %v, not %v", what, got, want)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		e.t.Fatalf("%s: nothing woke the tail", what)
 	}
 }

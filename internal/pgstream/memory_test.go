@@ -273,7 +273,7 @@ func TestALockIsAnsweredAtOnce(t *testing.T) {
 	e := newEngine(t)
 	m := e.memory(pgstream.MemorySpec{Name: "orders"})
 	e.write(m, "o-1", pgstream.MemoryWrite{})
-	ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	for what, hold := range map[string]func(pgx.Tx) error{
 		"a write": func(tx pgx.Tx) error {

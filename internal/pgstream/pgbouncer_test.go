@@ -173,7 +173,7 @@ func TestAListenerThroughPgBouncerIsFoundSilentAndConsumersPoll(t *testing.T) {
 		if !errors.Is(err, pgstream.ErrSilent) || !strings.Contains(err.Error(), "transaction-pooling proxy") {
 			t.Errorf("reported: %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("the listener did not notice that it hears nothing")
 	}
 	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: 20 * time.Millisecond, Listener: l})

@@ -155,7 +155,7 @@ func TestPrefetchedClaimsAreExtendedAndAFencedOneIsForgotten(t *testing.T) {
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
 		e := newEngine(t)
 		e.stream("orders")
-		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: 3 * time.Second})
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: 5 * time.Second}) // it is extended at half of that, and a busy machine has as long
 		e.publish("orders", 3)
 		m := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "slow", MaxMessages: 3}).
 			Prefetch(pgstream.PrefetchConfig{FlushInterval: 10 * time.Millisecond})

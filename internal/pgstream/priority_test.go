@@ -223,7 +223,7 @@ func TestPublishersOfAPriorityWakeThoseWhoWaitForTheStream(t *testing.T) {
 	id := one[int32](e, "select millrace_engine.stream_id('orders')")
 	e.publishAt(2, 1) // nobody waits
 	e.run("select millrace_engine.wait_for(array[$1::integer])", id)
-	ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	e.publishAt(2, 2)
 	n, err := conn.WaitForNotification(ctx)

@@ -98,7 +98,7 @@ func TestTheScoutsTakeTurnsWithoutAGapAndNeverWait(t *testing.T) {
 	if leads, _ := lease(tx, "a"); !leads {
 		t.Fatal("the lease was not free")
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	var leads bool
 	if err := e.QueryRow(ctx, "select leads from millrace_engine.scout_lease('b', 10, 60)").Scan(&leads); err != nil || leads {
@@ -409,7 +409,7 @@ func TestAScoutGoesOnAfterAnError(t *testing.T) {
 	open := e.begin()
 	publishIn(e, open, "orders")
 	e.publish("orders", 1)
-	ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	for range 2 { // the publisher's own, and the scout's
 		n, err := conn.WaitForNotification(ctx)

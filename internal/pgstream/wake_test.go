@@ -69,7 +69,7 @@ func (e *engine) mustWake(done <-chan received) *pgstream.Claim {
 			e.t.Fatal(r.err)
 		}
 		return r.claim
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		e.t.Fatal("nothing woke the consumer")
 		return nil
 	}
@@ -138,7 +138,7 @@ func TestNoWakeUpIsMissedBetweenLookingAndWaiting(t *testing.T) {
 	}()
 	token := ""
 	for range n {
-		ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+		ctx, cancel := context.WithTimeout(e.ctx, patience)
 		claim, err := c.AckAndReceive(ctx, token)
 		cancel()
 		if err != nil {
@@ -220,7 +220,7 @@ func TestWaitingHoldsNoConnection(t *testing.T) {
 		must(t, err)
 		waiting = append(waiting, e.waiting(c))
 	}
-	ctx, cancel := context.WithTimeout(e.ctx, 30*time.Second)
+	ctx, cancel := context.WithTimeout(e.ctx, patience)
 	defer cancel()
 	for range 5 { // through the pool's only connection, while five consumers wait
 		if _, err := pgstream.Publish(ctx, pool, "orders", pgstream.NewMessage{Payload: []byte(`{}`)}); err != nil {
@@ -255,7 +255,7 @@ func TestReceiveEndsWithItsContext(t *testing.T) {
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("%v; want context.Canceled", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Error("Receive outlived its context")
 	}
 }

@@ -316,7 +316,7 @@ func TestARunningScoutEndsZombies(t *testing.T) {
 		if !errors.As(err, &z) || !z.Ended || z.PID != int(pid(tx)) {
 			t.Errorf("reported: %v", err)
 		}
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		t.Error("nothing was reported")
 	}
 }
