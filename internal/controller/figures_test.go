@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"fmt"
+	"maps"
 	"testing"
 	"time"
 
@@ -125,6 +126,33 @@ func TestAGroupAnswersAPersonOnCall(t *testing.T) {
 	})
 }
 
+// wantMetrics waits until the manager exports these metrics of a resource with these values.
+func (w *world) wantMetrics(o object, want map[string]float64) {
+	w.Helper()
+	w.eventually("the metrics of "+o.GetName(), func() error {
+		families, err := suite.metrics.Gather()
+		if err != nil {
+			return err
+		}
+		got := map[string]float64{}
+		for _, family := range families {
+			for _, m := range family.GetMetric() {
+				labels := map[string]string{}
+				for _, l := range m.GetLabel() {
+					labels[l.GetName()] = l.GetValue()
+				}
+				if _, asked := want[family.GetName()]; asked && labels["namespace"] == o.GetNamespace() && labels["name"] == o.GetName() {
+					got[family.GetName()] = m.GetGauge().GetValue()
+				}
+			}
+		}
+		if !maps.Equal(got, want) {
+			return fmt.Errorf("%v, want %v", got, want)
+		}
+		return nil
+	})
+}
+
 // Messages that nobody handles are kept, counted and told of: a group for unrouted messages with a warning size.
 func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	w := newWorld(t)
@@ -167,6 +195,8 @@ func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	publish("invoices", 4)
 	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionTrue, v1alpha1.ReasonAboveWarningSize, "at least as many messages wait as spec.warningSize says, which is 10")
 	w.want(billing, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady)
+	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 10, "millrace_group_backlog_high": 1})
+	w.wantMetrics(nobody, map[string]float64{"millrace_group_queued_messages": 0, "millrace_group_backlog_high": 0})
 	// It moves around the limit, and nothing is said.
 	since := meta.FindStatusCondition(billing.Status.Conditions, v1alpha1.ConditionBacklogHigh).LastTransitionTime
 	for range 3 {
@@ -185,6 +215,13 @@ func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	}
 	settle(3)
 	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
+	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 7, "millrace_group_backlog_high": 0})
+	// What a member holds is in flight, and waits no more; what it gives back waits again.
+	claim := scalar[string](w, db, "select max(claim) from millrace.receive('orders', 'billing', 'm', 4)")
+	queued(billing, 3)
+	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 3, "millrace_group_in_flight_messages": 4})
+	w.exec(db, "select millrace.release($1)", claim)
+	queued(billing, 7)
 
 	w.want(nobody, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
 	publish("shipping", 2)

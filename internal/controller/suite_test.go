@@ -64,6 +64,7 @@ var suite struct {
 	writes                  *writes
 	permissions             *permissions
 	log                     *safeBuffer
+	metrics                 *prometheus.Registry // what the manager exports
 }
 
 func TestMain(m *testing.M) {
@@ -179,7 +180,7 @@ func managerUser(ctx context.Context, env *envtest.Environment) (*rbacv1.Cluster
 }
 
 func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {
-	suite.log = &safeBuffer{}
+	suite.log, suite.metrics = &safeBuffer{}, prometheus.NewRegistry()
 	log := logr.FromSlogHandler(slog.NewJSONHandler(suite.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	ctrl.SetLogger(log)
 	klog.SetLogger(log)
@@ -203,7 +204,7 @@ func startManager(ctx context.Context, cfg *rest.Config) (<-chan error, error) {
 		Cluster: suite.cluster, ProcessorImage: processorImage, ProcessorImagePullPolicy: "Never", ProcessorImagePullSecrets: []string{"registry"},
 		VerifyInterval: verifyInterval, LagInterval: lagInterval, MaintenanceInterval: time.Second, DeletionPatience: patience,
 		Database: database.Options{ConnectTimeout: 2 * time.Second, CallTimeout: 10 * time.Second},
-		Metrics:  prometheus.NewRegistry(),
+		Metrics:  suite.metrics,
 	}); err != nil {
 		return nil, err
 	}

@@ -1,9 +1,30 @@
 package pgstream
 
+import (
+	"context"
+	"time"
+)
+
 // MaintainWithRing is Maintain with ledgers that move on to the next ring at any size, for tests of what a rotation must keep.
 var MaintainWithRing = maintain
 
 // Fetches says whether the consumer's next claim will be made and read by two transactions.
 func Fetches(c *Consumer) bool {
 	return c.backlog.Load() && c.lane.Load() != 0 && c.facts.Load().claimSQL != ""
+}
+
+// WaitForMessages waits once as Receive does between two looks, whatever there is to receive, and says whether a notification ended that, and not a timer.
+func WaitForMessages(ctx context.Context, c *Consumer) (woken bool, err error) {
+	return c.waiter.waitOnce(ctx, messagesOf(c.facts.Load().stream))
+}
+
+// WaitForFrames is WaitForMessages for a tail.
+func WaitForFrames(ctx context.Context, t *FrameTail) (woken bool, err error) {
+	return t.waiter.waitOnce(ctx, t.topic)
+}
+
+func (w *waiter) waitOnce(ctx context.Context, t topic) (woken bool, err error) {
+	nothing := func() (bool, error) { return false, nil }
+	_, woken, err = w.once(ctx, t, nothing, time.Now().Add(-time.Hour)) // long ago: the pauses have grown
+	return woken, err
 }

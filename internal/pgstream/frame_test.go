@@ -700,7 +700,7 @@ func (e *engine) wakes(what string, done <-chan tailed, want ...string) {
 	}
 }
 
-// Through a pool of one connection, with an hour between two looks: a missed wake-up fails, and so does a connection that is kept.
+// Through a pool of one connection: a connection that is kept fails. That notifications wake a tail, TestNotificationsWake shows.
 func TestATailWaitsWithoutAConnection(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

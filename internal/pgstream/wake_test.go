@@ -75,8 +75,53 @@ func (e *engine) mustWake(done <-chan received) *pgstream.Claim {
 	}
 }
 
-// A poll interval of an hour makes a missed wake-up a failure.
+// never is a poll interval that no test waits for. Whoever waits looks by itself nevertheless, after pauses that grow to four seconds (wait.go), so that what comes in the end
+// need not have been announced: TestNotificationsWake tells.
 const never = time.Hour
+
+// mustBeWoken publishes until a notification, and not a timer, has ended a wait; a notification that comes between two waits wakes nobody.
+func (e *engine) mustBeWoken(what string, wait func(context.Context) (bool, error), publish func()) {
+	e.t.Helper()
+	ctx, stop := context.WithCancel(e.ctx)
+	defer stop()
+	woken := make(chan error, 1)
+	go func() {
+		for {
+			if yes, err := wait(ctx); yes || err != nil {
+				woken <- err
+				return
+			}
+		}
+	}()
+	e.eventually("a notification has woken "+what, func() bool {
+		publish()
+		select {
+		case err := <-woken:
+			must(e.t, err)
+			return true
+		default:
+			return false
+		}
+	})
+}
+
+func TestNotificationsWake(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.frames(pgstream.DefaultFrames)
+	e.run("select millrace.create_group('runs', 'g'), millrace.create_group('runs', 'o', 'Ordered')")
+	l := e.listener()
+	for _, group := range []string{"g", "o"} {
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "runs", Group: group, PollInterval: never, Listener: l})
+		wait := func(ctx context.Context) (bool, error) { return pgstream.WaitForMessages(ctx, c) }
+		e.mustBeWoken(group, wait, func() { publishIn(e, e, "runs") })
+		e.mustBeWoken(group+", by COPY", wait, func() { must(t, pgstream.PublishCopy(e.ctx, e, "runs", []pgstream.NewMessage{{Payload: []byte(`{}`)}})) })
+	}
+	tail := e.tail("a", "0", pgstream.TailOptions{Listener: l, Poll: never})
+	for _, mode := range []pgstream.FrameMode{pgstream.FrameDurable, pgstream.FrameBestEffortLive} {
+		e.mustBeWoken(string(mode), func(ctx context.Context) (bool, error) { return pgstream.WaitForFrames(ctx, tail) }, func() { e.frame(e, "a", mode, `{}`) })
+	}
+}
 
 func TestAWaitingConsumerIsWokenByEveryPublisher(t *testing.T) {
 	t.Parallel()
