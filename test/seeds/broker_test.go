@@ -247,11 +247,15 @@ func TestSeed_A09_HandlerOptions(t *testing.T) {
 	d.admin("update public.test_clock set now = date_trunc('hour', now)")
 	throttled := `select millrace.publish('events', $1, null, '{"to": "a"}', p_dedupe_key => 'k', p_throttle_seconds => 60, p_next_slot => $2)`
 	d.same("the first of a slot", []string{"3"}, throttled, "3", false)
+	d.admin("update public.test_clock set now = now + interval '30 seconds'") // in the same slot: it began with the minute, and not with the message
 	d.same("throttled", []string{"3"}, throttled, "4", false)
 	d.same("for the next slot", []string{"null"}, throttled, "5", true)
 	d.same("which is taken", []string{"null"}, throttled, "6", true)
 	d.handled("a", "3")
-	d.admin("update public.test_clock set now = now + interval '1 minute'")
+	d.admin("update public.test_clock set now = now + interval '29 seconds'")
+	d.rows("select millrace_engine.move_due(10)")
+	d.handled("a")
+	d.admin("update public.test_clock set now = now + interval '1 second'")
 	d.rows("select millrace_engine.move_due(10)")
 	d.handled("a", "5")
 

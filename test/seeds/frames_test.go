@@ -203,6 +203,7 @@ func TestSeed_F03_RangeRead(t *testing.T) {
 		d.same(fmt.Sprintf("from %s to %s, at most %d", c.from, c.to, c.max), c.want, "select payload from millrace.read_frames('runs', 'run-1/1', $1, $2, $3)", c.from, c.to, c.max)
 	}
 	d.same("durable ones", []string{"0", "2", "4", "6", "8", "10"}, "select payload from millrace.read_frames('runs', 'run-1/1', p_best_effort => false)")
+	d.same("durable ones, both included", []string{"2", "4"}, "select payload from millrace.read_frames('runs', 'run-1/1', $1, $2, p_best_effort => false)", ms+"-2", ms+"-4")
 	d.same("the ids", []string{ms + "-0", ms + "-1"}, "select id from millrace.read_frames('runs', 'run-1/1', p_max => 2)")
 	d.same("another key", nil, "select payload from millrace.read_frames('runs', 'run-1/2')")
 	d.fails("MR004", "select millrace.read_frames('runs', 'run-1/1', p_max => 10001)")

@@ -17,6 +17,7 @@ begin
         ('dead_letters', to_jsonb(true), 'what a group gives up on is kept, and can be redriven'),
         ('delays', to_jsonb(true), 'messages for later'),
         ('dedupe', to_jsonb(s.dedupe_window_seconds is distinct from 0), 'dedupe keys'),
+        ('frames', to_jsonb(p_stream is null or s.frames is not null), 'append_frame, and tails of a key'),
         ('notifications', to_jsonb(true), 'who waits is notified'),
         ('ordering', to_jsonb(true), 'order of each key, in Ordered groups'),
         ('priorities', to_jsonb(coalesce(s.priorities, 8) > 1), 'messages that go before others'),

@@ -92,7 +92,7 @@ begin
     for m in select x.subject, x.lock_token, x.locked_until from millrace.memory_pattern x where x.subject = any (doomed) order by x.subject for update loop
         if m.locked_until > now_ and m.lock_token is distinct from p_token then
             raise exception 'subject "%" of memory "%" is locked by somebody else', m.subject, p_memory using errcode = 'MR013', detail = m.locked_until::text,
-                hint = 'Try again when the lock has ended.';
+                hint = 'Try again when the lock has ended, or pass its token.';
         end if;
     end loop;
     delete from millrace.memory_pattern x where x.subject = any (doomed);
