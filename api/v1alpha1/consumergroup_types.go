@@ -463,6 +463,7 @@ type MessageError struct {
 // +kubebuilder:printcolumn:name="In-Flight",type=integer,JSONPath=`.status.inFlight`
 // +kubebuilder:printcolumn:name="Dead",type=integer,JSONPath=`.status.deadLetters`
 // +kubebuilder:printcolumn:name="Oldest",type=date,JSONPath=`.status.oldestMessageTime`
+// +kubebuilder:printcolumn:name="Queued",type=integer,priority=1,JSONPath=`.status.queued`
 // +kubebuilder:printcolumn:name="Retrying",type=integer,priority=1,JSONPath=`.status.retrying`
 // +kubebuilder:printcolumn:name="In/Min",type=integer,priority=1,JSONPath=`.status.publishedPerMinute`
 // +kubebuilder:printcolumn:name="Out/Min",type=integer,priority=1,JSONPath=`.status.settledPerMinute`
