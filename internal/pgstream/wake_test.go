@@ -115,7 +115,9 @@ func TestNotificationsWake(t *testing.T) {
 		c := e.consumer(pgstream.ConsumerConfig{Stream: "runs", Group: group, PollInterval: never, Listener: l})
 		wait := func(ctx context.Context) (bool, error) { return pgstream.WaitForMessages(ctx, c) }
 		e.mustBeWoken(group, wait, func() { publishIn(e, e, "runs") })
-		e.mustBeWoken(group+", by COPY", wait, func() { must(t, pgstream.PublishCopy(e.ctx, e, "runs", []pgstream.NewMessage{{Payload: []byte(`{}`)}})) })
+		e.mustBeWoken(group+", by COPY", wait, func() {
+			must(t, pgstream.PublishCopy(e.ctx, e, "runs", []pgstream.NewMessage{{Payload: []byte(`{}`)}}))
+		})
 	}
 	tail := e.tail("a", "0", pgstream.TailOptions{Listener: l, Poll: never})
 	for _, mode := range []pgstream.FrameMode{pgstream.FrameDurable, pgstream.FrameBestEffortLive} {
