@@ -10,9 +10,11 @@ import (
 	"github.com/jackc/pgx/v5"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/test/env/postgres"
@@ -146,6 +148,16 @@ func TestAutoscalerFollowsTheAge(t *testing.T) {
 	w.wantPods(p, 4)
 	w.wantScaling(p, v1alpha1.ReasonAge)
 	w.wantEvent(p, v1alpha1.EventScaled, "from 1 to 2 pods", "from 2 to 4 pods")
+	// The version of the Deployment tells them apart, whichever version of the Processor the manager's cache showed each time.
+	var events eventsv1.EventList
+	if err := suite.client.List(t.Context(), &events, client.InNamespace(w.namespace)); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range events.Items {
+		if e.Reason == v1alpha1.EventScaled && (e.Related == nil || e.Related.Kind != "Deployment" || e.Related.ResourceVersion == "") {
+			t.Errorf("%q is about %+v", e.Note, e.Related)
+		}
+	}
 	w.exec(conn, `select millrace.reset_group('orders', 'sink', 'Latest')`)
 	w.wantPods(p, 1)
 }

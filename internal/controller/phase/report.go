@@ -150,8 +150,14 @@ const eventMax = 1024
 
 // Event sends one event about a resource.
 func Event(recorder events.EventRecorder, about client.Object, kind, reason, note string) {
+	EventWith(recorder, about, nil, kind, reason, note)
+}
+
+// EventWith is Event that names another object in the version that it got. The recorder counts a second event as a repeat of the first, without its note,
+// when reason, resource and its version are the same, and a cache may show one version for long. The other object tells them apart.
+func EventWith(recorder events.EventRecorder, about client.Object, other runtime.Object, kind, reason, note string) {
 	if len(note) > eventMax {
 		note = note[:eventMax-3] + "..."
 	}
-	recorder.Eventf(about, nil, kind, reason, "Reconcile", "%s", note)
+	recorder.Eventf(about, other, kind, reason, "Reconcile", "%s", note)
 }

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	appsac "k8s.io/client-go/applyconfigurations/apps/v1"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -173,10 +174,18 @@ func (r *Reconciler) announceScale(_ context.Context, sc *scope) error {
 	sc.applied = true
 	if s := sc.scaled; s != nil {
 		sc.processor.Status.Autoscaling = &v1alpha1.AutoscalingStatus{LastScaleTime: ptr.To(metav1.NewTime(r.Clock.Now()))}
-		phase.Event(r.Recorder, sc.processor, corev1.EventTypeNormal, v1alpha1.EventScaled,
+		phase.EventWith(r.Recorder, sc.processor, referenceTo(sc.objects.deployment), corev1.EventTypeNormal, v1alpha1.EventScaled,
 			fmt.Sprintf("from %d to %s: %s", s.from, pods(s.to), sc.decision.message))
 	}
 	return nil
+}
+
+// referenceTo names a Deployment in the version that the API server has answered with.
+func referenceTo(d *appsac.DeploymentApplyConfiguration) *corev1.ObjectReference {
+	return &corev1.ObjectReference{
+		APIVersion: "apps/v1", Kind: "Deployment", Namespace: *d.Namespace, Name: *d.Name,
+		UID: ptr.Deref(d.UID, ""), ResourceVersion: ptr.Deref(d.ResourceVersion, ""),
+	}
 }
 
 // recallScale puts the time of the last change into a status that comes from a cache which has not seen it yet. Else a reconcile right after the change
