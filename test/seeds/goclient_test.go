@@ -33,17 +33,17 @@ func TestSeed_A13_PoolSettingsAndTimeouts(t *testing.T) {
 	d.admin("select millrace.create_stream('orders')")
 	d.admin("select millrace.create_group('orders', 'billing')")
 
-	const callTimeout = time.Second
+	const callTimeout = 3 * time.Second
 	wire := newWire(t, d.appDSN)
 	c, err := client.Open(d.ctx, wire.dsn, client.Options{CallTimeout: callTimeout, PollInterval: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler), Pool: client.PoolOptions{
 		MaxConns: 3, MinConns: 1, MaxConnIdleTime: time.Minute, MaxConnLifetime: time.Hour, ConnectTimeout: 2 * time.Second,
-		StatementTimeout: 300 * time.Millisecond, IdleInTransactionTimeout: 7 * time.Second, ApplicationName: "shop",
+		StatementTimeout: 2 * time.Second, IdleInTransactionTimeout: 7 * time.Second, ApplicationName: "shop",
 	}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
-	for setting, want := range map[string]string{"statement_timeout": "300ms", "idle_in_transaction_session_timeout": "7s", "application_name": "shop"} {
+	for setting, want := range map[string]string{"statement_timeout": "2s", "idle_in_transaction_session_timeout": "7s", "application_name": "shop"} {
 		if got := d.rowsOf(c.Pool(), "show "+setting); got[0] != want {
 			t.Errorf("%s is %s, want %s", setting, got[0], want)
 		}

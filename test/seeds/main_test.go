@@ -22,7 +22,7 @@ import (
 func TestMain(m *testing.M) { os.Exit(postgres.Main(m, postgres.Options{})) }
 
 // limit is how long one test may take, on a machine that has much else to do. Tests wait for what they need and not for time.
-const limit = 60 * time.Second
+const limit = 3 * time.Minute
 
 // The application's role of every test's database: it may use the functions of Millrace, and owns nothing.
 const (

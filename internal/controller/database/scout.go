@@ -24,6 +24,9 @@ type Scouts struct {
 // probeInterval is how often a scout looks whether a database that was lost is back. It costs a try to connect, and no worker's time.
 const probeInterval = 3 * time.Second
 
+// leaveLimit bounds how long a scout that ends gives its place to others. One that does not come to it keeps it until its lease ends.
+const leaveLimit = 5 * time.Second
+
 // scoutsTick is how often new databases are looked for.
 const scoutsTick = time.Second
 
@@ -69,9 +72,9 @@ func (s *Scouts) scout(ctx context.Context, d *Database) {
 		}
 	})
 	defer func() {
-		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		leaving, cancel := context.WithTimeout(context.WithoutCancel(ctx), leaveLimit)
 		defer cancel()
-		_ = d.do(leaving, time.Second, false, func(ctx context.Context, db pgstream.DB) error {
+		_ = d.do(leaving, leaveLimit, false, func(ctx context.Context, db pgstream.DB) error {
 			scout.Leave(ctx, db)
 			return nil
 		})
