@@ -21,7 +21,7 @@ func ExampleOpen() {
 	c, err := client.Open(ctx, databaseURL(), client.Options{
 		Logger:      slog.New(slog.NewJSONHandler(os.Stderr, nil)),
 		CallTimeout: 10 * time.Second,
-		Pool:        client.PoolOptions{MaxConns: 20, ConnectTimeout: 3 * time.Second, StatementTimeout: 15 * time.Second},
+		Pool:        client.PoolOptions{MaxConns: 20, ConnectTimeout: 10 * time.Second, StatementTimeout: 15 * time.Second},
 	})
 	if err != nil {
 		log.Fatal(err)

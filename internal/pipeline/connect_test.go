@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -75,17 +74,17 @@ func TestAPasswordIsRotatedWithoutARestart(t *testing.T) {
 	p := w.start("one", strings.ReplaceAll(ordersConfig, "MODE", "Shared"), config.EnvSinkDatabaseURL+"=", config.EnvSourceDatabaseURL+"_FILE="+l.file)
 	p.ready()
 	w.order("k", orders(0, 10)...)
-	becomes(t, 20*time.Second, "rows", 10, w.orderRows)
+	becomes(t, "rows", 10, w.orderRows)
 	for n, password := range []string{"second-secret", "third-secret"} {
 		l.rotate(password)
 		w.order("k", orders(10*(n+1), 10*(n+2))...)
-		becomes(t, 30*time.Second, "rows", 10*(n+2), w.orderRows)
+		becomes(t, "rows", 10*(n+2), w.orderRows)
 		// The connection for notifications too.
-		becomes(t, 30*time.Second, "listeners", 1, func() int {
+		becomes(t, "listeners", 1, func() int {
 			return w.count("select count(*) from pg_stat_activity where usename = $1 and query like 'notify millrace, ''probe:%' and datname = current_database()", l.role)
 		})
 	}
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == 200, text
 	})
@@ -153,8 +152,8 @@ func TestThroughPgBouncer(t *testing.T) {
 			all := orders(0, 300)
 			all[17] = `{"order_id":"refused","amount":-1}`
 			w.order("k", all...)
-			becomes(t, 60*time.Second, "orders", 299, w.orderRows)
-			w.balanced(60*time.Second, l)
+			becomes(t, "orders", 299, w.orderRows)
+			w.balanced(l)
 			// A statement that another client has prepared, or that is not in this server connection, would be overcome by trying again.
 			for _, p := range []*processor{group, redis} {
 				m := p.metrics()

@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -31,7 +30,7 @@ func TestDebugPage(t *testing.T) {
 	w := newWorld(t)
 	shows := func(p *processor, wanted ...string) {
 		t.Helper()
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			_, text := p.debug()
 			for _, want := range wanted {
 				if !strings.Contains(text, want) {
@@ -49,7 +48,7 @@ func TestDebugPage(t *testing.T) {
 	p.ready()
 	l := seeded(t, &load{total: 3000, duplicates: 0.05, undecodable: 0.01})
 	w.produce(l)
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	shows(p, "Ready.", "read Redis group \"positions\"", "2 writers to table public.positions", "dead letters "+fmt.Sprint(l.broken.Load()), w.stream, "MILLRACE_SINK_DATABASE_URL set", "half within")
 	_, text := p.debug()
 	if !regexp.MustCompile(`written [1-9][0-9 ]*(\.\d)? [1-9]`).MatchString(text) {
@@ -80,7 +79,7 @@ func TestDebugPageHoldsNoSecret(t *testing.T) {
 		config.EnvHTTPAuthorization+"=Bearer authorization-secret", config.EnvHTTPSigningKey+"=signing-secret")
 	p.ready()
 	w.order("k", orders(0, 1)...)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		html, _ := p.debug()
 		return strings.Contains(html, "&lt;script&gt;alert"), html
 	})

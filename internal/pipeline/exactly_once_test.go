@@ -124,10 +124,10 @@ func TestExactlyOnce_ProcessorKilledTwice(t *testing.T) {
 			p := w.start("first", configuration, env)
 			p.ready()
 			committed, publishing := w.publishers(total, seed)
-			eventually(t, time.Minute, func() (bool, string) { n := orders(); return n > 10_000, fmt.Sprint(n, " rows") })
+			eventually(t, func() (bool, string) { n := orders(); return n > 10_000, fmt.Sprint(n, " rows") })
 			p.kill()
 			p = w.start("first", configuration, env)
-			eventually(t, time.Minute, func() (bool, string) { n := orders(); return n > 40_000, fmt.Sprint(n, " rows") })
+			eventually(t, func() (bool, string) { n := orders(); return n > 40_000, fmt.Sprint(n, " rows") })
 			p.kill()
 			w.start("second", configuration, env)
 			if err := <-publishing; err != nil {
@@ -136,7 +136,7 @@ func TestExactlyOnce_ProcessorKilledTwice(t *testing.T) {
 			if n := committed.Load(); n != total {
 				t.Fatalf("committed %d messages", n)
 			}
-			eventually(t, time.Minute, func() (bool, string) { n := orders(); return n >= total, fmt.Sprint(n, " rows") })
+			eventually(t, func() (bool, string) { n := orders(); return n >= total, fmt.Sprint(n, " rows") })
 			distinct := w.count("select count(distinct order_id) from orders")
 			t.Logf("committed %d, rows %d, distinct %d", total, orders(), distinct)
 			if orders() != total || distinct != total {
@@ -171,13 +171,13 @@ func TestExactlyOnce_PostgresKilledInMidCommit(t *testing.T) {
 	p := w.start("one", strings.ReplaceAll(ordersConfig, "MODE", "Shared")+"batch: {maxRows: 100}\n", config.EnvSourceDatabaseURL+"="+w.dsn)
 	p.ready()
 	for _, after := range []int{3_000, 15_000} {
-		eventually(t, time.Minute, func() (bool, string) { n := w.orderRows(); return n > after, fmt.Sprint(n, " rows") })
+		eventually(t, func() (bool, string) { n := w.orderRows(); return n > after, fmt.Sprint(n, " rows") })
 		before := len(p.messages())
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		// Which part notices first depends on what it was doing.
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			for _, l := range p.messages()[before:] {
 				if strings.HasSuffix(l.msg(), "failed; trying again") {
 					return true, ""
@@ -190,7 +190,7 @@ func TestExactlyOnce_PostgresKilledInMidCommit(t *testing.T) {
 		}
 		w.db.Reset()
 	}
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		unsettled, dead := w.backlog()
 		return unsettled == 0, fmt.Sprintf("%d rows, %d unsettled, %d dead letters", w.orderRows(), unsettled, dead)
 	})

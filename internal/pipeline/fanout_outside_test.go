@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -54,11 +53,11 @@ func TestFanOut_WithAReceiver(t *testing.T) {
 			p := w.start("one", configuration, config.EnvSourceDatabaseURL+"="+w.dsn)
 			p.ready()
 			w.order("k", orders(0, 10)...) // of which the filter leaves out one
-			becomes(t, 20*time.Second, "rows", 10, w.orderRows)
+			becomes(t, "rows", 10, w.orderRows)
 
 			rec.restart(answer, func() {
 				w.order("k", orders(10, 20)...)
-				eventually(t, 20*time.Second, func() (bool, string) {
+				eventually(t, func() (bool, string) {
 					code, text := p.get("/readyz")
 					return code == http.StatusServiceUnavailable && strings.HasPrefix(text, "sink: branch hook: "), text
 				})
@@ -66,10 +65,10 @@ func TestFanOut_WithAReceiver(t *testing.T) {
 					t.Errorf("%d rows while the receiver is down", n)
 				}
 			})
-			becomes(t, 20*time.Second, "rows", 20, w.orderRows)
+			becomes(t, "rows", 20, w.orderRows)
 
 			w.order("k", `{"order_id":"unwanted","amount":1}`, `{"order_id":"refused","amount":-1}`, `{"order_id":"last","amount":1}`)
-			eventually(t, 30*time.Second, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				branches := w.deadLetters()
 				return unsettled == 0 && dead == 0 && branches == 2 && w.orderRows() == 22,
@@ -118,7 +117,7 @@ func TestFilter_ExactlyOnce(t *testing.T) {
 			w.order("k", all...)
 			line, cuts := w.assembleOrders(c)
 			line.run(w)
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				return unsettled == 0 && dead == 2, fmt.Sprintf("%d dead letters, %d unsettled", dead, unsettled)
 			})

@@ -43,7 +43,7 @@ func TestFanOut_ProcessorKilledTwice(t *testing.T) {
 	p.ready()
 	go func() { producing <- l.produce(w.ctx, w.redis, w.stream) }()
 	for i, after := range []int{3_000, 12_000} {
-		eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > after, fmt.Sprint(n, " rows") })
+		eventually(t, func() (bool, string) { n := w.rows(); return n > after, fmt.Sprint(n, " rows") })
 		p.kill()
 		p = w.start([]string{"first", "second"}[i], configuration)
 	}
@@ -55,7 +55,7 @@ func TestFanOut_ProcessorKilledTwice(t *testing.T) {
 	letters := func(branch string) int {
 		return w.count("select count(*) from millrace_dead_letter where branch = $1", branch)
 	}
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		rows, undelivered, pending := w.rows(), w.undelivered(), w.pending()
 		return rows == int(l.valid.Load()) && undelivered == 0 && pending == 0 && letters("") == broken && letters("rows") == poisoned,
 			fmt.Sprintf("rows %d of %d, undelivered %d, pending %d, dead letters %d of %d, of the branch %d of %d",
@@ -84,24 +84,24 @@ func TestFanOut_ADeadBranch(t *testing.T) {
 		first, more = append(first, position(n, 0)), append(more, position(n, 1))
 	}
 	w.add(first...)
-	becomes(t, 20*time.Second, "messages", 500, func() int { return w.count("select count(*) from millrace.shipments") })
+	becomes(t, "messages", 500, func() int { return w.count("select count(*) from millrace.shipments") })
 	if _, err := w.db.Exec(w.ctx, "alter table audit rename to gone"); err != nil {
 		t.Fatal(err)
 	}
 	w.add(more...)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusServiceUnavailable && text == "sink: branch audit: relation \"public.audit\" does not exist (SQLSTATE 42P01)\n", text
 	})
 	// It is unready with the first batch that fails, and reads the rest of the entries meanwhile.
-	becomes(t, 20*time.Second, "pending", 500, w.pending)
+	becomes(t, "pending", 500, w.pending)
 	if rows, messages := w.rows(), w.count("select count(*) from millrace.shipments"); rows != 500 || messages != 500 {
 		t.Errorf("rows %d, messages %d while a branch is dead", rows, messages)
 	}
 	if _, err := w.db.Exec(w.ctx, "alter table gone rename to audit"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		rows, audit, messages, pending := w.rows(), w.count("select count(*) from audit"), w.count("select count(*) from millrace.shipments"), w.pending()
 		return rows == 1000 && audit == 1000 && messages == 1000 && pending == 0 && code == http.StatusOK,
@@ -120,7 +120,7 @@ func TestFanOut_PolicyPending(t *testing.T) {
 	p := w.start("one", w.fanOut("policy: DeadLetter", "policy: Pending", "reclaimAfter: 1s", "reclaimAfter: 200ms"))
 	p.ready()
 	ids := w.add(position(1, 0), `{"device_id":"poison","timestamp":"2026-01-01T00:00:00Z","odometer":-1}`, position(2, 0))
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		n := w.deliveries(ids[1])
 		return n > 4, fmt.Sprint(n, " deliveries")
 	})
@@ -130,7 +130,7 @@ func TestFanOut_PolicyPending(t *testing.T) {
 	if _, err := w.db.Exec(w.ctx, "alter table positions drop constraint rule"); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, 20*time.Second, "pending", 0, w.pending)
+	becomes(t, "pending", 0, w.pending)
 	if rows, audit, messages := w.rows(), w.count("select count(*) from audit"), w.count("select count(*) from millrace.shipments"); rows != 3 || audit != 3 || messages != 3 {
 		t.Errorf("rows %d, audit %d, messages %d", rows, audit, messages)
 	}

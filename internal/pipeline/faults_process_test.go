@@ -38,7 +38,7 @@ func TestFault_KilledBetweenReadAndAck(t *testing.T) {
 		p.kill()
 		p.unlock()
 		w.start("two", w.configText()).ready()
-		w.balanced(time.Minute, l)
+		w.balanced(l)
 	})
 	t.Run("after the commit and before the ack", func(t *testing.T) {
 		t.Parallel()
@@ -51,7 +51,7 @@ func TestFault_KilledBetweenReadAndAck(t *testing.T) {
 		}
 		p.unlock()
 		var committed int
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			committed = w.rows()
 			return committed > 500, fmt.Sprint(committed, " rows")
 		})
@@ -64,7 +64,7 @@ func TestFault_KilledBetweenReadAndAck(t *testing.T) {
 		}
 		next := w.start("two", w.configText())
 		next.ready()
-		w.balanced(time.Minute, l)
+		w.balanced(l)
 		if n := next.metrics()[`millrace_processor_entries_total{result="duplicate"}`]; n == 0 {
 			t.Errorf("no duplicates of %d rows that were committed before", committed)
 		}
@@ -81,8 +81,8 @@ func TestFault_AckRefusedAfterCommit(t *testing.T) {
 	p.ready()
 	w.do(w.redis.B().Arbitrary("ACL", "SETUSER", "default", "-xack").Build())
 	w.produce(l)
-	p.waitFor(20*time.Second, "settling failed; trying again")
-	eventually(t, 20*time.Second, func() (bool, string) {
+	p.waitFor("settling failed; trying again")
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(text, "xack"), text
 	})
@@ -90,8 +90,8 @@ func TestFault_AckRefusedAfterCommit(t *testing.T) {
 		t.Errorf("read %v entries while nothing could be acknowledged", n)
 	}
 	w.do(w.redis.B().Arbitrary("ACL", "SETUSER", "default", "+xack").Build())
-	w.balanced(time.Minute, l)
-	eventually(t, 10*time.Second, func() (bool, string) {
+	w.balanced(l)
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusOK, text
 	})
@@ -105,14 +105,14 @@ func TestFault_RedeliveredTenTimes(t *testing.T) {
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 200ms"))
 	p.ready()
 	w.produce(l)
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	for n := 1; n <= 10; n++ {
 		w.do(w.redis.B().XgroupSetid().Key(w.stream).Group("positions").Id("0").Build())
-		eventually(t, time.Minute, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			read := p.metrics()["millrace_processor_entries_read_total"]
 			return int(read) >= (n+1)*l.total, fmt.Sprint(read, " entries read")
 		})
-		w.balanced(time.Minute, l)
+		w.balanced(l)
 	}
 	if n := p.metrics()[`millrace_processor_stream_incarnation{stream="`+w.stream+`"}`]; n != 0 {
 		t.Errorf("incarnation %v", n)
@@ -142,7 +142,7 @@ func TestFault_WritersInOppositeOrder(t *testing.T) {
 	one.ready()
 	two.ready()
 	other.settled(time.Minute)
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	for _, p := range []*processor{one, two} {
 		if n := p.metrics()[`millrace_processor_sink_errors_total{class="transient"}`]; n != 0 {
 			t.Errorf("%v writes failed, as in a deadlock", n)
@@ -153,7 +153,7 @@ func TestFault_WritersInOppositeOrder(t *testing.T) {
 // settled waits until nothing of the stream is left to do.
 func (w *world) settled(within time.Duration) {
 	w.t.Helper()
-	eventually(w.t, within, func() (bool, string) {
+	eventually(w.t, func() (bool, string) {
 		undelivered, pending := w.undelivered(), w.pending()
 		return undelivered == 0 && pending == 0, fmt.Sprintf("undelivered %d, pending %d", undelivered, pending)
 	})
@@ -177,7 +177,7 @@ func TestFault_ClockSkewOfAnHour(t *testing.T) {
 					p = w.start("two", w.configText())
 				}
 			}
-			w.balanced(time.Minute, l)
+			w.balanced(l)
 			if age := p.metrics()[`millrace_processor_oldest_pending_seconds{stream="`+w.stream+`"}`]; age < 0 {
 				t.Errorf("the oldest pending entry is %v seconds old", age)
 			}
@@ -202,7 +202,7 @@ func TestFault_AlterTableLive(t *testing.T) {
 		"alter column device_id type varchar(40)",
 		"add constraint sane check (odometer >= 0) not valid",
 	} {
-		eventually(t, time.Minute, func() (bool, string) { rows := w.rows(); return rows > n*3000, fmt.Sprint(rows, " rows") })
+		eventually(t, func() (bool, string) { rows := w.rows(); return rows > n*3000, fmt.Sprint(rows, " rows") })
 		if _, err := w.db.Exec(w.ctx, "alter table positions "+change); err != nil {
 			t.Fatalf("%s: %v", change, err)
 		}
@@ -210,7 +210,7 @@ func TestFault_AlterTableLive(t *testing.T) {
 	if err := <-producing; err != nil {
 		t.Fatal(err)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // Twenty replicas start at once on an empty database: one of them makes the tables, and all of them work. I1, I2.
@@ -227,14 +227,14 @@ func TestFault_TwentyReplicasStartAtOnce(t *testing.T) {
 		all[n] = w.start(fmt.Sprintf("pod-%02d", n), configuration)
 	}
 	for _, p := range all {
-		p.waitFor(time.Minute, "processor ready")
+		p.ready()
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	for _, p := range all {
 		p.signal(syscall.SIGTERM)
 	}
 	for _, p := range all {
-		if code := p.exited(30 * time.Second); code != 0 {
+		if code := p.exited(patience); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
 	}
@@ -277,5 +277,5 @@ func TestFault_MemoryIsFlatWhileTheSinkIsDown(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.db.Reset()
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }

@@ -44,7 +44,7 @@ func TestFault_NodeOfAClusterRestarts(t *testing.T) {
 		one.stream = stream
 		one.settled(time.Minute)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // spread produces a load onto several streams, a key always onto the same one, and tries again what fails.
@@ -83,7 +83,7 @@ func TestFault_SentinelsFailOver(t *testing.T) {
 			t.Fatal(err)
 		}
 	})
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // The password is rotated and every connection cut, with TLS and client certificates; the processor goes on.
@@ -114,7 +114,7 @@ func TestFault_PasswordRotatedUnderTLS(t *testing.T) {
 	acl("mill", "resetpass", ">second")
 	w.do(w.redis.B().Arbitrary("CLIENT", "KILL", "USER", "mill").Build())
 	write("url", []byte("rediss://mill:second@"+server.TLSAddr()+"/0"))
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	for _, secret := range []string{"first", "second"} {
 		if strings.Contains(p.tail(1<<30), "mill:"+secret) {
 			t.Errorf("the log holds a password")
@@ -161,15 +161,15 @@ func TestFault_KilledWhileAcknowledgedEntriesAreRemoved(t *testing.T) {
 			p.ready()
 			go func() { producing <- l.produce(w.ctx, w.redis, w.stream) }()
 			for n := 1; n <= 3; n++ {
-				eventually(t, time.Minute, func() (bool, string) { rows := w.rows(); return rows > n*8000, fmt.Sprint(rows, " rows") })
+				eventually(t, func() (bool, string) { rows := w.rows(); return rows > n*8000, fmt.Sprint(rows, " rows") })
 				p.kill()
 				p = w.start("one", configuration)
 			}
 			if err := <-producing; err != nil {
 				t.Fatal(err)
 			}
-			w.balanced(time.Minute, l)
-			becomes(t, 10*time.Second, "entries in the stream", 0, w.length)
+			w.balanced(l)
+			becomes(t, "entries in the stream", 0, w.length)
 		})
 	}
 }
@@ -198,8 +198,8 @@ func TestFault_IDsStartOver(t *testing.T) {
 	}
 	p.ready()
 	add(0, 100)
-	becomes(t, 10*time.Second, "rows", 100, w.rows)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 100, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 	restart := func() {
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
@@ -207,23 +207,23 @@ func TestFault_IDsStartOver(t *testing.T) {
 		if err := server.Restart(w.ctx); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			err := w.redis.Do(w.ctx, w.redis.B().Ping().Build()).Error()
 			return err == nil, fmt.Sprint(err)
 		})
 	}
 	restart() // it sees it
 	add(100, 50)
-	becomes(t, 20*time.Second, "rows", 150, w.rows)
+	becomes(t, "rows", 150, w.rows)
 	p.signal(syscall.SIGTERM)
-	if code := p.exited(20 * time.Second); code != 0 {
+	if code := p.exited(patience); code != 0 {
 		t.Fatalf("exit code %d", code)
 	}
 	restart() // nobody sees it
 	add(150, 30)
 	w.start("two", configuration).ready()
-	becomes(t, 20*time.Second, "rows", 180, w.rows)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 180, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 	t.Logf("ids: %d, r1-: %d, r2-: %d", w.count("select count(*) from positions where source_id like '7-%'"),
 		w.count("select count(*) from positions where source_id like 'r1-%'"), w.count("select count(*) from positions where source_id like 'r2-%'"))
 }
@@ -262,7 +262,7 @@ func TestFault_OwnersComeAndGo(t *testing.T) {
 			join()
 		case 20_000, 25_000:
 			running[0].signal(syscall.SIGTERM)
-			if code := running[0].exited(20 * time.Second); code != 0 {
+			if code := running[0].exited(patience); code != 0 {
 				t.Errorf("exit code %d", code)
 			}
 			running = running[1:]
@@ -337,7 +337,7 @@ func TestFault_OwnersDieAndWakeUp(t *testing.T) {
 					third = w.start("c", configuration)
 					third.ready()
 				case 18_000:
-					eventually(t, 20*time.Second, func() (bool, string) {
+					eventually(t, func() (bool, string) {
 						owned := 0.0
 						for name, value := range third.metrics() {
 							if strings.HasPrefix(name, "millrace_processor_stream_owner{") {

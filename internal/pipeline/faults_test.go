@@ -16,10 +16,10 @@ import (
 )
 
 // balanced waits until everything that was produced has come to its end, prints the ledger and checks it.
-func (w *world) balanced(within time.Duration, l *load) {
+func (w *world) balanced(l *load) {
 	w.t.Helper()
 	dead := int(l.broken.Load() + l.poisoned.Load())
-	eventually(w.t, within, func() (bool, string) {
+	eventually(w.t, func() (bool, string) {
 		rows, undelivered, pending, letters := w.rows(), w.undelivered(), w.pending(), w.deadLetters()
 		return rows == int(l.valid.Load()) && undelivered == 0 && pending == 0 && letters == dead,
 			fmt.Sprintf("rows %d of %d, undelivered %d, pending %d, dead letters %d of %d", rows, l.valid.Load(), undelivered, pending, letters, dead)
@@ -49,15 +49,15 @@ func TestFault_PostgresKilledInMidCommit(t *testing.T) {
 	p.ready()
 	w.produce(l)
 	for _, after := range []int{5_000, 25_000} {
-		eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > after, fmt.Sprint(n, " rows") })
+		eventually(t, func() (bool, string) { n := w.rows(); return n > after, fmt.Sprint(n, " rows") })
 		if err := server.Kill(); err != nil {
 			t.Fatal(err)
 		}
 		w.add(l.position(0)) // however fast the load was written, there is something to write
 		l.duplicated.Add(1)
 		l.total++
-		p.waitFor(10*time.Second, "writing failed; trying again")
-		eventually(t, 20*time.Second, func() (bool, string) {
+		p.waitFor("writing failed; trying again")
+		eventually(t, func() (bool, string) {
 			code, text := p.get("/readyz")
 			return code == http.StatusServiceUnavailable, text
 		})
@@ -66,8 +66,8 @@ func TestFault_PostgresKilledInMidCommit(t *testing.T) {
 		}
 		w.db.Reset()
 	}
-	w.balanced(time.Minute, l)
-	eventually(t, 10*time.Second, func() (bool, string) {
+	w.balanced(l)
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusOK, text
 	})
@@ -103,7 +103,7 @@ func TestFault_PostgresStalls(t *testing.T) {
 	if read > 3000 {
 		t.Errorf("read %v entries while nothing could be written", read)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // Redis is killed while entries are being written, so that they cannot be acked, and comes back with its data.
@@ -117,11 +117,11 @@ func TestFault_RedisRestarts(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.unlock()
-	p.waitFor(20*time.Second, "settling failed; trying again")
+	p.waitFor("settling failed; trying again")
 	if err := server.Restart(w.ctx); err != nil {
 		t.Fatal(err)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // writing is a processor whose writes wait for a lock.
@@ -138,7 +138,7 @@ func (w *world) startWriting(l *load) writing {
 	p.ready()
 	unlock := w.lockPositions()
 	w.produce(l)
-	eventually(w.t, 20*time.Second, func() (bool, string) {
+	eventually(w.t, func() (bool, string) {
 		n := w.pending()
 		return n > 500, fmt.Sprint(n, " pending")
 	})
@@ -161,19 +161,19 @@ func TestFault_RedisRestartsEmpty(t *testing.T) {
 	if err := server.Restart(w.ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		err := w.redis.Do(w.ctx, w.redis.B().Ping().Build()).Error()
 		return err == nil, fmt.Sprint(err)
 	})
 	after := seeded(t, &load{total: 5_000, duplicates: 0.05})
 	after.devices = 10_000 // other devices, so other rows
 	w.produce(after)
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		m := p.metrics()
 		done := m[`millrace_processor_entries_total{result="written"}`] + m[`millrace_processor_entries_total{result="duplicate"}`]
 		return int(done) >= read+after.total, fmt.Sprintf("%v entries of %d", done, read+after.total)
 	})
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "pending entries", 0, w.pending)
 	end := w.ledger(after)
 	t.Logf("%d entries read before; after: %s", read, end)
 	if end.Missing != 0 || end.Undelivered != 0 {
@@ -193,12 +193,12 @@ func TestFault_RedisStalls(t *testing.T) {
 	}
 	began := time.Now()
 	p.unlock()
-	p.waitFor(20*time.Second, "settling failed; trying again")
+	p.waitFor("settling failed; trying again")
 	time.Sleep(time.Until(began.Add(stall(t, 0)))) // as long as somebody wants to know
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 }
 
 // Poison rows, which the table refuses, are found by halving; the others land.
@@ -211,7 +211,7 @@ func TestFault_PoisonRows(t *testing.T) {
 			l := seeded(t, &load{total: 10_000, duplicates: 0.05, poison: share})
 			w.start("one", w.configText()).ready()
 			w.produce(l)
-			w.balanced(time.Minute, l)
+			w.balanced(l)
 			if n := w.count("select count(*) from millrace_dead_letter where reason like '%violates check constraint%(constraint rule)%23514%'"); n != int(l.poisoned.Load()) {
 				t.Errorf("%d dead letters with the constraint as reason", n)
 			}
@@ -229,7 +229,7 @@ func TestFault_PoisonRows(t *testing.T) {
 		})
 		stop := line.run(w)
 		w.produce(l)
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			ready, text := line.health.Ready()
 			return !ready && strings.Contains(text, "too many rows cannot be written"), text
 		})
@@ -240,9 +240,9 @@ func TestFault_PoisonRows(t *testing.T) {
 			t.Fatal(err)
 		}
 		all := int(l.valid.Load() + l.poisoned.Load())
-		becomes(t, 30*time.Second, "rows", all, w.rows)
-		becomes(t, 10*time.Second, "pending entries", 0, w.pending)
-		eventually(t, 10*time.Second, func() (bool, string) { return line.health.Ready() })
+		becomes(t, "rows", all, w.rows)
+		becomes(t, "pending entries", 0, w.pending)
+		eventually(t, func() (bool, string) { return line.health.Ready() })
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
@@ -256,12 +256,12 @@ func TestFault_TableDroppedAndMadeAgain(t *testing.T) {
 	p := w.start("one", w.configText())
 	p.ready()
 	w.add(position(1, 1))
-	becomes(t, 10*time.Second, "rows", 1, w.rows)
+	becomes(t, "rows", 1, w.rows)
 	if _, err := w.db.Exec(w.ctx, "alter table positions rename to elsewhere"); err != nil {
 		t.Fatal(err)
 	}
 	w.add(position(1, 2), position(1, 3))
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(text, "does not exist"), text
 	})
@@ -271,9 +271,9 @@ func TestFault_TableDroppedAndMadeAgain(t *testing.T) {
 	if _, err := w.db.Exec(w.ctx, "alter table elsewhere rename to positions"); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, 20*time.Second, "rows", 3, w.rows)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
-	eventually(t, 10*time.Second, func() (bool, string) {
+	becomes(t, "rows", 3, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusOK, text
 	})
@@ -292,13 +292,13 @@ func TestFault_PendingEntriesTrimmed(t *testing.T) {
 	w.do(w.redis.B().Xtrim().Key(w.stream).Maxlen().Threshold("150").Build())
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 100ms"))
 	p.ready()
-	becomes(t, 10*time.Second, "rows", 150, w.rows)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 150, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 	trimmed := func() int {
 		return int(p.metrics()[fmt.Sprintf("millrace_processor_trimmed_entries{stream=%q}", w.stream)])
 	}
-	becomes(t, 10*time.Second, "trimmed entries", 150, trimmed)
-	if l := p.waitFor(time.Second, "entries were deleted or trimmed"); l["n"] != 150.0 {
+	becomes(t, "trimmed entries", 150, trimmed)
+	if l := p.waitFor("entries were deleted or trimmed"); l["n"] != 150.0 {
 		t.Errorf("reported %v", l)
 	}
 	t.Logf("produced 300 = 150 kept + 150 trimmed while pending; rows %d, counted as trimmed %d, pending %d", w.rows(), trimmed(), w.pending())
@@ -317,12 +317,12 @@ func TestFault_TerminatedUnderLoad(t *testing.T) {
 		p.ready()
 		before := w.rows()
 		next := w.start(fmt.Sprintf("pod-%d", n), configuration)
-		eventually(t, time.Minute, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			rows := w.rows()
 			return rows > before+3000 || rows == int(l.valid.Load()), fmt.Sprint(rows, " rows")
 		})
 		p.signal(syscall.SIGTERM)
-		if code := p.exited(20 * time.Second); code != 0 {
+		if code := p.exited(patience); code != 0 {
 			t.Fatalf("exit code %d", code)
 		}
 		p = next
@@ -330,7 +330,7 @@ func TestFault_TerminatedUnderLoad(t *testing.T) {
 	if err := <-producing; err != nil {
 		t.Fatal(err)
 	}
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	names := w.consumers()
 	for n := range 3 {
 		if names[fmt.Sprintf("pod-%d", n)] {
@@ -349,20 +349,20 @@ func TestFault_ZombieWakesUp(t *testing.T) {
 	zombie := w.start("zombie", configuration)
 	zombie.ready()
 	w.produce(l)
-	eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > 1000, fmt.Sprint(n, " rows") })
+	eventually(t, func() (bool, string) { n := w.rows(); return n > 1000, fmt.Sprint(n, " rows") })
 	zombie.signal(syscall.SIGSTOP)
 	w.start("other", configuration)
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		rows, pending := w.rows(), w.pending()
 		return rows == int(l.valid.Load()) && pending == 0, fmt.Sprintf("%d rows, %d pending", rows, pending)
 	})
 	zombie.signal(syscall.SIGCONT)
-	w.balanced(time.Minute, l)
+	w.balanced(l)
 	zombie.signal(syscall.SIGTERM)
-	if code := zombie.exited(20 * time.Second); code != 0 {
+	if code := zombie.exited(patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	w.balanced(10*time.Second, l)
+	w.balanced(l)
 }
 
 // I5: when Run has returned, none of its goroutines is left.
@@ -371,7 +371,7 @@ func TestRunLeavesNoGoroutine(t *testing.T) {
 	line := w.assemble(w.config(), "one")
 	stop := line.run(w)
 	w.add(position(1, 1))
-	becomes(t, 10*time.Second, "rows", 1, w.rows)
+	becomes(t, "rows", 1, w.rows)
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
@@ -416,10 +416,10 @@ func TestRunSurvivesAPanicLongEnoughToGiveEntriesBack(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "a bug") {
 			t.Fatalf("error %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		t.Fatal("Run did not return")
 	}
 	w.assemble(c, "two").run(w)
-	becomes(t, 10*time.Second, "rows", 3, w.rows)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 3, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 }

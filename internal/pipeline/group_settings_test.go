@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -36,17 +35,17 @@ func TestParkingGroupGoesOnWithOtherKeys(t *testing.T) {
 	p := w.start("one", strings.NewReplacer("MODE", "Ordered", "maxDeliveries: 3", "maxDeliveries: 1000").Replace(ordersConfig), config.EnvSourceDatabaseURL+"="+w.dsn)
 	p.ready()
 	// Of customer-2 those before o-020, which are six, and all of the others.
-	becomes(t, 30*time.Second, "rows", 46, w.orderRows)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	becomes(t, "rows", 46, w.orderRows)
+	eventually(t, func() (bool, string) {
 		n := p.metrics()[`millrace_processor_entries_total{result="rejected"}`]
 		return n >= 3, fmt.Sprint(n, " rejections")
 	})
 	w.order("customer-2", `{"order_id":"o-060","amount":1}`)
 	w.order("customer-1", `{"order_id":"o-061","amount":1}`)
-	becomes(t, 30*time.Second, "rows", 47, w.orderRows)
+	becomes(t, "rows", 47, w.orderRows)
 	w.exec("alter table orders drop constraint orders_amount_check")
-	becomes(t, 60*time.Second, "rows", 62, w.orderRows)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	becomes(t, "rows", 62, w.orderRows)
+	eventually(t, func() (bool, string) {
 		unsettled, dead := w.backlog()
 		return unsettled+dead == 0, fmt.Sprintf("%d unsettled, %d dead letters", unsettled, dead)
 	})
@@ -72,7 +71,7 @@ func TestParkingGroupSetsPoisonAside(t *testing.T) {
 		w.order(fmt.Sprint("customer-", n%2), all[n])
 	}
 	w.start("one", strings.ReplaceAll(ordersConfig, "MODE", "Ordered"), config.EnvSourceDatabaseURL+"="+w.dsn).ready()
-	eventually(t, 60*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		unsettled, dead := w.backlog()
 		rows := w.orderRows()
 		return rows == 36 && dead == 4 && unsettled == 0, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", rows, dead, unsettled)
@@ -103,7 +102,7 @@ func TestExactlyOnce_Priorities(t *testing.T) {
 				w.exec("select millrace.publish('orders', $1::text::jsonb, $2, p_priority => $3)", payload, fmt.Sprint("customer-", n%5), n%3)
 			}
 			w.start("one", strings.ReplaceAll(ordersConfig, "MODE", string(mode)), config.EnvSourceDatabaseURL+"="+w.dsn).ready()
-			eventually(t, 60*time.Second, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				rows := w.orderRows()
 				return rows == 88 && dead == 2 && unsettled == 0, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", rows, dead, unsettled)
@@ -128,9 +127,9 @@ func TestPrioritiesHaveTheSamePositionsAndOtherIDs(t *testing.T) {
 	w.exec(`select millrace.publish('orders', '{"order_id":"first"}')`)
 	keyed := w.start("one", strings.ReplaceAll(configuration, "name: orders, create", "name: orders, key: [position], create"), config.EnvSourceDatabaseURL+"="+w.dsn)
 	keyed.ready()
-	becomes(t, 20*time.Second, "rows", 1, w.orderRows)
+	becomes(t, "rows", 1, w.orderRows)
 	w.exec(`select millrace.publish('orders', '{"order_id":"second"}', p_priority => 1)`)
-	keyed.waitFor(20*time.Second, "the source cannot be read")
+	keyed.waitFor("the source cannot be read")
 	if unsettled, _ := w.backlog(); unsettled != 1 || w.orderRows() != 1 {
 		t.Errorf("%d unsettled, %d rows", unsettled, w.orderRows())
 	}
@@ -140,7 +139,7 @@ func TestPrioritiesHaveTheSamePositionsAndOtherIDs(t *testing.T) {
 	w.exec("select millrace.reset_group('orders', 'orders_sink', 'Earliest')")
 	withID := strings.NewReplacer(`path: "@position", type: bigint`, `path: "@id", type: text`, "name: orders, create", "name: orders, key: [position], create").Replace(configuration)
 	w.start("two", withID, config.EnvSourceDatabaseURL+"="+w.dsn).ready()
-	becomes(t, 20*time.Second, "rows", 2, w.orderRows)
+	becomes(t, "rows", 2, w.orderRows)
 	if n := w.count("select count(*) from orders where position in ('1', 'p1-1')"); n != 2 {
 		t.Errorf("%d rows have the ids that were expected", n)
 	}
@@ -156,10 +155,10 @@ func TestLapsedGroupIsNotRead(t *testing.T) {
 	p.ready()
 	w.exec("update millrace_engine.consumer_group set lapsed_at = now(), lapse_reason = 'lag 2 is above the limit of 1'")
 	w.order("k", orders(0, 3)...)
-	if line := p.waitFor(20*time.Second, "the source cannot be read"); !strings.Contains(fmt.Sprint(line["error"]), "reset_group") {
+	if line := p.waitFor("the source cannot be read"); !strings.Contains(fmt.Sprint(line["error"]), "reset_group") {
 		t.Errorf("it says %v", line)
 	}
 	w.exec("select millrace.reset_group('orders', 'orders_sink', 'Earliest')")
-	becomes(t, 60*time.Second, "rows", 3, w.orderRows)
+	becomes(t, "rows", 3, w.orderRows)
 	p.ready()
 }

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pipeline"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -55,7 +54,7 @@ func (w *world) pod(member string, settings ...string) *pod {
 func (p *pod) read(n int) *pipeline.Batch {
 	p.w.t.Helper()
 	all := &pipeline.Batch{}
-	eventually(p.w.t, 20*time.Second, func() (bool, string) {
+	eventually(p.w.t, func() (bool, string) {
 		b, err := p.source.Readers()[0].Next(p.w.ctx, n-len(all.Items))
 		if err == nil {
 			all.Items = append(all.Items, b.Items...)
@@ -209,7 +208,7 @@ func TestIncarnation_IsRememberedWhileReading(t *testing.T) {
 		w.addIDs("old", n*10+1, n*10+10)
 		p.settle(p.read(10), pipeline.Written)
 		want := fmt.Sprintf("7-%d", n*10+10)
-		eventually(t, 10*time.Second, func() (bool, string) { top := w.top(); return top == want, top })
+		eventually(t, func() (bool, string) { top := w.top(); return top == want, top })
 	}
 	cancel()
 	if err := <-done; err != nil {
@@ -328,7 +327,7 @@ func TestIncarnation_OfAServerThatRestartedBetweenTwoReads(t *testing.T) {
 	if err := server.Restart(w.ctx); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		err := w.redis.Do(w.ctx, w.redis.B().Ping().Build()).Error()
 		return err == nil, fmt.Sprint(err)
 	})

@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/redis/rueidis"
 )
@@ -108,11 +107,11 @@ func TestLedger_ProcessorKilledTwice(t *testing.T) {
 			p := w.start("first", configuration)
 			p.ready()
 			go func() { producing <- l.produce(w.ctx, w.redis, w.stream) }()
-			eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > 15_000, fmt.Sprint(n, " rows") })
+			eventually(t, func() (bool, string) { n := w.rows(); return n > 15_000, fmt.Sprint(n, " rows") })
 			p.kill()
 			// The same name comes back, as a container that is restarted in its pod, and reads its own pending entries.
 			p = w.start("first", configuration)
-			eventually(t, time.Minute, func() (bool, string) { n := w.rows(); return n > 50_000, fmt.Sprint(n, " rows") })
+			eventually(t, func() (bool, string) { n := w.rows(); return n > 50_000, fmt.Sprint(n, " rows") })
 			p.kill()
 			// Another name, as a pod that replaces another, takes over what the dead one held.
 			w.start("second", configuration)
@@ -125,7 +124,7 @@ func TestLedger_ProcessorKilledTwice(t *testing.T) {
 				wantPending, wantDead = wantDead, 0
 			}
 			var end ledger
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				end = w.ledger(l)
 				return end.Rows == end.Valid && end.Undelivered == 0 && end.Pending == wantPending && end.DeadLetters == wantDead, end.String()
 			})

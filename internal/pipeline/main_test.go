@@ -107,7 +107,7 @@ func newWorld(t testing.TB) *world {
 // newWorldAt uses the given database and Redis.
 func newWorldAt(t testing.TB, dsn, redisURL string) *world {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute+stall(t, 0))
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute+stall(t, 0))
 	t.Cleanup(cancel)
 	w := &world{t: t, ctx: ctx, dsn: dsn, redisURL: redisURL, stream: "telemetry:" + strings.ReplaceAll(t.Name(), "/", ":") + ":" + rand.Text()[:8]}
 	var err error
@@ -215,26 +215,33 @@ func (w *world) undelivered() int {
 	return int(p.Lag)
 }
 
+// patience is how long tests wait for what must come; prompt is how long a process may take to stop that has nothing to wait for. Both are long because test
+// machines can be busy.
+const (
+	patience = 2 * time.Minute
+	prompt   = 20 * time.Second
+)
+
 // eventually waits until a condition holds; describe says what was seen last.
-func eventually(t testing.TB, within time.Duration, holds func() (bool, string)) {
+func eventually(t testing.TB, holds func() (bool, string)) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	deadline := time.Now().Add(patience)
 	for {
 		ok, seen := holds()
 		if ok {
 			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("not within %s: %s", within, seen)
+			t.Fatalf("not within %s: %s", patience, seen)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
 }
 
 // becomes waits until a number is what is wanted.
-func becomes(t testing.TB, within time.Duration, what string, want int, read func() int) {
+func becomes(t testing.TB, what string, want int, read func() int) {
 	t.Helper()
-	eventually(t, within, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		got := read()
 		return got == want, fmt.Sprintf("%s: %d, want %d", what, got, want)
 	})
@@ -316,10 +323,10 @@ func (p *processor) messages() []logLine {
 }
 
 // waitFor waits for a line of the log that begins with the text.
-func (p *processor) waitFor(within time.Duration, msg string) logLine {
+func (p *processor) waitFor(msg string) logLine {
 	p.t.Helper()
 	var found logLine
-	eventually(p.t, within, func() (bool, string) {
+	eventually(p.t, func() (bool, string) {
 		for _, l := range p.messages() {
 			if strings.HasPrefix(l.msg(), msg) {
 				found = l
@@ -333,7 +340,7 @@ func (p *processor) waitFor(within time.Duration, msg string) logLine {
 
 func (p *processor) ready() {
 	p.t.Helper()
-	p.waitFor(20*time.Second, "processor ready")
+	p.waitFor("processor ready")
 }
 
 // kill ends the process as a node failure does.
@@ -367,7 +374,7 @@ func (p *processor) exited(within time.Duration) int {
 // get asks the processor's HTTP endpoint.
 func (p *processor) get(path string) (int, string) {
 	p.t.Helper()
-	address, _ := p.waitFor(10*time.Second, "listening")["address"].(string)
+	address, _ := p.waitFor("listening")["address"].(string)
 	resp, err := http.Get("http://" + address + path)
 	if err != nil {
 		p.t.Fatal(err)

@@ -27,7 +27,7 @@ func TestProcessorFiltersAndComputes(t *testing.T) {
 	}
 	w.do(w.redis.B().Xadd().Key(w.stream).Id("*").FieldValue().FieldValue("source", "x").
 		FieldValue("payload", strings.TrimSuffix(position(n, 1), "}")+`,"type":"position"}`).Build())
-	eventually(t, 30*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		rows, pending, undelivered, dead := w.rows(), w.pending(), w.undelivered(), w.deadLetters()
 		return rows == n+1 && pending == 0 && undelivered == 0 && dead == n, fmt.Sprintf("rows %d, pending %d, undelivered %d, dead letters %d", rows, pending, undelivered, dead)
 	})
@@ -68,11 +68,11 @@ func TestProcessorWritesOnlyChanges(t *testing.T) {
 	p.ready()
 	half := len(all) / 2
 	w.addAll(all[:half])
-	eventually(t, 30*time.Second, func() (bool, string) { n := w.rows(); return n > 500, fmt.Sprint(n, " rows") })
+	eventually(t, func() (bool, string) { n := w.rows(); return n > 500, fmt.Sprint(n, " rows") })
 	p.kill()
 	w.addAll(all[half:])
 	w.start("one", configuration)
-	eventually(t, 30*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		pending, undelivered := w.pending(), w.undelivered()
 		return pending == 0 && undelivered == 0, fmt.Sprintf("pending %d, undelivered %d", pending, undelivered)
 	})
@@ -140,7 +140,7 @@ sink: {table: {name: positions, key: [source, id], create: IfMissing}}
 	add(binary...)
 	add(binary...) // the same event twice is one row
 	add("data", `{"specversion":"1.0","id":"2","source":"/a","type":"t","subject":"s","data":{"n":2}}`)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		rows, pending := w.rows(), w.pending()
 		return rows == 2 && pending == 0 && w.undelivered() == 0, fmt.Sprintf("rows %d, pending %d", rows, pending)
 	})

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -31,7 +30,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	w.add(position(1, 1))
 	// What is known of a stream comes with the first look at its progress.
 	var families []string
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		_, text := p.get("/metrics")
 		families = nil
 		for _, m := range regexp.MustCompile(`(?m)^# TYPE (millrace_processor_\w+)`).FindAllStringSubmatch(text, -1) {
@@ -67,7 +66,7 @@ func TestMetricsOfTheHTTPSink(t *testing.T) {
 	p.ready()
 	for n := range 2 { // the second is refused, delivered again, and set aside
 		w.order("k", orders(n, n+1)...)
-		becomes(t, 20*time.Second, "unsettled", 0, func() int { unsettled, _ := w.backlog(); return unsettled })
+		becomes(t, "unsettled", 0, func() int { unsettled, _ := w.backlog(); return unsettled })
 	}
 	want := map[string]float64{
 		`millrace_processor_http_responses_total{status="2xx"}`:   1,
@@ -80,7 +79,7 @@ func TestMetricsOfTheHTTPSink(t *testing.T) {
 		"millrace_processor_dead_letters_total":                   1,
 		"millrace_processor_in_flight_entries":                    0,
 	}
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		got := p.metrics()
 		for name, value := range want {
 			if got[name] != value {

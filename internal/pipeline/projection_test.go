@@ -106,7 +106,7 @@ func (w *world) shop(from, n int) {
 
 func (w *world) projected(group string) {
 	w.t.Helper()
-	eventually(w.t, time.Minute, func() (bool, string) {
+	eventually(w.t, func() (bool, string) {
 		return w.count(`select lag + in_flight + retrying from millrace.stats('carts') where "group" = $1`, group) == 0, group + " is behind"
 	})
 }
@@ -129,7 +129,7 @@ func TestSeed_E05_ConsumersWithProjectorsAndReactors(t *testing.T) {
 	one, two := w.start("one", projector, env), w.start("two", projector, env)
 	mails := w.start("mails", reactor, env)
 	documents := func() int { return w.count("select coalesce(sum(version), 0) from cart_items") }
-	eventually(t, time.Minute, func() (bool, string) { n := documents(); return n > 50, fmt.Sprint(n, " changes") })
+	eventually(t, func() (bool, string) { n := documents(); return n > 50, fmt.Sprint(n, " changes") })
 	one.kill()
 	w.shop(400, 400)
 	one = w.start("one", projector, env)
@@ -167,7 +167,7 @@ func TestSeed_E05_ConsumersWithProjectorsAndReactors(t *testing.T) {
 
 	// Stopped, it goes on where it was; what is redelivered changes nothing.
 	one.signal(syscall.SIGTERM)
-	one.exited(20 * time.Second)
+	one.exited(patience)
 	before := documents()
 	w.shop(5000, 200)
 	// The lag of several lanes is an estimate: a lane whose next message comes later has that much less.

@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline"
@@ -62,9 +61,9 @@ func TestRedrive(t *testing.T) {
 	p := w.start("one", configuration)
 	p.ready()
 	w.add(`{"device_id":"a","timestamp":"2026-01-01T00:00:00Z","odometer":-9007199254740993,"attributes":{"text":"\u00fc \u2028","n":1.10}}`)
-	becomes(t, 20*time.Second, "dead letters", 1, w.deadLetters) // before another writer has one: the oldest is tried first
+	becomes(t, "dead letters", 1, w.deadLetters) // before another writer has one: the oldest is tried first
 	w.add(`{"device_id":"b","timestamp":"2026-01-01T00:00:00Z","odometer":-2}`, `not json`, "\xff\x00", position(1, 1))
-	becomes(t, 20*time.Second, "dead letters", 4, w.deadLetters)
+	becomes(t, "dead letters", 4, w.deadLetters)
 
 	if said, ok := w.redrive(configuration); said != "0 dead letters redriven, 4 refused again" || ok {
 		t.Errorf("nothing repaired: %q, %t", said, ok)
@@ -119,7 +118,7 @@ func TestRedrive_KilledAndConcurrent(t *testing.T) {
 	for killed := range 2 {
 		before := w.deadLetters()
 		cmd, _ := w.redriving(configuration)
-		eventually(t, 20*time.Second, func() (bool, string) { n := w.deadLetters(); return n < before-100, fmt.Sprint(n, " dead letters") })
+		eventually(t, func() (bool, string) { n := w.deadLetters(); return n < before-100, fmt.Sprint(n, " dead letters") })
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -149,7 +148,7 @@ func TestRedrive_OfAGroup(t *testing.T) {
 	p := w.start("one", configuration, config.EnvSourceDatabaseURL+"="+w.dsn)
 	p.ready()
 	w.order("k", `{"order_id":"refused","amount":-1}`, `{"order_id":"o","amount":1}`)
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		_, dead := w.backlog()
 		return dead == 1 && w.orderRows() == 1, fmt.Sprintf("%d dead letters, %d rows", dead, w.orderRows())
 	})
@@ -159,7 +158,7 @@ func TestRedrive_OfAGroup(t *testing.T) {
 	if said, ok := w.redrive(configuration); said != "1 dead letters given back to group orders_sink, whose processors write them" || !ok {
 		t.Errorf("%q, %t", said, ok)
 	}
-	becomes(t, 20*time.Second, "rows", 2, w.orderRows)
+	becomes(t, "rows", 2, w.orderRows)
 }
 
 // Dead letters of entries that a receiver has refused reach it, once each, when it takes them.
@@ -184,7 +183,7 @@ func TestRedrive_ToAReceiver(t *testing.T) {
 		return fmt.Sprintf(`{"device_id":%q,"timestamp":"2026-01-01T00:00:00Z"}`, device)
 	}
 	ids := w.add(entry("now"), entry("later"), entry("never"), entry("later still"))
-	becomes(t, 20*time.Second, "dead letters", 3, w.deadLetters)
+	becomes(t, "dead letters", 3, w.deadLetters)
 	strict.Store(false)
 	if said, ok := w.redrive(configuration); said != "2 dead letters redriven, 1 refused again" || ok {
 		t.Errorf("%q, %t", said, ok)

@@ -31,10 +31,10 @@ func TestSeed_T01_ResumesItsGroup(t *testing.T) {
 	w.add(position(1, 2))
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 1h"))
 	p.ready()
-	becomes(t, 5*time.Second, "rows", 2, w.rows)
+	becomes(t, "rows", 2, w.rows)
 	w.add(position(1, 3))
-	becomes(t, 5*time.Second, "rows", 3, w.rows)
-	becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 3, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 }
 
 // An undecodable entry is logged, skipped, left pending, and never acked speculatively. I1.
@@ -44,14 +44,14 @@ func TestSeed_T02_UndecodableEntryIsLeftPending(t *testing.T) {
 	p := w.start("one", w.configText("policy: DeadLetter", "policy: Pending", "reclaimAfter: 1s", "reclaimAfter: 100ms"))
 	p.ready()
 	ids := w.add(position(1, 1), `{"device_id":`, position(1, 2))
-	becomes(t, 5*time.Second, "rows", 2, w.rows)
-	line := p.waitFor(5*time.Second, "entry cannot be decoded")
+	becomes(t, "rows", 2, w.rows)
+	line := p.waitFor("entry cannot be decoded")
 	if line["id"] != ids[1] || line["level"] != "WARN" || line["reason"] != "the document is not valid JSON" {
 		t.Errorf("logged as %v", line)
 	}
-	becomes(t, 5*time.Second, "pending entries", 1, w.pending)
+	becomes(t, "pending entries", 1, w.pending)
 	// It is delivered again and again, beyond maxDeliveries, and stays.
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		n := w.deliveries(ids[1])
 		return n > 4, fmt.Sprintf("delivered %d times", n)
 	})
@@ -72,8 +72,8 @@ func TestSeed_T03_PartialAck(t *testing.T) {
 	p := w.start("one", w.configText("policy: DeadLetter", "policy: Pending", "reclaimAfter: 1s", "reclaimAfter: 1h"))
 	p.ready()
 	ids := w.add(position(1, 1), `{"device_id":"bad","timestamp":"2026-01-01T00:00:00Z","odometer":-1}`, position(1, 1), position(1, 2))
-	becomes(t, 5*time.Second, "rows", 2, w.rows)
-	becomes(t, 5*time.Second, "pending entries", 1, w.pending)
+	becomes(t, "rows", 2, w.rows)
+	becomes(t, "pending entries", 1, w.pending)
 	if n := w.deliveries(ids[1]); n != 1 {
 		t.Errorf("the refused entry is not the one that is pending")
 	}
@@ -93,8 +93,8 @@ func TestSeed_T05_IdempotentWrite(t *testing.T) {
 	entries = append(entries, `{"device_id":"binary","timestamp":"2026-01-01T00:00:00.1234567Z","odometer":9223372036854775807,
 		"attributes":{"big":9007199254740993,"raw":{"type":"Buffer","data":[0,255]}}}`)
 	w.add(entries...)
-	becomes(t, 5*time.Second, "rows", 101, w.rows)
-	becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 101, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 	inserted, duplicates := 0, 0
 	for _, l := range p.messages() {
 		if l.msg() != "batch written" {
@@ -144,17 +144,17 @@ func TestSeed_T09_LogLines(t *testing.T) {
 	p := w.start("one", w.configText())
 	for _, msg := range []string{"processor starting", "Postgres connected", "Redis connected", "migrations applied",
 		fmt.Sprintf("consumer started on stream %s group positions consumer one", w.stream), "processor ready"} {
-		if l := p.waitFor(20*time.Second, msg); l["level"] != "INFO" || l.msg() != msg {
+		if l := p.waitFor(msg); l["level"] != "INFO" || l.msg() != msg {
 			t.Errorf("%v", l)
 		}
 	}
 	// A duplicate next to its original makes one batch with an inserted and a duplicate row, or two batches.
 	w.add(position(1, 1), position(1, 1), `broken`)
-	becomes(t, 5*time.Second, "pending entries", 1, w.pending)
-	if l := p.waitFor(5*time.Second, "batch consumed"); l["n"] == nil || l["level"] != "DEBUG" {
+	becomes(t, "pending entries", 1, w.pending)
+	if l := p.waitFor("batch consumed"); l["n"] == nil || l["level"] != "DEBUG" {
 		t.Errorf("%v", l)
 	}
-	l := p.waitFor(5*time.Second, "batch written")
+	l := p.waitFor("batch written")
 	if l["inserted"] != 1.0 || l["failed"] != 0.0 || l["duplicates"] == nil || l["level"] != "DEBUG" {
 		t.Errorf("%v", l)
 	}
@@ -172,7 +172,7 @@ func TestSeed_T06_StartWithoutServers(t *testing.T) {
 			t.Fatal("the DSN has another form than expected")
 		}
 		p := bad.start("one", w.configText())
-		if code := p.exited(20 * time.Second); code != 1 {
+		if code := p.exited(patience); code != 1 {
 			t.Errorf("exit code %d", code)
 		}
 		if log := p.tail(10000); !strings.Contains(log, "password authentication failed") || strings.Contains(log, "wrongsecret") {
@@ -184,7 +184,7 @@ func TestSeed_T06_StartWithoutServers(t *testing.T) {
 		bad.t = t
 		bad.redisURL = "redis://127.0.0.1:1/0"
 		p := bad.start("one", w.configText())
-		p.waitFor(10*time.Second, "waiting for Redis")
+		p.waitFor("waiting for Redis")
 		if code, text := p.get("/readyz"); code != http.StatusServiceUnavailable || !strings.Contains(text, "waiting for Redis") {
 			t.Errorf("/readyz: %d %s", code, text)
 		}
@@ -192,7 +192,7 @@ func TestSeed_T06_StartWithoutServers(t *testing.T) {
 			t.Errorf("/healthz: %d", code)
 		}
 		p.signal(syscall.SIGTERM)
-		if code := p.exited(10 * time.Second); code != 0 {
+		if code := p.exited(prompt); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -207,7 +207,7 @@ func TestSeed_T07_StateBeforeWrite(t *testing.T) {
 	unlock := w.lockPositions()
 	stop := line.run(w)
 	w.add(position(1, 1))
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		r, ok := line.state.Get("device-0001")
 		return ok && r.Count == 1, fmt.Sprintf("%+v", r)
 	})
@@ -215,8 +215,8 @@ func TestSeed_T07_StateBeforeWrite(t *testing.T) {
 		t.Errorf("%d entries pending while the write has not happened", n)
 	}
 	unlock()
-	becomes(t, 5*time.Second, "rows", 1, w.rows)
-	becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 1, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
@@ -230,7 +230,7 @@ func TestSeed_T08_Shutdown(t *testing.T) {
 		p := w.start("one", w.configText())
 		p.ready()
 		p.signal(syscall.SIGTERM)
-		if code := p.exited(5 * time.Second); code != 0 {
+		if code := p.exited(prompt); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
 		for _, l := range p.messages() {
@@ -245,15 +245,15 @@ func TestSeed_T08_Shutdown(t *testing.T) {
 		p.ready()
 		unlock := w.lockPositions()
 		w.add(position(1, 1), position(2, 1))
-		becomes(t, 5*time.Second, "pending entries", 2, w.pending)
+		becomes(t, "pending entries", 2, w.pending)
 		p.signal(syscall.SIGTERM)
-		p.waitFor(5*time.Second, "stopping")
-		eventually(t, 5*time.Second, func() (bool, string) {
+		p.waitFor("stopping")
+		eventually(t, func() (bool, string) {
 			code, text := p.get("/readyz")
 			return code == http.StatusServiceUnavailable && strings.Contains(text, "drain"), text
 		})
 		unlock()
-		if code := p.exited(10 * time.Second); code != 0 {
+		if code := p.exited(prompt); code != 0 {
 			t.Errorf("exit code %d", code)
 		}
 		if w.rows() != 2 || w.pending() != 0 {
@@ -267,15 +267,15 @@ func TestSeed_T08_Shutdown(t *testing.T) {
 		p.ready()
 		unlock := w.lockPositions()
 		w.add(position(1, 1))
-		becomes(t, 5*time.Second, "pending entries", 1, w.pending)
+		becomes(t, "pending entries", 1, w.pending)
 		p.signal(syscall.SIGTERM)
-		if code := p.exited(10 * time.Second); code != 1 {
+		if code := p.exited(prompt); code != 1 {
 			t.Errorf("exit code %d", code)
 		}
 		unlock()
 		w.start("two", w.configText(slow...)) // does not wait an hour for what was given back
-		becomes(t, 10*time.Second, "rows", 1, w.rows)
-		becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+		becomes(t, "rows", 1, w.rows)
+		becomes(t, "pending entries", 0, w.pending)
 	})
 	t.Run("a second signal exits at once", func(t *testing.T) {
 		w := newWorld(t)
@@ -283,11 +283,11 @@ func TestSeed_T08_Shutdown(t *testing.T) {
 		p.ready()
 		defer w.lockPositions()()
 		w.add(position(1, 1))
-		becomes(t, 5*time.Second, "pending entries", 1, w.pending)
+		becomes(t, "pending entries", 1, w.pending)
 		p.signal(syscall.SIGTERM)
-		p.waitFor(5*time.Second, "stopping")
+		p.waitFor("stopping")
 		p.signal(syscall.SIGTERM)
-		if code := p.exited(2 * time.Second); code != 1 {
+		if code := p.exited(prompt); code != 1 {
 			t.Errorf("exit code %d", code)
 		}
 	})
@@ -300,8 +300,8 @@ func TestSeed_T10_Metrics(t *testing.T) {
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 100ms"))
 	p.ready()
 	w.add(position(1, 1), position(1, 1), position(2, 1), `broken`)
-	becomes(t, 10*time.Second, "dead letters", 1, w.deadLetters)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "dead letters", 1, w.deadLetters)
+	becomes(t, "pending entries", 0, w.pending)
 	want := map[string]float64{
 		`millrace_processor_entries_total{result="written"}`:   2,
 		`millrace_processor_entries_total{result="duplicate"}`: 1,
@@ -316,7 +316,7 @@ func TestSeed_T10_Metrics(t *testing.T) {
 		"millrace_processor_breaker_open":                      0,
 		"millrace_processor_end_to_end_seconds_count":          2,
 	}
-	eventually(t, 5*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		got := p.metrics()
 		for name, value := range want {
 			if got[name] != value {
@@ -368,12 +368,12 @@ func TestSeed_T11_TakeoverOfADeadInstance(t *testing.T) {
 	p.ready()
 	unlock := w.lockPositions()
 	w.add(position(1, 1), position(2, 1))
-	becomes(t, 5*time.Second, "pending entries", 2, w.pending)
+	becomes(t, "pending entries", 2, w.pending)
 	p.kill()
 	unlock()
 	w.start("two", w.configText())
-	becomes(t, 10*time.Second, "rows", 2, w.rows)
-	becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 2, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 }
 
 // A Position published to telemetry:t is a row in positions within seconds.
@@ -385,9 +385,9 @@ func TestSeed_T12_PositionBecomesARow(t *testing.T) {
 	p.ready()
 	began := time.Now()
 	w.add(position(1, 1))
-	becomes(t, 5*time.Second, "rows", 1, w.rows)
+	becomes(t, "rows", 1, w.rows)
 	t.Logf("a row after %s", time.Since(began))
-	becomes(t, 5*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "pending entries", 0, w.pending)
 }
 
 // A dead letter keeps the whole entry and says why.
@@ -401,8 +401,8 @@ func TestDeadLetterHoldsTheEntryAndTheReason(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, 10*time.Second, "dead letters", 1, w.deadLetters)
-	becomes(t, 10*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "dead letters", 1, w.deadLetters)
+	becomes(t, "pending entries", 0, w.pending)
 	var processor, stream, entry, why string
 	var deliveries int
 	var fields json.RawMessage

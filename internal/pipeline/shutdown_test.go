@@ -5,7 +5,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
@@ -30,8 +29,8 @@ func TestSeed_H18_ShutdownInOrder(t *testing.T) {
 		// The listener says so, or has asked whether it hears itself.
 		listeners = "select count(*) from pg_stat_activity where datname = current_database() and (query ilike 'listen millrace%' or query ilike '%notify millrace, ''probe%') and pid <> pg_backend_pid()"
 	)
-	becomes(t, 20*time.Second, "scouts", 1, func() int { return w.count(scouts) })
-	becomes(t, 20*time.Second, "listeners", 1, func() int { return w.count(listeners) })
+	becomes(t, "scouts", 1, func() int { return w.count(scouts) })
+	becomes(t, "listeners", 1, func() int { return w.count(listeners) })
 	conn := w.connect()
 	if _, err := conn.Exec(w.ctx, "begin; lock table orders in share mode"); err != nil {
 		t.Fatal(err)
@@ -43,11 +42,11 @@ func TestSeed_H18_ShutdownInOrder(t *testing.T) {
 		}
 	}
 	publish(1)
-	becomes(t, 20*time.Second, "messages held", 1, func() int { return w.count(held) })
+	becomes(t, "messages held", 1, func() int { return w.count(held) })
 	p.signal(syscall.SIGTERM)
-	p.waitFor(10*time.Second, "stopping")
-	becomes(t, 20*time.Second, "scouts while it drains", 0, func() int { return w.count(scouts) })
-	becomes(t, 20*time.Second, "listeners while it drains", 0, func() int { return w.count(listeners) })
+	p.waitFor("stopping")
+	becomes(t, "scouts while it drains", 0, func() int { return w.count(scouts) })
+	becomes(t, "listeners while it drains", 0, func() int { return w.count(listeners) })
 	publish(2)
 	if n := w.count("select count(*) from orders"); n != 0 || w.count(held) != 1 {
 		t.Errorf("%d rows, %d held, although the table is locked", n, w.count(held))
@@ -55,7 +54,7 @@ func TestSeed_H18_ShutdownInOrder(t *testing.T) {
 	if _, err := conn.Exec(w.ctx, "rollback"); err != nil {
 		t.Fatal(err)
 	}
-	if code := p.exited(20 * time.Second); code != 0 {
+	if code := p.exited(patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	if rows, open, behind := w.count("select count(*) from orders where order_id = '1'"), w.count(held), w.count(rest); rows != 1 || open != 0 || behind != 1 {
@@ -64,7 +63,7 @@ func TestSeed_H18_ShutdownInOrder(t *testing.T) {
 	if n := w.count("select count(*) from millrace_engine.member"); n != 0 {
 		t.Errorf("%d members are left", n)
 	}
-	becomes(t, 10*time.Second, "sessions", 0, func() int { return w.count(sessions) })
+	becomes(t, "sessions", 0, func() int { return w.count(sessions) })
 }
 
 // Several instances that start at once on an empty database: each migrates or finds it done, and all of them work. One that is told to stop drains, and the others go on; nothing
@@ -78,7 +77,7 @@ func TestSeed_T11_SeveralInstances(t *testing.T) {
 	}
 	for _, p := range all {
 		p.ready()
-		p.waitFor(time.Second, "migrations applied")
+		p.waitFor("migrations applied")
 	}
 	for n := range 200 {
 		w.add(position(n, n))
@@ -86,9 +85,9 @@ func TestSeed_T11_SeveralInstances(t *testing.T) {
 			all[0].signal(syscall.SIGTERM)
 		}
 	}
-	if code := all[0].exited(20 * time.Second); code != 0 {
+	if code := all[0].exited(patience); code != 0 {
 		t.Errorf("exit code %d of the one that drained", code)
 	}
-	becomes(t, 20*time.Second, "rows", 200, w.rows)
-	becomes(t, 20*time.Second, "pending entries", 0, w.pending)
+	becomes(t, "rows", 200, w.rows)
+	becomes(t, "pending entries", 0, w.pending)
 }

@@ -145,9 +145,9 @@ func TestHTTPSink_ReceiverKilledTwice(t *testing.T) {
 					produced <- nil
 				}()
 				for n := 1; n <= 2; n++ {
-					eventually(t, time.Minute, func() (bool, string) { d := tk.distinct(); return d > n*total/4, fmt.Sprint(d, " events") })
+					eventually(t, func() (bool, string) { d := tk.distinct(); return d > n*total/4, fmt.Sprint(d, " events") })
 					r.restart(answer, func() {
-						eventually(t, 20*time.Second, func() (bool, string) {
+						eventually(t, func() (bool, string) {
 							code, text := p.get("/readyz")
 							return code == http.StatusServiceUnavailable, text
 						})
@@ -156,8 +156,8 @@ func TestHTTPSink_ReceiverKilledTwice(t *testing.T) {
 				if err := <-produced; err != nil {
 					t.Fatal(err)
 				}
-				becomes(t, time.Minute, "events", total, tk.distinct)
-				eventually(t, 20*time.Second, func() (bool, string) {
+				becomes(t, "events", total, tk.distinct)
+				eventually(t, func() (bool, string) {
 					unsettled, dead := w.backlog()
 					return unsettled+dead == 0, fmt.Sprintf("%d unsettled, %d dead letters", unsettled, dead)
 				})
@@ -211,7 +211,7 @@ func TestHTTPSink_PoisonBecomesDeadLetters(t *testing.T) {
 			p := w.start("one", configuration)
 			p.ready()
 			w.produce(l)
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				taken, undelivered, pending, letters := tk.distinct(), w.undelivered(), w.pending(), w.deadLetters()
 				return taken == int(l.valid.Load()) && undelivered == 0 && pending == 0 && letters == int(l.broken.Load()+l.poisoned.Load()),
 					fmt.Sprintf("taken %d of %d, undelivered %d, pending %d, dead letters %d of %d + %d", taken, l.valid.Load(), undelivered, pending, letters, l.broken.Load(), l.poisoned.Load())
@@ -267,13 +267,13 @@ func TestHTTPSink_SecretsAreRotated(t *testing.T) {
 	p.ready()
 	w.order("k", orders(0, 1)...)
 	// Until the token is good nothing is taken, and what the receiver says of it is not repeated.
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		code, text := p.get("/readyz")
 		return code == http.StatusServiceUnavailable && strings.Contains(text, "is not known here"), text
 	})
 	put("authorization", "Bearer good-secret")
 	settled := func() int { unsettled, _ := w.backlog(); return unsettled }
-	becomes(t, 20*time.Second, "unsettled", 0, settled)
+	becomes(t, "unsettled", 0, settled)
 
 	last := func() (http.Header, string) {
 		r.mu.Lock()
@@ -283,9 +283,9 @@ func TestHTTPSink_SecretsAreRotated(t *testing.T) {
 	// signed publishes one order after another until one is signed with exactly these keys.
 	signed := func(n int, keys ...string) {
 		t.Helper()
-		eventually(t, 20*time.Second, func() (bool, string) {
+		eventually(t, func() (bool, string) {
 			w.order("k", orders(n, n+1)...)
-			becomes(t, 20*time.Second, "unsettled", 0, settled)
+			becomes(t, "unsettled", 0, settled)
 			h, body := last()
 			for _, key := range keys {
 				if !verify(h, body, []byte(key)) {
@@ -342,7 +342,7 @@ func TestHTTPSink_BesideATable(t *testing.T) {
 			w.start("one", text).ready()
 			w.produce(l)
 			valid, poisoned := int(l.valid.Load()), int(l.poisoned.Load())
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				taken, rows, undelivered, pending, letters := tk.distinct(), w.rows(), w.undelivered(), w.pending(), w.deadLetters()
 				return taken == valid && rows == valid+poisoned && undelivered == 0 && pending == 0 && letters == poisoned,
 					fmt.Sprintf("taken %d of %d, rows %d, undelivered %d, pending %d, dead letters %d of %d", taken, valid, rows, undelivered, pending, letters, poisoned)

@@ -342,13 +342,13 @@ func TestExactlyOnce_StatesOfWorkflows(t *testing.T) {
 			}
 			first := w.start("first", configuration, env)
 			w.start("second", configuration, env)
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				n := w.count(`select case when to_regclass('millrace."flows.memory"') is null then 0 else
 					(xpath('/row/n/text()', query_to_xml('select coalesce(sum(jsonb_array_length(state)), 0) as n from millrace."flows.memory"', false, true, '')))[1]::text::int end`)
 				return n > total/6, fmt.Sprint(n)
 			})
 			first.kill()
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				return unsettled == 0, fmt.Sprintf("%d unsettled, %d dead letters", unsettled, dead)
 			})

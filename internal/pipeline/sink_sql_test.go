@@ -3,7 +3,6 @@ package pipeline_test
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -135,7 +134,7 @@ func survivesAChange(t *testing.T, sink pipeline.Sink, pool *pgxpool.Pool) {
 	if _, err := pool.Exec(t.Context(), "alter table t add column n int"); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		_, err := sink.Write(t.Context(), batch("b/1=x"))
 		if err != nil && pipeline.Classify(err) != pipeline.ClassTransient {
 			t.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
@@ -52,8 +51,8 @@ func TestStreamSink_Expressions(t *testing.T) {
 		return `{"device_id":"d","timestamp":"2026-01-01T00:00:00Z","odometer":9007199254740993` + more + `}`
 	}
 	w.add(entry(`,"speed":1.1,"note":"\"x\" ü"`), entry(`,"speed":0`), entry(``), entry(`,"speed":0,"target":"nowhere"`), entry(`,"speed":0,"target":"raw"`))
-	becomes(t, 20*time.Second, "dead letters", 2, w.deadLetters)
-	becomes(t, 20*time.Second, "pending", 0, w.pending)
+	becomes(t, "dead letters", 2, w.deadLetters)
+	becomes(t, "pending", 0, w.pending)
 
 	const row = "select string_agg(concat_ws(' ', key, headers - 'from', payload), '; ') from millrace."
 	if got, want := w.text(row+"moving"), `d {"kind": "position", "note": "\"x\" ü", "speed": "1.1"} {"at": "2026-01-01T00:00:00Z", "speed": 2.2, "device": "d", "odometer": 9007199254740993}`; got != want {
@@ -97,12 +96,12 @@ func TestStreamSink_OrderPerKeyFromRedis(t *testing.T) {
 	}()
 	messages := func() int { return w.count("select count(*) from millrace.moving") }
 	for _, after := range []int{2_000, 8_000} {
-		eventually(t, time.Minute, func() (bool, string) { n := messages(); return n > after, fmt.Sprint(n, " messages") })
+		eventually(t, func() (bool, string) { n := messages(); return n > after, fmt.Sprint(n, " messages") })
 		p.kill()
 		p = w.start("one", configuration)
 	}
 	<-produced
-	eventually(t, time.Minute, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		n, undelivered, pending := messages(), w.undelivered(), w.pending()
 		return undelivered == 0 && pending == 0, fmt.Sprintf("%d messages, undelivered %d, pending %d", n, undelivered, pending)
 	})
@@ -128,7 +127,7 @@ func TestStreamSink_TheDocumentAsItCame(t *testing.T) {
 	p.ready()
 	document := `{ "b": 1.0, "a":  "x" }`
 	w.add(document)
-	becomes(t, 20*time.Second, "messages", 1, func() int { return w.count("select count(*) from millrace.raw") })
+	becomes(t, "messages", 1, func() int { return w.count("select count(*) from millrace.raw") })
 	if got := w.text("select convert_from(payload, 'UTF8') from millrace.raw"); got != document {
 		t.Errorf("%q, want %q", got, document)
 	}
@@ -142,13 +141,13 @@ func TestStreamSink_AWindowThatChanges(t *testing.T) {
 	p.ready()
 	w.add(position(1, 1))
 	messages := func() int { return w.count("select count(*) from millrace.moving") }
-	becomes(t, 20*time.Second, "messages", 1, messages)
+	becomes(t, "messages", 1, messages)
 	for i, window := range []int{0, 60} {
 		if _, err := w.db.Exec(w.ctx, "update millrace_engine.stream set dedupe_window_seconds = $1 where name = 'moving'", window); err != nil {
 			t.Fatal(err)
 		}
 		w.add(position(1, 2+i))
-		becomes(t, 20*time.Second, "messages", 2+i, messages)
+		becomes(t, "messages", 2+i, messages)
 	}
 	if n := w.deadLetters(); n != 0 {
 		t.Errorf("%d dead letters", n)

@@ -162,7 +162,7 @@ func TestACopyThatFailsIsReplayed(t *testing.T) {
 		defer close(done)
 		write(t, s, append([]string{"e/0=x d"}, several("f", 60, "w")...)...)
 	}()
-	eventually(t, 10*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		var waiting int
 		err := s.pool.QueryRow(t.Context(), "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'").Scan(&waiting)
 		return err == nil && waiting == 1, fmt.Sprintf("%d sessions wait, %v", waiting, err)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -118,7 +117,7 @@ func TestExactlyOnce_EverySinkOfTheDatabase(t *testing.T) {
 				p.ready()
 				committed, publishing := w.publishers(total, seed)
 				for i, after := range []int{3_000, 12_000} {
-					eventually(t, time.Minute, func() (bool, string) {
+					eventually(t, func() (bool, string) {
 						n := w.count("select count(*) from " + s.shown[0].name)
 						return n > after, fmt.Sprint(n, " rows")
 					})
@@ -128,7 +127,7 @@ func TestExactlyOnce_EverySinkOfTheDatabase(t *testing.T) {
 				if err := <-publishing; err != nil {
 					t.Fatal(err)
 				}
-				eventually(t, time.Minute, func() (bool, string) {
+				eventually(t, func() (bool, string) {
 					unsettled, dead := w.backlog()
 					return unsettled == 0, fmt.Sprintf("%d unsettled, %d dead letters", unsettled, dead)
 				})
@@ -172,7 +171,7 @@ func TestExactlyOnce_CommitInDoubtOfEverySink(t *testing.T) {
 				if s.name == "fan-out" {
 					want, wantDead, wantBranch = 60, 0, 3
 				}
-				eventually(t, time.Minute, func() (bool, string) {
+				eventually(t, func() (bool, string) {
 					unsettled, dead := w.backlog()
 					branch := w.count("select count(*) from millrace_dead_letter where branch = 'rows' and reason like '%orders_amount_check%'")
 					return unsettled == 0 && dead == wantDead && branch == wantBranch,

@@ -3,7 +3,6 @@ package pipeline_test
 import (
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/millrace-dev/millrace/internal/pipeline/config"
 )
@@ -19,7 +18,7 @@ func TestRedisUpkeepThatIsRefusedIsReported(t *testing.T) {
 	p := w.start("one", w.configText("reclaimAfter: 1s", "reclaimAfter: 1s, afterAck: Trim"),
 		config.EnvRedisURL+"="+strings.Replace(w.redisURL, "redis://", "redis://"+user+":secret@", 1))
 	p.ready()
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		for _, l := range p.messages() {
 			if l["level"] == "WARN" && strings.HasPrefix(l.msg(), "upkeep of the Redis source failed") {
 				return true, ""
@@ -27,5 +26,5 @@ func TestRedisUpkeepThatIsRefusedIsReported(t *testing.T) {
 		}
 		return false, p.tail(1000)
 	})
-	becomes(t, 20*time.Second, "rows", 1, func() int { return w.count("select count(*) from positions") })
+	becomes(t, "rows", 1, func() int { return w.count("select count(*) from positions") })
 }

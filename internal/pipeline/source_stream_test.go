@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -158,7 +157,7 @@ func TestExactlyOnce_CommitInDoubt(t *testing.T) {
 				t.Fatal(err)
 			}
 			(&assembled{Pipeline: line}).run(w)
-			eventually(t, time.Minute, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				return unsettled == 0 && dead == 3, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", w.orderRows(), dead, unsettled)
 			})
@@ -186,18 +185,18 @@ func TestExactlyOnce_ZombieIsFenced(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.order("k", orders(0, 50)...)
-	zombie.waitFor(10*time.Second, "batch consumed")
+	zombie.waitFor("batch consumed")
 	zombie.signal(syscall.SIGSTOP)
 	if _, err := conn.Exec(w.ctx, "rollback"); err != nil {
 		t.Fatal(err)
 	}
 	other := w.start("other", configuration, env)
 	other.ready()
-	becomes(t, 30*time.Second, "rows", 50, w.orderRows)
+	becomes(t, "rows", 50, w.orderRows)
 	zombie.signal(syscall.SIGCONT)
-	zombie.waitFor(20*time.Second, "the right to some items was lost; dropping them")
+	zombie.waitFor("the right to some items was lost; dropping them")
 	w.order("k", orders(50, 60)...)
-	becomes(t, 20*time.Second, "rows", 60, w.orderRows)
+	becomes(t, "rows", 60, w.orderRows)
 	if n := w.count("select count(distinct order_id) from orders"); n != 60 {
 		t.Errorf("%d distinct orders", n)
 	}
@@ -217,7 +216,7 @@ func TestExactlyOnce_PoisonMessages(t *testing.T) {
 			all[20] = `{"order_id":"refused","amount":-1}`
 			w.order("k", all...)
 			w.start("one", strings.ReplaceAll(ordersConfig, "MODE", string(mode)), config.EnvSourceDatabaseURL+"="+w.dsn).ready()
-			eventually(t, 40*time.Second, func() (bool, string) {
+			eventually(t, func() (bool, string) {
 				unsettled, dead := w.backlog()
 				rows := w.orderRows()
 				return rows == 38 && dead == 2 && unsettled == 0, fmt.Sprintf("%d rows, %d dead letters, %d unsettled", rows, dead, unsettled)
@@ -246,7 +245,7 @@ func TestOrderedGroupWaitsForAFailedMessage(t *testing.T) {
 	p := w.start("one", strings.NewReplacer("MODE", "Ordered", "maxDeliveries: 3", "maxDeliveries: 1000").Replace(ordersConfig), config.EnvSourceDatabaseURL+"="+w.dsn)
 	p.ready()
 	// It has been tried more than once, and still nothing after it is there.
-	eventually(t, 20*time.Second, func() (bool, string) {
+	eventually(t, func() (bool, string) {
 		n := p.metrics()[`millrace_processor_entries_total{result="rejected"}`]
 		return n >= 3, fmt.Sprint(n, " rejections")
 	})
@@ -256,7 +255,7 @@ func TestOrderedGroupWaitsForAFailedMessage(t *testing.T) {
 	if _, err := w.db.Exec(w.ctx, "alter table orders drop constraint orders_amount_check"); err != nil {
 		t.Fatal(err)
 	}
-	becomes(t, 30*time.Second, "rows", 40, w.orderRows)
+	becomes(t, "rows", 40, w.orderRows)
 	if n := w.count("select count(*) from (select position < lag(position) over (order by xmin::text::bigint, ctid) as back from orders) x where back"); n != 0 {
 		t.Errorf("%d rows were written out of order", n)
 	}
@@ -299,18 +298,18 @@ func TestConsumerGroupIntoAnotherDatabase(t *testing.T) {
 	configuration := strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "name: orders, create", "name: orders, key: [order_id], create")
 	p := sink.start("one", configuration, config.EnvSourceDatabaseURL+"="+source)
 	p.ready()
-	if l := p.waitFor(time.Second, "delivery"); l["exactly_once"] != false {
+	if l := p.waitFor("delivery"); l["exactly_once"] != false {
 		t.Errorf("%v", l)
 	}
 	w.order("k", orders(0, 30)...)
-	becomes(t, 20*time.Second, "rows", 30, sink.orderRows)
-	eventually(t, 10*time.Second, func() (bool, string) {
+	becomes(t, "rows", 30, sink.orderRows)
+	eventually(t, func() (bool, string) {
 		unsettled, _ := w.backlog()
 		return unsettled == 0, fmt.Sprint(unsettled, " unsettled")
 	})
 	// Without a key a redelivery would be a second row, so that is refused at the start.
 	p = sink.start("two", strings.ReplaceAll(ordersConfig, "MODE", "Shared"), config.EnvSourceDatabaseURL+"="+source)
-	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), "write sink.table.key") {
+	if code := p.exited(patience); code != 1 || !strings.Contains(p.tail(2000), "write sink.table.key") {
 		t.Errorf("exit code %d: %s", code, p.tail(2000))
 	}
 }
@@ -321,7 +320,7 @@ func TestConsumerGroupMissing(t *testing.T) {
 	w := newWorld(t)
 	w.newOrders(pgstream.ModeShared)
 	p := w.start("one", strings.ReplaceAll(strings.ReplaceAll(ordersConfig, "MODE", "Shared"), "orders_sink", "nobody"), config.EnvSourceDatabaseURL+"="+w.dsn)
-	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), `consumer group \"nobody\" of stream \"orders\": not found; create it with`) {
+	if code := p.exited(patience); code != 1 || !strings.Contains(p.tail(2000), `consumer group \"nobody\" of stream \"orders\": not found; create it with`) {
 		t.Errorf("exit code %d: %s", code, p.tail(2000))
 	}
 }

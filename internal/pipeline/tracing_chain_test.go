@@ -55,10 +55,10 @@ func TestSeed_A06_OneTraceOverTheWholeWay(t *testing.T) {
 	w.start("caller", toWeb, append(env, config.EnvSinkDatabaseURL+"=")...).ready()
 
 	w.tracePart(c, "consume")
-	if code := w.tracePart(c, "publish").exited(30 * time.Second); code != 0 {
+	if code := w.tracePart(c, "publish").exited(patience); code != 0 {
 		t.Fatalf("the publisher exited with %d", code)
 	}
-	becomes(t, 30*time.Second, "rows", 1, func() int { return w.count("select count(*) from orders") })
+	becomes(t, "rows", 1, func() int { return w.count("select count(*) from orders") })
 
 	// As the message travelled: each span below the one before.
 	checkout := c.find("of the application", func(s *tracev1.Span) bool { return s.Name == "checkout" })

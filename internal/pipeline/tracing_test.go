@@ -64,7 +64,7 @@ func (c *spanCollector) env(more ...string) []string {
 func (c *spanCollector) find(what string, fits func(*tracev1.Span) bool) *tracev1.Span {
 	c.t.Helper()
 	var found *tracev1.Span
-	eventually(c.t, 20*time.Second, func() (bool, string) {
+	eventually(c.t, func() (bool, string) {
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		names := map[string]int{}
@@ -159,7 +159,7 @@ func TestTraceFromARedisEntryToItsRow(t *testing.T) {
 		t.Errorf("%v", failed)
 	}
 	p.signal(15)
-	if code := p.exited(20 * time.Second); code != 0 {
+	if code := p.exited(patience); code != 0 {
 		t.Errorf("exit code %d", code)
 	}
 	c.mu.Lock()
@@ -234,7 +234,7 @@ func TestTraceIsHandedOnWithoutAnExporter(t *testing.T) {
 	w.orderTraced(`{"traceparent":"`+sent+`"}`, 1)
 	w.orderTraced(`{"traceparent":"nonsense"}`, 2)
 	w.orderTraced("", 3)
-	becomes(t, 20*time.Second, "requests", 3, r.requests)
+	becomes(t, "requests", 3, r.requests)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	handedOn := 0
@@ -255,7 +255,7 @@ func TestTraceProtocolIsExplained(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	p := w.start("one", w.configText(), "OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:1", "OTEL_EXPORTER_OTLP_PROTOCOL=grpc")
-	if code := p.exited(20 * time.Second); code != 1 || !strings.Contains(p.tail(2000), "http/protobuf") {
+	if code := p.exited(patience); code != 1 || !strings.Contains(p.tail(2000), "http/protobuf") {
 		t.Errorf("exit code %d: %s", code, p.tail(2000))
 	}
 }
@@ -278,7 +278,7 @@ func TestTraceThroughTheStreamSink(t *testing.T) {
 	sent := traceOf(0xdef3, 0x66, "01")
 	w.orderTraced(`{"traceparent":"`+sent+`"}`, 1)
 	message := c.find("of the message", func(s *tracev1.Span) bool { return hasContext(s, sent) })
-	becomes(t, 20*time.Second, "messages with the context", 1, func() int {
+	becomes(t, "messages with the context", 1, func() int {
 		return w.count("select count(*) from millrace.invoices where headers ->> 'traceparent' = $1", fmt.Sprintf("00-%x-%x-01", message.TraceId, message.SpanId))
 	})
 }

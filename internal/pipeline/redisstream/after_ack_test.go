@@ -2,6 +2,7 @@ package redisstream
 
 import (
 	"testing"
+	"time"
 )
 
 func (f *fixture) length() int64 {
@@ -15,7 +16,7 @@ func (f *fixture) length() int64 {
 
 func TestAckDeletesEntriesWhenAskedTo(t *testing.T) {
 	for name, change := range map[string]func(*Config){
-		"shared": func(c *Config) { c.Delete = true }, "exclusive": func(c *Config) { c.Delete, c.Exclusive = true, true },
+		"shared": func(c *Config) { c.Delete = true }, "exclusive": func(c *Config) { c.Delete, c.Exclusive, c.ReclaimAfter = true, true, time.Hour },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t)

@@ -75,7 +75,7 @@ func TestSentinelsLeadToTheServerThatIsMaster(t *testing.T) {
 		t.Fatal(err)
 	}
 	added := false
-	for deadline := time.Now().Add(25 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		if !added {
 			added = f.client.Do(f.ctx, f.client.B().Xadd().Key(f.stream).Id("*").FieldValue().FieldValue("n", "after").Build()).Error() == nil
 		}
@@ -121,7 +121,7 @@ func TestOneClientReadsStreamsOnEveryNodeOfACluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		_, _, err := m.Read(f.ctx, 10, 10*time.Millisecond)
 		if err == nil {
 			break
@@ -180,7 +180,7 @@ func TestAPasswordIsRotatedWithoutRestart(t *testing.T) {
 	f.do("ACL", "SETUSER", "reader", "resetpass", ">second")
 	f.do("CLIENT", "KILL", "USER", "reader")
 	// The file is late, as a Secret's volume is. The old password is refused until it comes.
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		if _, _, err := m.Read(f.ctx, 1, 10*time.Millisecond); IsConfiguration(err) {
 			break
 		}
@@ -190,7 +190,7 @@ func TestAPasswordIsRotatedWithoutRestart(t *testing.T) {
 	}
 	write("second")
 	f.add(1)
-	for deadline := time.Now().Add(10 * time.Second); ; {
+	for deadline := time.Now().Add(patience); ; {
 		entries, _, err := m.Read(f.ctx, 1, 10*time.Millisecond)
 		if len(entries) == 1 {
 			break
