@@ -56,7 +56,7 @@ func (m millrace) Open(ctx context.Context, place Place) (Store, error) {
 			return nil, err
 		}
 	}
-	if _, err := place.Pool.Exec(ctx, `create function evolve(state jsonb, payload jsonb, headers jsonb) returns jsonb language sql immutable
+	if _, err := place.Pool.Exec(ctx, `create function evolve(state jsonb, payload jsonb, headers jsonb) returns jsonb language sql
 			return jsonb_build_object('sum', coalesce((state -> 'sum')::bigint, 0) + (payload -> 'amount')::bigint)`); err != nil {
 		return nil, err
 	}

@@ -46,9 +46,15 @@ type EntityMessage struct {
 // within a transaction of PostgreSQL it leaves nothing to do but to roll back. Of messages, Key and the options are not looked at.
 func Append(ctx context.Context, db DB, stream, key string, expected int64, messages []NewMessage) (Appended, error) {
 	payloads := make([][]byte, len(messages))
-	headers := make([][]byte, len(messages))
+	var headers [][]byte // null unless some message has some
 	for i, m := range messages {
-		payloads[i], headers[i] = m.Payload, m.Headers
+		payloads[i] = m.Payload
+		if m.Headers != nil {
+			if headers == nil {
+				headers = make([][]byte, len(messages))
+			}
+			headers[i] = m.Headers
+		}
 	}
 	var version *int64
 	if expected != AnyVersion {

@@ -129,6 +129,52 @@ func TestHistoriesAreReadByTheirIndex(t *testing.T) {
 	}
 }
 
+// A session that has planned while there were few entities finds each by its index all the same.
+func TestAppendsFindTheirEntityByItsIndex(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	_, err := pgstream.Append(e.ctx, e.Pool, "accounts", "a", pgstream.NoVersion, events(1))
+	must(t, err)
+	e.run("vacuum analyze millrace_engine.entity")
+	conn := e.connect()
+	scans := func(db pgstream.DB) (whole, index int) {
+		must(t, db.QueryRow(e.ctx, "select seq_scan, idx_scan from pg_stat_xact_user_tables where relname = 'entity'").Scan(&whole, &index))
+		return whole, index
+	}
+	for name, do := range map[string]func(db pgstream.DB) error{
+		"append to a version": func(db pgstream.DB) error {
+			_, err := pgstream.Append(e.ctx, db, "accounts", "a", 1, events(2))
+			return err
+		},
+		"append to a new key": func(db pgstream.DB) error {
+			_, err := pgstream.Append(e.ctx, db, "accounts", "b", pgstream.NoVersion, events(1, 2))
+			return err
+		},
+		"append to any version": func(db pgstream.DB) error {
+			_, err := pgstream.Append(e.ctx, db, "accounts", "a", pgstream.AnyVersion, events(2))
+			return err
+		},
+		"read": func(db pgstream.DB) error {
+			_, err := pgstream.ReadEntity(e.ctx, db, "accounts", "a", 1, 0, 10)
+			return err
+		},
+		"a refused append": func(db pgstream.DB) error {
+			_, err := db.Exec(e.ctx, `do $$ begin perform millrace.append('accounts', 'a', array['{}'::jsonb], 7); raise exception 'appended'; exception when sqlstate 'MR011' then null; end $$`)
+			return err
+		},
+	} {
+		tx, err := conn.Begin(e.ctx)
+		must(t, err)
+		wholeBefore, indexBefore := scans(tx)
+		must(t, do(tx))
+		if whole, index := scans(tx); whole != wholeBefore || index == indexBefore {
+			t.Errorf("%s: %d scans of all entities, %d of their index", name, whole-wholeBefore, index-indexBefore)
+		}
+		rollback(e, tx)
+	}
+}
+
 // Of writers that decide upon the same version one wins. Each that loses reads again, so that no increment is lost.
 func TestConcurrentAppendsLoseNoUpdate(t *testing.T) {
 	t.Parallel()

@@ -10,12 +10,17 @@
 --         that append to several keys should do it in the order of the keys: two that cross end in a deadlock error for one.
 -- Raises: MR011 the version is another, with the present one as the error's detail; nothing is appended. MR002 no such stream; MR004 a stream without versions, no key, no
 --         payload, a key of a tenant that the stream does not have (tenant.sql), or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
+-- Cost:   in a stream without tenants two statements: one finds the stream, compares and advances, the other inserts. Whatever is refused goes a longer way, which says what
+--         is wrong.
 create or replace function millrace.append(p_stream text, p_key text, p_payloads jsonb[], p_expected_version bigint default null,
     p_headers jsonb[] default null, out version bigint, out "position" bigint)
 language plpgsql volatile as $$
 declare
-    s millrace_engine.stream;
     n constant integer := coalesce(cardinality(p_payloads), 0);
+    largest integer;
+    malformed jsonb;
+    s millrace_engine.stream;
+    target integer;
     last bigint;
     present bigint;
     positions bigint[];
@@ -31,35 +36,42 @@ begin
         raise exception 'version % cannot be expected', p_expected_version using errcode = 'MR004',
             hint = 'Pass the version of the newest message, 0 when the key must be new, -1 when it must exist, null for any.';
     end if;
-    if n = 1 and p_headers is null then
-        -- Most appends are one message. Expressions without a query cost a tenth of what one costs.
-        s := millrace_engine.check_publish(p_stream, 'JSON', pg_column_size(p_payloads[1]), null);
-    else
+    -- Most appends are one message. Expressions without a query cost a tenth of what one costs.
+    if n = 1 then
+        largest := pg_column_size(p_payloads[1]);
+    elsif array_position(p_payloads, null) is null then
+        largest := (select max(pg_column_size(x)) from unnest(p_payloads) x);
+    end if;
+    if p_headers is not null then
         perform millrace_engine.check_batch(n, null, cardinality(p_headers), null);
-        s := millrace_engine.check_publish(p_stream, 'JSON',
-            case when array_position(p_payloads, null) is null then (select max(pg_column_size(x)) from unnest(p_payloads) x) end,
-            (select x from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1));
+        malformed := (select x from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1);
     end if;
-    if not s.versions then
-        raise exception 'stream "%" has no versions', p_stream using errcode = 'MR004',
-            hint = 'Declare them (versions: true in the Stream, or millrace.create_stream with p_versions), or publish.';
-    end if;
-    if s.has_tenants then
-        tenant := millrace_engine.tenant_of(s, p_key);
-    end if;
-    if p_expected_version > 0 then
-        -- The row must be there, and an update is cheaper than an insert that meets it.
-        update millrace_engine.entity as e set version = e.version + n
-            where e.stream_id = s.id and e.key = p_key and e.version = p_expected_version returning e.version into last;
-    else
-        insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
+    -- ON CONFLICT finds the row by its index, whatever the planner believes of the table: an UPDATE scanned it whole in sessions that had planned while it was small.
+    if malformed is null then
+        insert into millrace_engine.entity as e (stream_id, key, version)
+            select x.id, p_key, n from millrace_engine.stream x
+                where x.name = p_stream and x.versions and not x.has_tenants and x.max_message_bytes >= largest
             on conflict on constraint entity_pkey do update set version = e.version + n
                 where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
-            returning e.version into last;
+            returning e.version, e.stream_id into last, target;
     end if;
     if last is null then
-        -- A statement of its own sees what the one above has met.
-        select coalesce(max(e.version), 0) into present from millrace_engine.entity e where e.stream_id = s.id and e.key = p_key;
+        s := millrace_engine.check_publish(p_stream, 'JSON', largest, malformed);
+        target := s.id;
+        if not s.versions then
+            raise exception 'stream "%" has no versions', p_stream using errcode = 'MR004',
+                hint = 'Declare them (versions: true in the Stream, or millrace.create_stream with p_versions), or publish.';
+        end if;
+        if s.has_tenants then
+            tenant := millrace_engine.tenant_of(s, p_key);
+            insert into millrace_engine.entity as e (stream_id, key, version) values (s.id, p_key, n)
+                on conflict on constraint entity_pkey do update set version = e.version + n
+                    where p_expected_version is null or p_expected_version = -1 or e.version = p_expected_version
+                returning e.version into last;
+        end if;
+    end if;
+    if last is null then
+        present := millrace_engine.entity_version(target, p_key);   -- sees what the statements above have met
     elsif last = n and p_expected_version <> 0 then
         present := 0;   -- the key was new, and must not be
     end if;
@@ -70,13 +82,13 @@ begin
             using errcode = 'MR011', detail = present::text, hint = 'Somebody else may have appended. Read the entity again and decide anew.';
     end if;
     if tenant is null then
-        execute 'select millrace_engine.append_' || s.id || '($1, $2, $3, $4)' into positions using p_key, p_payloads, p_headers, last - n + 1;
+        execute 'select millrace_engine.append_' || target || '($1, $2, $3, $4)' into positions using p_key, p_payloads, p_headers, last - n + 1;
     else
         execute format('with m as (insert into millrace.%I (key, headers, payload, version)
                 select $1, x.headers, x.payload, $4 + x.n - 1 from unnest($2, $3) with ordinality x(payload, headers, n) order by x.n returning "position")
             select array_agg(m."position" order by m."position") from m', s.name || '.' || tenant) into positions using p_key, p_payloads, p_headers, last - n + 1;
+        perform millrace_engine.project(s.id, p_key, p_payloads, p_headers, last - n + 1, positions);
     end if;
-    perform millrace_engine.project(s.id, p_key, p_payloads, p_headers, last - n + 1, positions);
     version := last;
     "position" := positions[n];
 end $$;
@@ -84,22 +96,30 @@ comment on function millrace.append(text, text, jsonb[], bigint, jsonb[]) is
     'Appends messages to the history of one key of a stream with versions, if the key has the expected version.';
 
 -- millrace_engine.append_template(key, payloads, headers, first version) returns bigint
--- Copied once per stream with versions (install_functions.sql). Returns the positions.
+-- Copied once per stream with versions (install_functions.sql). Inserts, runs the stream's inline projections, and returns the positions.
+-- Whether there are projections is read in the statement that inserts: its snapshot is younger than its lock on the stream, which a rebuild takes before it makes a projection live.
 create or replace function millrace_engine.append_template(p_key text, p_payloads jsonb[], p_headers jsonb[], p_first bigint) returns bigint[]
 language plpgsql volatile as $$
 declare
     result bigint[];
     single bigint;
+    projected boolean := true;
 begin
     if cardinality(p_payloads) = 1 then
-        insert into millrace.stream_template (key, headers, payload, version) values (p_key, p_headers[1], p_payloads[1], p_first) returning "position" into single;
-        return array[single];
+        insert into millrace.stream_template (key, headers, payload, version) values (p_key, p_headers[1], p_payloads[1], p_first)
+            returning "position", exists (select from millrace_engine.projection x where x.stream_id = /* stream id */ 0 and x.group_id is null and x.live)
+            into single, projected;
+        result := array[single];
+    else
+        with m as (
+            insert into millrace.stream_template (key, headers, payload, version)
+                select p_key, x.headers, x.payload, p_first + x.n - 1
+                from unnest(p_payloads, p_headers) with ordinality x(payload, headers, n) order by x.n returning "position")
+        select array_agg(m."position" order by m."position") into result from m;
     end if;
-    with m as (
-        insert into millrace.stream_template (key, headers, payload, version)
-            select p_key, x.headers, x.payload, p_first + x.n - 1
-            from unnest(p_payloads, p_headers) with ordinality x(payload, headers, n) order by x.n returning "position")
-    select array_agg(m."position" order by m."position") into result from m;
+    if projected then
+        perform millrace_engine.project(/* stream id */ 0, p_key, p_payloads, p_headers, p_first, result);
+    end if;
     return result;
 end $$;
 comment on function millrace_engine.append_template(text, jsonb[], jsonb[], bigint) is 'Appends messages with versions to one stream. Called by millrace.append.';
