@@ -11,7 +11,7 @@ import (
 // All are the systems, in the order of the report.
 func All() []engine.System {
 	return []engine.System{
-		millrace, millraceOrdered, millraceSQL{}, millraceSQLToGo,
+		millrace, millraceOrdered, millraceBytes, millraceSQL{}, millraceSQLToGo,
 		limitInsert, limitCopy, limitRead,
 		skipLocked, skipLockedAsync,
 		riverSystem{}, watermillSystem{}, pgqSystem{}, pgmqSystem,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -24,10 +25,11 @@ const (
 
 // goClient is Millrace through its Go client, with its listener and its maintenance running.
 type goClient struct {
-	name   string
-	mode   pgstream.Mode
-	sql    bool // publishes by the SQL function instead
-	cannot map[string]string
+	name    string
+	mode    pgstream.Mode
+	payload pgstream.PayloadType // nothing: JSON
+	sql     bool                 // publishes by the SQL function instead
+	cannot  map[string]string
 }
 
 var (
@@ -35,23 +37,29 @@ var (
 	millraceOrdered = goClient{name: "millrace-ordered", mode: pgstream.ModeOrdered, cannot: map[string]string{
 		"publish-single": "publishes as millrace does", "publish-batch-1000": "publishes as millrace does", "streams-1000": "streams do not differ",
 		"maintenance": "maintained as millrace is"}}
-	millraceSQLToGo = goClient{name: "millrace-sql-to-go", mode: pgstream.ModeShared, sql: true, cannot: func() map[string]string {
-		cannot := map[string]string{}
-		for _, w := range engine.Works() {
-			if w.Name != "latency-500" {
-				cannot[w.Name] = "only there to see how fast a Go consumer notices SQL producers"
-			}
-		}
-		return cannot
-	}()}
+	millraceBytes = goClient{name: "millrace-bytes", mode: pgstream.ModeShared, payload: pgstream.PayloadBytes,
+		cannot: exceptFor("only there to see what it costs to store JSON and not text", "publish-single", "publish-batch-1000")}
+	millraceSQLToGo = goClient{name: "millrace-sql-to-go", mode: pgstream.ModeShared, sql: true,
+		cannot: exceptFor("only there to see how fast a Go consumer notices SQL producers", "latency-500")}
 )
+
+// exceptFor are all works but these, with the reason not to do them.
+func exceptFor(why string, works ...string) map[string]string {
+	cannot := map[string]string{}
+	for _, w := range engine.Works() {
+		if !slices.Contains(works, w.Name) {
+			cannot[w.Name] = why
+		}
+	}
+	return cannot
+}
 
 func (g goClient) Name() string { return g.name }
 
 func (g goClient) Cannot(work string) string { return g.cannot[work] }
 
 func (g goClient) Open(ctx context.Context, pool *pgxpool.Pool, shape engine.Shape) (engine.Queue, error) {
-	if err := install(ctx, pool, g.mode, shape); err != nil {
+	if err := install(ctx, pool, g.mode, g.payload, shape); err != nil {
 		return nil, err
 	}
 	q := &goQueue{pool: pool, sql: g.sql, lane: lane{stream: stream, group: group}, shared: &shared{
@@ -73,7 +81,7 @@ func name(prefix string, i int) string {
 }
 
 // install brings the schema, streams and groups into an empty database.
-func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode, shape engine.Shape) error {
+func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode, payload pgstream.PayloadType, shape engine.Shape) error {
 	conn, err := pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -84,7 +92,7 @@ func install(ctx context.Context, pool *pgxpool.Pool, mode pgstream.Mode, shape 
 		return err
 	}
 	for s := range max(shape.Streams, 1) {
-		spec := pgstream.StreamSpec{Name: name(stream, s)}
+		spec := pgstream.StreamSpec{Name: name(stream, s), PayloadType: payload}
 		if shape.Upkeep {
 			// Rotates every 64 MiB and removes what the group has settled.
 			spec.Retention.Policy = pgstream.RetentionWorkQueue

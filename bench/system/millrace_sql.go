@@ -29,7 +29,7 @@ var asMillrace = map[string]string{
 }
 
 func (millraceSQL) Open(ctx context.Context, pool *pgxpool.Pool, shape engine.Shape) (engine.Queue, error) {
-	if err := install(ctx, pool, pgstream.ModeShared, shape); err != nil {
+	if err := install(ctx, pool, pgstream.ModeShared, pgstream.PayloadJSON, shape); err != nil {
 		return nil, err
 	}
 	q := &functionQueue{pool: pool}

@@ -77,6 +77,20 @@ func TestPublishingIsPartOfTheCallersTransaction(t *testing.T) {
 	same(t, "after a savepoint was rolled back", drain(e, c), []int64{before, after})
 }
 
+func TestTheFunctionKeepsKeyAndHeaders(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	must(t, pgstream.ApplyStream(e.ctx, e, pgstream.Plan{Spec: pgstream.StreamSpec{Name: "raw", PayloadType: pgstream.PayloadBytes}}))
+	e.run(`select millrace.publish('orders', '{"n": 1}', 'k', '{"h": 1}')`)
+	e.run(`select millrace.publish_bytes('raw', '{"n": 1}', 'k', '{"h": 1}')`)
+	for _, stored := range []string{"payload from millrace.orders", "convert_from(payload, 'UTF8')::jsonb from millrace.raw"} {
+		if got := one[string](e, "select key || ' ' || headers || ' ' || "+stored); got != `k {"h": 1} {"n": 1}` {
+			t.Errorf("%s: %s", stored, got)
+		}
+	}
+}
+
 func TestAStreamOfBytesKeepsBytes(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -174,6 +188,15 @@ func TestWhatCannotBePublishedIsRefusedWithAnAnswer(t *testing.T) {
 	}
 	e.run(`select millrace.publish('orders', 'null'::jsonb)`)
 	e.run(`select millrace.publish_batch('orders', '{}'::jsonb[])`)
+	for _, sql := range []string{
+		fmt.Sprintf(`select millrace.publish_bytes('raw', '%s'::bytea)`, large[:1000]),
+		fmt.Sprintf(`select millrace.publish_batch_bytes('raw', array['%s']::bytea[])`, large[:1000]),
+		`select millrace.publish('orders', x) from (select to_jsonb(repeat('x', 1000 - pg_column_size(to_jsonb(''::text)))) as x) as y where pg_column_size(x) = 1000`,
+	} {
+		if tag, err := e.Exec(e.ctx, sql); err != nil || tag.RowsAffected() != 1 {
+			t.Errorf("a message as large as the limit: %v rows, %v", tag.RowsAffected(), err)
+		}
+	}
 
 	t.Run("the Go client says which kind of error it is", func(t *testing.T) {
 		m := pgstream.NewMessage{Payload: []byte(`{}`)}

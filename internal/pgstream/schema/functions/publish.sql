@@ -29,7 +29,25 @@ create or replace function millrace.publish(p_stream text, p_payload jsonb, p_ke
     p_dedupe_key text default null, p_serialize boolean default false, p_throttle_seconds integer default null, p_next_slot boolean default false)
 returns bigint
 language plpgsql volatile as $$
+declare
+    target integer;
+    result bigint;
 begin
+    -- Most messages have no options: one condition, one look that checks as well, one call. Whatever does not pass, append looks at again and says why.
+    if p_priority = 0 and p_delay_seconds is null and p_deliver_at is null and p_dedupe_key is null and not p_serialize
+            and p_throttle_seconds is null and not p_next_slot then
+        select x.id into target from millrace_engine.stream x
+            where x.name = p_stream and x.parent_id is null and x.payload_type = 'JSON' and x.max_message_bytes >= pg_column_size(p_payload);
+        if p_headers is not null then
+            if jsonb_typeof(p_headers) <> 'object' then
+                target := null;
+            end if;
+        end if;
+        if target is not null then
+            execute 'select millrace_engine.publish_' || target || '($1, $2, $3)' into result using p_payload, p_key, p_headers;
+            return result;
+        end if;
+    end if;
     return millrace_engine.append(p_stream, 'JSON', p_payload, pg_column_size(p_payload), p_key, p_headers, p_delay_seconds, p_deliver_at,
         p_priority, p_dedupe_key, p_serialize, p_throttle_seconds, p_next_slot);
 end $$;
@@ -43,7 +61,25 @@ create or replace function millrace.publish_bytes(p_stream text, p_payload bytea
     p_dedupe_key text default null, p_serialize boolean default false, p_throttle_seconds integer default null, p_next_slot boolean default false)
 returns bigint
 language plpgsql volatile as $$
+declare
+    target integer;
+    result bigint;
 begin
+    -- As in publish.
+    if p_priority = 0 and p_delay_seconds is null and p_deliver_at is null and p_dedupe_key is null and not p_serialize
+            and p_throttle_seconds is null and not p_next_slot then
+        select x.id into target from millrace_engine.stream x
+            where x.name = p_stream and x.parent_id is null and x.payload_type = 'Bytes' and x.max_message_bytes >= octet_length(p_payload);
+        if p_headers is not null then
+            if jsonb_typeof(p_headers) <> 'object' then
+                target := null;
+            end if;
+        end if;
+        if target is not null then
+            execute 'select millrace_engine.publish_' || target || '($1, $2, $3)' into result using p_payload, p_key, p_headers;
+            return result;
+        end if;
+    end if;
     return millrace_engine.append(p_stream, 'Bytes', p_payload, octet_length(p_payload), p_key, p_headers, p_delay_seconds, p_deliver_at,
         p_priority, p_dedupe_key, p_serialize, p_throttle_seconds, p_next_slot);
 end $$;
@@ -51,7 +87,7 @@ comment on function millrace.publish_bytes(text, bytea, text, jsonb, double prec
     'Appends one message of bytes to a stream in the caller''s transaction and returns its position; null for a delayed message.';
 
 -- millrace_engine.append(stream, payload type, payload, its size in bytes, …) returns bigint
--- The one text behind publish and publish_bytes.
+-- The one text behind publish and publish_bytes for messages with options, and for those that are refused.
 create or replace function millrace_engine.append(p_stream text, p_type text, p_payload anyelement, p_size integer, p_key text, p_headers jsonb,
     p_delay_seconds double precision, p_deliver_at timestamptz, p_priority integer, p_dedupe_key text, p_serialize boolean, p_throttle_seconds integer,
     p_next_slot boolean) returns bigint
