@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/meta"
+
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
@@ -71,6 +73,46 @@ func TestNothingIsWrittenAtRest(t *testing.T) {
 		}
 		if v := versions[o.GetName()+string(o.GetUID())]; v != o.GetResourceVersion() {
 			t.Errorf("the resource version of %s moved from %s to %s", o.GetName(), v, o.GetResourceVersion())
+		}
+	}
+}
+
+// Streams and groups that are made together are written once each: their first status has their figures, which no reading has to bring later.
+func TestNewStreamsAndGroupsAreWrittenOnce(t *testing.T) {
+	w := newWorld(t)
+	w.secret(appDB.Name, appDB.Key, postgres.NewDatabase(t))
+	var all []object
+	for i := range 4 {
+		s := newStream(fmt.Sprintf("orders-%d", i))
+		all = append(all, s, newGroup(fmt.Sprintf("sink-%d", i), s.Name))
+	}
+	for _, o := range all {
+		w.create(o)
+	}
+	for _, o := range all {
+		w.wantReady(o)
+		switch o := o.(type) {
+		case *v1alpha1.Stream:
+			if o.Status.Messages == nil || *o.Status.Messages != 0 || o.Status.Bytes == nil || *o.Status.Bytes == 0 {
+				t.Errorf("Stream %s is Ready with %v messages and %v bytes", o.Name, o.Status.Messages, o.Status.Bytes)
+			}
+		case *v1alpha1.ConsumerGroup:
+			if !meta.IsStatusConditionTrue(o.Status.Conditions, v1alpha1.ConditionLagKnown) || o.Status.Lag == nil || *o.Status.Lag != 0 {
+				t.Errorf("ConsumerGroup %s is Ready with lag %v", o.Name, o.Status.Lag)
+			}
+		}
+	}
+	// As long as readings of groups and of streams need to come, and a verification.
+	<-time.After(max(8*lagInterval, 3*verifyInterval/2))
+	for _, o := range all {
+		n := 0
+		for _, write := range suite.writes.in(w.namespace) {
+			if strings.HasSuffix(write.path, "/"+o.GetName()+"/status") {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("the status of %s was written %d times", o.GetName(), n)
 		}
 	}
 }

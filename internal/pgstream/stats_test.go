@@ -190,3 +190,34 @@ func TestRolledBackPositionsAtTheEndAreNoLag(t *testing.T) {
 		})
 	}
 }
+
+// Only a stream to which nothing was ever published counts as unused: what was lost, rolled back or published to a priority counts as well.
+func TestAnUnusedStreamIsKnown(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	want := func(stream string, want bool) {
+		t.Helper()
+		got, bytes, err := pgstream.UnusedStream(e.ctx, e, stream)
+		must(t, err)
+		if got != want || (bytes > 0) != (stream != "missing") {
+			t.Errorf("stream %q counts as unused: %t, with %d bytes", stream, got, bytes)
+		}
+	}
+	e.stream("orders")
+	want("orders", true)
+	want("missing", false)
+	e.publish("orders", 1)
+	want("orders", false)
+
+	e.run("select millrace.create_stream('urgent', p_priorities => 2)")
+	want("urgent", true)
+	e.run("select millrace.publish('urgent', '{}', p_priority => 1)")
+	want("urgent", false)
+
+	e.stream("lost")
+	e.publish("lost", 1)
+	e.run(fmt.Sprintf("drop sequence millrace_engine.position_%d cascade", one[int32](e, "select id from millrace_engine.stream where name = 'lost'")))
+	want("lost", false)
+	e.run(`select millrace_engine.apply_stream('{"name": "lost"}')`)
+	want("lost", false)
+}

@@ -87,16 +87,18 @@ func (r *Resolver) unchanged(ctx context.Context, key secretKey) *Database {
 	r.mu.Lock()
 	d, version := r.last[key], r.versions[key]
 	r.mu.Unlock()
-	if d == nil || version == "" || r.Metadata == nil {
-		return nil
-	}
-	var secret metav1.PartialObjectMetadata
-	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
-	err := r.Metadata.Get(ctx, client.ObjectKey{Namespace: key.namespace, Name: key.name}, &secret)
-	if err != nil || secret.ResourceVersion != version || !r.Registry.holds(d) {
+	if d == nil || r.Metadata == nil || !IsSecretVersion(ctx, r.Metadata, key.namespace, key.name, version) || !r.Registry.holds(d) {
 		return nil
 	}
 	return d
+}
+
+// IsSecretVersion says whether a cache of metadata has a Secret in the version that was read, so that what was learnt from it still holds.
+func IsSecretVersion(ctx context.Context, metadata client.Reader, namespace, name, version string) bool {
+	var secret metav1.PartialObjectMetadata
+	secret.SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind("Secret"))
+	err := metadata.Get(ctx, client.ObjectKey{Namespace: namespace, Name: name}, &secret)
+	return err == nil && version != "" && secret.ResourceVersion == version
 }
 
 // ResolveForDeletion is Resolve for a resource that is going away: when a whole namespace is deleted its Secrets may go

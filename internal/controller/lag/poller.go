@@ -43,13 +43,13 @@ type Poller struct {
 	mu        sync.Mutex
 	wake      map[string]Wake // by kind
 	followers map[Follower]target
-	since     map[Follower]time.Time // when it began to follow that target
+	awaited   map[Follower]time.Time // streams without figures that are in their database, and since when that is known
 	figures   map[Follower]Figures
 	streams   map[Follower]StreamFigures
-	polling   map[database.ID]bool // in flight
-	urgent    map[database.ID]bool // to be polled before the next tick
-	lost      map[database.ID]bool // the last poll failed
-	took      time.Duration        // the last poll that did not
+	polling   map[database.ID]time.Time // in flight, and since when
+	urgent    map[database.ID]bool      // to be polled before the next tick
+	lost      map[database.ID]bool      // the last poll failed
+	took      time.Duration             // the last poll that did not
 
 	tookStreams time.Duration             // the last reading of streams
 	streamsAt   map[database.ID]time.Time // when streams were read
@@ -59,9 +59,9 @@ type Poller struct {
 func NewPoller(interval time.Duration) *Poller {
 	return &Poller{
 		interval: interval, kick: make(chan struct{}, 1),
-		wake: map[string]Wake{}, followers: map[Follower]target{}, since: map[Follower]time.Time{}, figures: map[Follower]Figures{},
+		wake: map[string]Wake{}, followers: map[Follower]target{}, awaited: map[Follower]time.Time{}, figures: map[Follower]Figures{},
 		streams: map[Follower]StreamFigures{}, streamsAt: map[database.ID]time.Time{},
-		polling: map[database.ID]bool{}, urgent: map[database.ID]bool{}, lost: map[database.ID]bool{},
+		polling: map[database.ID]time.Time{}, urgent: map[database.ID]bool{}, lost: map[database.ID]bool{},
 	}
 }
 
@@ -72,24 +72,54 @@ func (p *Poller) OnWake(kind string, w Wake) {
 	p.wake[kind] = w
 }
 
-// Follow makes f follow a database and in it a stream or, unless group is empty, one consumer group of it. Repeating it is harmless.
+// Follow makes f follow a database and in it a stream or, unless group is empty, one consumer group of it. Repeating it is harmless. Figures come with the next
+// reading; who cannot wait for it calls Created, Now or Await.
 func (p *Poller) Follow(f Follower, db *database.Database, stream, group string) {
 	t := target{db, stream, group}
 	p.mu.Lock()
-	known := p.followers[f] == t
-	if !known {
+	defer p.mu.Unlock()
+	if p.followers[f] != t {
 		p.followers[f] = t
-		p.since[f] = time.Now()
-		delete(p.figures, f)
-		delete(p.streams, f)
-	}
-	p.mu.Unlock()
-	if !known && group != "" {
-		p.Now(db)
+		p.reset(f)
 	}
 }
 
-// Now polls a database before the next interval, because there is reason to think that it was lost or found again.
+// reset forgets what is known of f. The caller holds mu.
+func (p *Poller) reset(f Follower) {
+	delete(p.awaited, f)
+	delete(p.figures, f)
+	delete(p.streams, f)
+}
+
+// GroupCreated gives the figures of a group that its resource has just made, so that it need not be woken for its first reading. The next reading goes on from there.
+func (p *Poller) GroupCreated(f Follower, report pgstream.GroupReport) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, followed := p.followers[f]; followed {
+		p.figures[f] = figuresOf(report, time.Now(), Figures{}, streamsEvery*p.interval)
+	}
+}
+
+// StreamCreated is GroupCreated for a stream.
+func (p *Poller) StreamCreated(f Follower, stats pgstream.StreamStats) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, followed := p.followers[f]; followed {
+		p.streams[f] = streamFiguresOf(stats, streamsEvery*p.interval)
+	}
+}
+
+// Await has streams read at the next interval: f's is in its database, and has no figures yet. Repeating it is harmless.
+func (p *Poller) Await(f Follower) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, followed := p.followers[f]
+	if _, awaited := p.awaited[f]; followed && !awaited && !p.streams[f].Known {
+		p.awaited[f] = time.Now()
+	}
+}
+
+// Now polls a database before the next interval, because there is reason to think that it was lost or found again, or that it has a group without figures.
 func (p *Poller) Now(db *database.Database) {
 	p.mu.Lock()
 	p.urgent[db.ID()] = true
@@ -109,9 +139,7 @@ func (p *Poller) Unfollow(f Follower) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.followers, f)
-	delete(p.since, f)
-	delete(p.figures, f)
-	delete(p.streams, f)
+	p.reset(f)
 }
 
 // Followed returns the database that f was made to follow last, and the stream in it; nil when nothing is known of f.
@@ -185,8 +213,8 @@ func (p *Poller) idle(all bool) []*database.Database {
 	defer p.mu.Unlock()
 	var dbs []*database.Database
 	for _, t := range p.followers {
-		if id := t.db.ID(); !p.polling[id] && (all || p.urgent[id]) {
-			p.polling[id] = true
+		if id := t.db.ID(); p.polling[id].IsZero() && (all || p.urgent[id]) {
+			p.polling[id] = time.Now()
 			delete(p.urgent, id)
 			dbs = append(dbs, t.db)
 		}
@@ -229,18 +257,18 @@ func (p *Poller) streamsDue(id database.ID, now time.Time) bool {
 	defer p.mu.Unlock()
 	switch age := now.Sub(p.streamsAt[id]); {
 	case age >= streamsEvery*p.interval:
-	case age < max(p.interval, 20*p.tookStreams) || !p.hasNewStream(id, now):
+	case age < max(p.interval, 20*p.tookStreams) || !p.awaitsStream(id, now):
 		return false
 	}
 	p.streamsAt[id] = now
 	return true
 }
 
-// hasNewStream says whether a stream without figures is followed since a short time. One that stays without is not in its database, and is not
+// awaitsStream says whether somebody awaits the figures of a stream since a short time. One that stays without was dropped meanwhile, and is not
 // waited for. The caller holds mu.
-func (p *Poller) hasNewStream(id database.ID, now time.Time) bool {
-	for f, t := range p.followers {
-		if t.group == "" && t.db.ID() == id && !p.streams[f].Known && now.Sub(p.since[f]) < streamsEvery*p.interval {
+func (p *Poller) awaitsStream(id database.ID, now time.Time) bool {
+	for f, since := range p.awaited {
+		if p.followers[f].db.ID() == id && now.Sub(since) < streamsEvery*p.interval {
 			return true
 		}
 	}
@@ -285,6 +313,7 @@ func (p *Poller) recordStreams(id database.ID, stats []pgstream.StreamStats) []w
 		}
 		before, now := p.streams[f], streamFiguresOf(s, streamsEvery*p.interval)
 		p.streams[f] = now
+		delete(p.awaited, f)
 		if w := p.wake[f.Kind]; w != nil && (now.Known != before.Known || now.HeldBy != before.HeldBy) {
 			woken = append(woken, wakeUp{w, f, true})
 		}
@@ -308,6 +337,7 @@ func (p *Poller) record(id database.ID, reports []pgstream.GroupReport, at time.
 
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	began := p.polling[id]
 	delete(p.polling, id)
 	if p.urgent[id] { // meanwhile; this reading may be from before
 		p.wakeRun()
@@ -330,9 +360,13 @@ func (p *Poller) record(id database.ID, reports []pgstream.GroupReport, at time.
 		changed, verify := verify, verify
 		if t.group != "" {
 			before := p.figures[f]
+			r, found := byName[name{t.stream, t.group}]
+			if !found && err == nil && before.At.After(began) {
+				continue // it was made while this was read
+			}
 			now := before
 			now.Known, now.Err = false, err
-			if r, ok := byName[name{t.stream, t.group}]; ok && err == nil {
+			if found && err == nil {
 				now = figuresOf(r, at, before, streamsEvery*p.interval)
 			}
 			changed = changed || !now.equal(before) || ratesMoved(before.ratesTold, now.Rates)

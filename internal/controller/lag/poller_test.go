@@ -141,8 +141,8 @@ func TestRecordStreamsWakesWhenSomethingHoldsAStreamUp(t *testing.T) {
 	}
 }
 
-// A stream that is new gets its figures at the next reading; one that is not in its database waits as long as the others.
-func TestStreamsAreReadSoonForANewOne(t *testing.T) {
+// A stream that is awaited gets its figures at the next reading; one that was dropped meanwhile waits as long as the others.
+func TestStreamsAreReadSoonForOneThatIsAwaited(t *testing.T) {
 	db, err := database.NewRegistry(database.Options{}).Get("postgres://a:b@h/one")
 	if err != nil {
 		t.Fatal(err)
@@ -157,14 +157,74 @@ func TestStreamsAreReadSoonForANewOne(t *testing.T) {
 		}
 	}
 	due(0, true)
-	p.Follow(Follower{Kind: "Stream", UID: "s"}, db, "orders", "")
+	orders, lost := Follower{Kind: "Stream", UID: "s"}, Follower{Kind: "Stream", UID: "lost"}
+	p.Follow(orders, db, "orders", "")
+	due(interval, false) // it may not be there yet
+	p.Await(orders)
 	due(interval/10, false)
 	due(interval, true)
 	due(2*interval, true) // it was not there
 	p.recordStreams(db.ID(), []pgstream.StreamStats{{Stream: "orders"}})
 	due(3*interval, false)
-	p.Follow(Follower{Kind: "Stream", UID: "lost"}, db, "elsewhere", "")
+	p.Await(orders) // which has figures
+	due(4*interval, false)
+	p.Follow(lost, db, "elsewhere", "")
+	p.Await(lost)
 	due(4*interval, true)
 	due((streamsEvery+4)*interval, true)
 	due((streamsEvery+5)*interval, false)
+	p.Unfollow(lost)
+	p.Await(lost)
+	if len(p.awaited) != 0 {
+		t.Errorf("awaits %v, which are gone", p.awaited)
+	}
+}
+
+// What its resource has just made has figures from then on: the next reading wakes nobody unless something has moved, and one that began before takes nothing back.
+func TestWhatWasJustMadeIsNotWokenForItsFirstReading(t *testing.T) {
+	db, err := database.NewRegistry(database.Options{}).Get("postgres://a:b@h/one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := NewPoller(10 * time.Second)
+	for _, kind := range []string{"Stream", "ConsumerGroup"} {
+		p.OnWake(kind, func(Follower, bool) {})
+	}
+	s, g := Follower{Kind: "Stream", UID: "s"}, Follower{Kind: "ConsumerGroup", UID: "g"}
+	p.Follow(s, db, "orders", "")
+	p.Follow(g, db, "orders", "billing")
+	p.idle(true) // a reading begins
+	p.StreamCreated(s, pgstream.StreamStats{Bytes: 8192})
+	p.GroupCreated(g, pgstream.GroupReport{GroupStats: pgstream.GroupStats{Paused: true}})
+	if f, all := p.StreamFigures(s), p.Figures(g); !f.Known || f.Bytes != 8192 || !all.Known || !all.Paused || all.Lag != 0 {
+		t.Errorf("the figures are %+v and %+v", f, all)
+	}
+	report := pgstream.GroupReport{GroupStats: pgstream.GroupStats{Stream: "orders", Group: "billing", Paused: true}}
+	for _, step := range []struct {
+		name  string
+		stats []pgstream.GroupReport
+		lag   int64
+		wakes bool
+	}{
+		{"a reading that began before", nil, 0, false},
+		{"the first of it", []pgstream.GroupReport{report}, 0, false},
+		{"one with messages", []pgstream.GroupReport{{GroupStats: pgstream.GroupStats{Stream: "orders", Group: "billing", Paused: true, Lag: 3}, LastPosition: 3}}, 3, true},
+		{"one without the group", nil, 3, true},
+	} {
+		woken := p.record(db.ID(), step.stats, time.Now(), nil)
+		if f := p.Figures(g); len(woken) > 0 != step.wakes || f.Lag != step.lag || f.Known != (step.name != "one without the group") {
+			t.Errorf("%s woke %v, and the figures are %+v", step.name, woken, f)
+		}
+		p.idle(true)
+	}
+	if woken := p.recordStreams(db.ID(), []pgstream.StreamStats{{Stream: "orders", Messages: 3}}); len(woken) != 0 {
+		t.Errorf("the first reading of a stream that has figures woke %v", woken)
+	}
+	p.Unfollow(s)
+	p.Unfollow(g)
+	p.StreamCreated(s, pgstream.StreamStats{})
+	p.GroupCreated(g, report)
+	if figures, streams := p.All(); len(figures)+len(streams) != 0 {
+		t.Errorf("it has figures of what is gone: %v, %v", figures, streams)
+	}
 }

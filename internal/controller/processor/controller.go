@@ -55,11 +55,12 @@ type Reconciler struct {
 	// Clock for tests.
 	Clock clock.PassiveClock
 
-	memory memory
+	memory  memory
+	secrets secrets
 }
 
 // Reconcile brings one Processor to its spec. Facts go into the scope, and report is the only writer of status,
-// events and the next wake-up. What is kept between calls is what the autoscaler remembers.
+// events and the next wake-up. What is kept between calls is what the autoscaler remembers, and where Secrets lead.
 func (r *Reconciler) Reconcile(ctx context.Context, p *v1alpha1.Processor) (ctrl.Result, error) {
 	sc := &scope{processor: p, before: p.DeepCopy()}
 	phases := []phase.Func[*scope]{r.resolve, r.scale, r.renderObjects, r.preferIdle, r.apply, r.announceScale, r.observe}

@@ -162,26 +162,22 @@ func (r *Reconciler) streamOf(ctx context.Context, g *v1alpha1.ConsumerGroup) (*
 	return &stream, nil
 }
 
-// readSecrets makes sure that what pods will read is there and looks right. Values are checked and forgotten (C3).
+// readSecrets makes sure that what pods will read is there and looks right.
 func (r *Reconciler) readSecrets(ctx context.Context, sc *scope) error {
 	in, namespace := &sc.inputs, sc.processor.Namespace
 	for _, s := range in.secrets {
-		value, _, err := database.ReadSecret(ctx, r.Live, namespace, s.ref)
+		learnt, err := r.readSecret(ctx, namespace, s)
 		if err != nil {
 			return err
 		}
-		if err := s.check(value); err != nil {
-			return phase.Stallf(v1alpha1.ReasonSecretInvalid, "Secret %q, key %q: %w", s.ref.Name, s.ref.Key, err)
-		}
-		switch s.variable {
-		case config.EnvSourceDatabaseURL, config.EnvSourceListenURL, config.EnvSinkDatabaseURL:
+		if learnt.login != (login{}) {
 			if in.logins == nil {
 				in.logins = map[string]login{}
 			}
-			in.logins[s.variable] = loginOf(value)
+			in.logins[s.variable] = learnt.login
 		}
 		if s.address != nil {
-			in.addresses = append(in.addresses, s.variable+"="+s.address(value))
+			in.addresses = append(in.addresses, s.variable+"="+learnt.address)
 		}
 	}
 	if in.tls == nil {

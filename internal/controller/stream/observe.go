@@ -24,6 +24,9 @@ func (r *Reconciler) observe(ctx context.Context, sc *scope) error {
 			return err
 		}
 	}
+	if sc.stream.Status.Messages == nil {
+		r.Poller.Await(r.follower(sc.stream)) // unless apply has just made it
+	}
 	r.present(sc)
 	return nil
 }

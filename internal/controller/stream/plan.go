@@ -30,11 +30,15 @@ func (r *Reconciler) plan(ctx context.Context, sc *scope) error {
 		sc.plan = withSchema(sc, pgstream.NewStreamPlan(spec))
 		return nil
 	}
-	err := sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) error {
-		var err error
-		sc.plan, err = r.compare(ctx, db, sc)
-		return err
-	})
+	var err error
+	if sc.info == nil {
+		sc.plan = pgstream.NewStreamPlan(spec) // own has just looked, and the engine looks again when it makes it
+	} else {
+		err = sc.db.Do(ctx, func(ctx context.Context, db pgstream.DB) (err error) {
+			sc.plan, err = r.compare(ctx, db, sc)
+			return err
+		})
+	}
 	sc.planned = err == nil || refused(err)
 	if err != nil {
 		return refusal(err)
