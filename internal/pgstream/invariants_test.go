@@ -167,11 +167,21 @@ func (h *history) publishAndPause(ctx context.Context, conn *pgx.Conn, r *rand.R
 
 func TestEveryCommittedMessageIsDeliveredOnceToEveryGroup(t *testing.T) {
 	t.Parallel()
+	everyCommittedMessageIsDelivered(t, func(*engine) {})
+}
+
+func TestEveryCommittedMessageIsDeliveredWhenReadersTryTheLocks(t *testing.T) {
+	t.Parallel()
+	everyCommittedMessageIsDelivered(t, freshLocks)
+}
+
+func everyCommittedMessageIsDelivered(t *testing.T, prepare func(e *engine)) {
 	r := random(t)
 	length := soak(t, 2*time.Second)
 	e := newEngine(t)
 	e.extendDeadline(length)
 	e.stream("orders")
+	prepare(e)
 	groups := []string{"first", "second", "ordered"}
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "first", AckWait: 10 * time.Minute})
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "second", AckWait: 10 * time.Minute})

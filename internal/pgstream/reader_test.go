@@ -96,7 +96,7 @@ func TestReadIsSeenBrokenWithoutTheHorizon(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	e.stream("orders")
-	e.mutate("millrace_engine.read_1", "millrace_engine.horizon(c_stream)", "pg_sequence_last_value('millrace_engine.position_1')")
+	e.mutate("millrace_engine.read_1", "millrace_engine.horizon_from(c_stream, p_safe)", "pg_sequence_last_value('millrace_engine.position_1')")
 	late := e.begin()
 	publishIn(e, late, "orders")
 	e.publish("orders", 2)

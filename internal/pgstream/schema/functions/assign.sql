@@ -135,7 +135,7 @@ begin
         update millrace_engine.consumer_group x set lane_id = result where x.id = p_group;
     end if;
     insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring, settled)
-        values (result, 0, p_frontier, p_frontier, p_frontier, p_frontier, 0, 0, 'infinity', 'infinity', 0, 0,
+        values (result, 0, p_frontier, p_frontier, p_frontier, 0, 0, 0, 'infinity', 'infinity', 0, 0,
             pg_sequence_last_value('millrace_engine.ring'), p_settled);
     return result;
 end $$;

@@ -54,7 +54,7 @@ begin
         select y.claim, y.frontier, y.stragglers, y.careful_to, y.segment, l.slot_low as slots_from, l.slot_high as slots_to,
                 now_ + coalesce(p_lease_ms, g.ack_wait_ms) * interval '1 millisecond' as ends, y.next_check,
                 case when y.horizon > y.frontier or coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) <= y.frontier then y.horizon
-                     else millrace_engine.horizon(c_stream) end as safe
+                     else millrace_engine.horizon_from(c_stream, case when y.messages > 0 then y.horizon end) end as safe
             into x
             from millrace_engine.lane l
             join millrace_engine.consumer_group g on g.id = l.group_id

@@ -49,7 +49,7 @@ begin
                 from millrace_engine.consumer_group g
                 cross join lateral (select y.claim, y.frontier, y.floor, y.stragglers, y.careful_to, y.segment, y.next_check, y.settled,
                         case when y.horizon > y.frontier or coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) <= y.frontier then y.horizon
-                             else millrace_engine.horizon(c_stream) end as safe
+                             else millrace_engine.horizon_from(c_stream, case when y.messages > 0 then y.horizon end) end as safe
                     from millrace_engine.claim_ring y where y.lane_id = g.lane_id and y.claim >= coalesce(acked[3], 0) order by y.claim desc limit 1) x
                 where g.id = group_ and g.name = p_group and g.stream_id = c_stream and g.mode = 'Shared' and not g.paused and g.lapsed_at is null
                   and g.filter is null and g.queue_policy is null and g.recheck_at > now_ and x.next_check > now_ and x.settled is null and x.claim % 64 <> 63

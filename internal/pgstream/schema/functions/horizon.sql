@@ -36,6 +36,44 @@ end $$;
 comment on function millrace_engine.horizon(integer) is
     'Highest position of a stream that is safe to read: everything up to it is committed or will never exist.';
 
+-- millrace_engine.horizon_from(stream id, known) returns bigint
+-- The same for a caller that has a horizon from before, or null; never lower than that. When not much was published since, it does not list the locks but tries those that may be there.
+--
+-- No publisher that is open, and no later one, carries an L more than 7 below a horizon that was ever handed out (publish_guard_template.sql): after it had its lock it read the
+-- last position again, and found L that recent. A horizon that was computed from a last position read before that is no higher than it; one computed later has seen the lock. So the
+-- locks that matter are those of the positions from known - 7 to H, and H was read first.
+-- That holds in streams with fresh_locks (stream_state.sql), which is read after H too. A transaction that may have published itself would not be kept out by its own lock, so it lists.
+--
+-- To try is to take the lock exclusively, as a session, and to give it back in the same expression, in which nothing can interrupt: so no lock is left behind, and
+-- neither a transaction's end nor a pooler matters. A publisher whose L is a moment old may have to wait for that moment. Another reader's try looks like a publisher, hence three tries.
+create or replace function millrace_engine.horizon_from(p_stream integer, p_known bigint) returns bigint
+language plpgsql volatile as $$
+declare
+    h bigint;
+    k bigint;
+    fresh boolean;
+begin
+    h := coalesce(pg_sequence_last_value(('millrace_engine.position_' || p_stream)::regclass), 0);
+    if h - p_known between 0 and 64 then
+        if pg_current_xact_id_if_assigned() is null and not pg_is_in_recovery() then
+            select x.fresh_locks into fresh from millrace_engine.stream x where x.id = p_stream;
+            if fresh then
+                for i in greatest(-7, -p_known) .. h - p_known - 1 loop
+                    k := (p_stream::bigint << 40) | ((p_known + i) & 1099511627775);
+                    if not (case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end)
+                            and not (case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end)
+                            and not (case when pg_try_advisory_lock(k) then pg_advisory_unlock(k) else false end) then
+                        return greatest(p_known, p_known + i);
+                    end if;
+                end loop;
+                return h;
+            end if;
+        end if;
+    end if;
+    return greatest(p_known, millrace_engine.horizon(p_stream));
+end $$;
+comment on function millrace_engine.horizon_from(integer, bigint) is 'The horizon of a stream for a caller that has one from before: mostly without listing the locks.';
+
 -- millrace_engine.nobody_writes() returns boolean
 -- Whether no transaction of the server that has an id is open; false also when that is not known. A publisher gets its id before it allocates a position
 -- (publish_guard_template.sql). So whoever reads the last position first, and hears then that nobody writes, knows that every position up to it is committed or will never exist,

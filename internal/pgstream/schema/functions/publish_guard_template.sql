@@ -2,7 +2,8 @@
 -- Copied once per stream (install_functions.sql). Fires once per statement before any row of an INSERT or COPY into a stream, so that it always runs
 -- before the position is allocated. On the transaction's first statement for this stream it
 --   1. takes the shared advisory lock that carries L, the position allocated last, until the end of the transaction: readers stay
---      below L while the lock is held (horizon.sql);
+--      below L while the lock is held (horizon.sql). If somebody has ever waited for the stream, it makes sure that L is still no more than 7 behind, so
+--      that readers need not list all locks;
 --   2. tells the column default which segment to write to;
 --   3. notifies, if somebody waits and nobody has notified in the same millisecond.
 -- That it has run is remembered in a transaction-local setting: a letter for the segment, which the column default reads, and the transaction's id. Without
@@ -19,6 +20,7 @@ create or replace function millrace_engine.publish_guard_template() returns trig
 language plpgsql volatile as $$
 declare
     state bigint;
+    l bigint;
     now_ms bigint;
     guard text;
 begin
@@ -27,21 +29,35 @@ begin
             return null;
         end if;
     end if;
-    if pg_advisory_xact_lock_shared((/* stream id */ 0::bigint << 40)
-            | (coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) & 1099511627775)) is null then
-        return null;   -- cannot be: a void is not null
-    end if;
     state := pg_sequence_last_value('millrace_engine.state_template');
+    -- This gives the transaction its id, before the last position is read: otherwise a reader could hear that nobody writes (horizon.sql), and pass it by without seeing its lock.
+    guard := set_config('millrace.guard_template', chr(97 + (state & 15)::integer) || pg_current_xact_id()::text, true);
     if /* waiting */ state > 15 then   -- somebody has waited, ever
-        if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() and current_setting('millrace.notify', true) is distinct from 'off' then
-            now_ms := extract(epoch from clock_timestamp()) * 1000;
+        l := coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0);
+        if pg_advisory_xact_lock_shared((/* stream id */ 0::bigint << 40) | (l & 1099511627775)) is null   -- cannot be: a void is not null
+                or pg_sequence_last_value('millrace_engine.position_template') > l then
+            while pg_sequence_last_value('millrace_engine.position_template') - l > 7 loop
+                l := pg_sequence_last_value('millrace_engine.position_template');
+                if pg_advisory_xact_lock_shared((/* stream id */ 0::bigint << 40) | (l & 1099511627775)) is null then
+                    return null;
+                end if;
+            end loop;
+        end if;
+        if to_timestamp(/* waiting */ state >> 4) > clock_timestamp() then
+            now_ms := (date_part('epoch', clock_timestamp()) * 1000)::bigint;
             if now_ms <> pg_sequence_last_value('millrace_engine.notified_template') then
-                now_ms := setval('millrace_engine.notified_template', now_ms);
-                perform pg_notify('millrace', '/* notified stream */ 0');
+                if current_setting('millrace.notify', true) is distinct from 'off' then
+                    now_ms := setval('millrace_engine.notified_template', now_ms);
+                    if pg_notify('millrace', '/* notified stream */ 0') is null then   -- PERFORM would run a query
+                        return null;
+                    end if;
+                end if;
             end if;
         end if;
+    elsif pg_advisory_xact_lock_shared((/* stream id */ 0::bigint << 40)
+            | (coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) & 1099511627775)) is null then
+        return null;
     end if;
-    guard := set_config('millrace.guard_template', chr(97 + (state & 15)::integer) || pg_current_xact_id()::text, true);
     return null;
 end $$;
 comment on function millrace_engine.publish_guard_template() is

@@ -40,7 +40,7 @@ begin
     if from_ >= s.first_position then
         loop
             if safe is null or safe < from_ then
-                safe := millrace_engine.horizon(c_stream);
+                safe := millrace_engine.horizon_from(c_stream, p_safe);
                 fresh := true;
             end if;
             to_ := least(safe, p_to);

@@ -177,7 +177,7 @@ begin
         -- The lane's newest row is in the current ring, or else in an older one (rotate_ledger.sql). The same query says whether the claim to ack is open.
         ring_ := pg_sequence_last_value('millrace_engine.ring');
         /* each ring */
-            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment,
+            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment, x.messages,
                     acked is not null
                     and exists (select from millrace_engine.claim_ring y where y.lane_id = lane_ and y.claim = acked[3] and y.nonce = acked[4])
                     and not exists (select from millrace_engine.settlement_ring y where y.lane_id = lane_ and y.claim = acked[3] and y.kind in ('A', 'T', 'R'))
@@ -187,7 +187,7 @@ begin
                 from millrace_engine.claim_ring x where x.lane_id = lane_ order by x.claim desc limit 1;
         /* end */
         if last.claim is null then
-            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment, false as acks_ok
+            select x.claim, x.frontier, x.horizon, x.floor, x.next_check, x.stragglers, x.careful_to, x.settled, x.segment, x.messages, false as acks_ok
                 into last
                 from millrace_engine.claim x where x.lane_id = lane_ order by x.claim desc limit 1;
             if not found then
@@ -295,7 +295,7 @@ begin
             loop
                 if safe <= edge then
                     exit when fresh or coalesce(pg_sequence_last_value('millrace_engine.position_template'), 0) <= edge;
-                    safe := greatest(safe, millrace_engine.horizon(c_stream));
+                    safe := greatest(safe, millrace_engine.horizon_from(c_stream, case when last.messages > 0 then last.horizon end));
                     fresh := true;
                     continue;
                 end if;

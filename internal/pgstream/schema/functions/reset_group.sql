@@ -121,7 +121,7 @@ begin
             select l.id, o.claim, millrace_engine.clock(), pg_sequence_last_value('millrace_engine.ring'), 'T'
             from millrace_engine.open_claims(l.id, last.floor, last.stragglers) o;
         insert into millrace_engine.claim (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages, attempt, ring)
-            values (l.id, last.claim + 1, first_ - 1, first_ - 1, first_ - 1, last.horizon, last.claim + 1, 0, 'infinity', 'infinity', 0, 0,
+            values (l.id, last.claim + 1, first_ - 1, first_ - 1, first_ - 1, 0, last.claim + 1, 0, 'infinity', 'infinity', 0, 0,
                 pg_sequence_last_value('millrace_engine.ring'));
     end loop;
     update millrace_engine.consumer_group x set recheck_at = 'infinity' where x.id = target and x.recheck_at <> 'infinity';

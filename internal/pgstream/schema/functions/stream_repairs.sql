@@ -29,7 +29,7 @@ begin
         end if;
         summary := 'create the position sequence';
         statement := format('create sequence millrace_engine.position_%s as bigint increment 1 cache 1 no cycle start %s', p_stream,
-            greatest(s.first_position, top + 1, (select coalesce(max(c.horizon), 0) + 1 from millrace_engine.claim c
+            greatest(s.first_position, top + 1, (select coalesce(max(greatest(c.horizon, c.frontier)), 0) + 1 from millrace_engine.claim c
                 join millrace_engine.lane l on l.id = c.lane_id
                 join millrace_engine.consumer_group g on g.id = l.group_id where g.stream_id = p_stream)));
         return next;
@@ -43,7 +43,8 @@ begin
         if to_regclass(format('millrace_engine.%s_%s', target, p_stream)) is null then
             summary := format('create the %s sequence', target);
             statement := format('create sequence millrace_engine.%1$s_%2$s as bigint minvalue 0 start 0 cache 1;
-                select setval(''millrace_engine.%1$s_%2$s'', 0)', target, p_stream);
+                select setval(''millrace_engine.%1$s_%2$s'', 0);
+                update millrace_engine.stream set fresh_locks = false, suspects = null where coalesce(parent_id, id) = %2$s', target, p_stream);
             return next;
         end if;
     end loop;

@@ -32,7 +32,39 @@ begin
     foreach id in array p_streams loop
         if pg_sequence_last_value(('millrace_engine.state_' || id)::regclass) >> 4 < extract(epoch from clock_timestamp()) + 5 then
             perform millrace_engine.set_state(id, null, clock_timestamp() + interval '10 seconds');
+            perform millrace_engine.confirm_fresh_locks(id);
         end if;
     end loop;
 end $$;
+-- millrace_engine.confirm_fresh_locks(stream id) returns void
+-- Marks a stream that somebody has waited for, and its lanes, when every open publisher has made sure that the L of its lock is recent (publish_guard_template.sql). One that began before
+-- anybody waited, or before an upgrade, may not have. It holds the lock that an INSERT takes on the table, which it took before the trigger was called. So whoever does not hold such a lock now, will see the
+-- new state, and with it the new function, because a lock that has to be taken brings the news about functions. Those who hold one are remembered; when none of them is left, there is nobody.
+-- Looked for whenever a wait is registered, until it is so: then for one indexed row.
+-- Runs with its owner's rights: the runtime role calls it by wait_for, and may change no stream.
+-- Locks: the stream's row, and never waits for it.
+create or replace function millrace_engine.confirm_fresh_locks(p_stream integer) returns void
+language plpgsql volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $$
+declare
+    s record;
+    holders text[];
+begin
+    for s in select x.id, x.suspects, to_regclass(format('millrace.%I', x.name)) as log from millrace_engine.stream x
+             where coalesce(x.parent_id, x.id) = p_stream and not x.fresh_locks for no key update skip locked loop
+        select coalesce(array_agg(distinct k.virtualtransaction), '{}') into holders
+            from pg_locks k
+            where k.locktype = 'relation' and k.granted and k.mode <> 'AccessShareLock'
+              and k.database = (select d.oid from pg_database d where d.datname = current_database())
+              and k.relation in (select t.relid from pg_partition_tree(s.log) t)
+              and k.virtualtransaction = any(coalesce(s.suspects, array[k.virtualtransaction]));   -- a prepared transaction keeps its name
+        update millrace_engine.stream x set fresh_locks = holders = '{}', suspects = nullif(holders, '{}') where x.id = s.id;
+    end loop;
+end $$;
+comment on function millrace_engine.confirm_fresh_locks(integer) is 'Marks a stream when all open publishers have made sure that their locks are recent.';
+
 comment on function millrace_engine.wait_for(integer[]) is 'Asks publishers of these streams to notify for the next ten seconds.';
