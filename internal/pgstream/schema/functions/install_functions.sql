@@ -38,14 +38,6 @@ begin
                 select string_agg(format(E'if ring_ = %s then%s    end if;', ring, replace(replace(block, 'claim_ring', 'claim_' || ring),
                     'settlement_ring', 'settlement_' || ring)), E'\n') from generate_series(0, 2) ring));
         end loop;
-        -- "each segment: x ... or ..." becomes a branch for each segment of the ring, with its static name, and one for any other x.
-        while strpos(source, '/* each segment: ') > 0 loop
-            block := split_part(split_part(source, '/* each segment: ', 2), '/* end */', 1);
-            source := replace(source, '/* each segment: ' || block || '/* end */', (
-                select string_agg(format('if %s = %s then%s', split_part(block, ' */', 1), segment,
-                    replace(split_part(substr(block, strpos(block, ' */') + 3), '/* or */', 1), 'segment_ring', format('segment_%s_%s', p_stream, segment))), 'els')
-                from generate_series(0, s.segments - 1) segment) || 'else' || split_part(block, '/* or */', 2) || 'end if;');
-        end loop;
         if s.payload_type = 'Bytes' then
             source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');
         end if;

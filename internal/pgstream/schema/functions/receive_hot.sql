@@ -14,20 +14,17 @@ as $$
 #variable_conflict use_column
 declare
     taken  record;
-    n      integer := 0;
+    n      integer;
     behind integer;
 begin
     taken := millrace_engine.claim_template(p_group, p_member, p_max, p_lease_ms, p_ack, (random() * 999999999999999)::bigint + 1);
     if taken.claim is not null then
-        -- Of the one segment that had the messages before, by its own name, because finding it among the partitions costs a third more; of the others only if
-        -- that does not have them all.
-        /* each segment: taken.segment */
-            return query select taken.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken.expires_at
-                from millrace_engine.segment_ring m where m."position" > taken.low and m."position" <= taken.high order by m."position";
-            get diagnostics n = row_count;
-        /* or */
-            taken.segment := null;   -- it is unknown, or a tenant's
-        /* end */
+        -- Of the one segment that had the messages before; of the others only if that does not have them all.
+        return query select taken.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken.expires_at
+            from millrace.stream_template m
+            where m.segment = taken.segment and m."position" > taken.low and m."position" <= taken.high
+            order by m."position";
+        get diagnostics n = row_count;
         if n < taken.high - taken.low then
             return query select taken.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken.expires_at
                 from millrace.stream_template m
