@@ -226,7 +226,7 @@ orders   billing   0     0           1       1      …   Active
 	if text := one[string](w, "select string_agg(d.reason, ',') from millrace.dead_letters('orders', 'billing') d"); text != "never" {
 		t.Errorf("the dead letter's reason is %q", text)
 	}
-	w.want(2, "error: --follow needs --ack…"+strings.Repeat("\n…", 28), "receive", "orders", "billing", "--follow")
+	w.want(2, "error: --follow needs --ack…\n\nUsage:\n  millrace receive STREAM GROUP [flags]\n\nmillrace receive --help has its flags and examples.", "receive", "orders", "billing", "--follow")
 }
 
 func TestReceiveFollowsAndLeavesNothingHeld(t *testing.T) {

@@ -217,9 +217,9 @@ func TestABacklogIsWarnedOfOnce(t *testing.T) {
 	w.want(billing, v1alpha1.ConditionBacklogHigh, metav1.ConditionFalse, v1alpha1.ReasonBelowWarningSize)
 	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 7, "millrace_group_backlog_high": 0})
 	// What a member holds is in flight, and waits no more; what it gives back waits again.
-	claim := scalar[string](w, db, "select max(claim) from millrace.receive('orders', 'billing', 'm', 4)")
-	queued(billing, 3)
-	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 3, "millrace_group_in_flight_messages": 4})
+	claim := scalar[string](w, db, "select max(claim) from millrace.receive('orders', 'billing', 'm', 1)")
+	queued(billing, 6)
+	w.wantMetrics(billing, map[string]float64{"millrace_group_queued_messages": 6, "millrace_group_in_flight_messages": 1})
 	w.exec(db, "select millrace.release($1)", claim)
 	queued(billing, 7)
 
