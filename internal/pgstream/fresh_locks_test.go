@@ -129,14 +129,21 @@ func slowPublisher(e *engine) (tx pgx.Tx, proceed func() int64) {
 	}
 }
 
+// begun is a history with the messages of first in it, and their consumer.
+func begun(e *engine) (*history, *pgstream.Consumer) {
+	e.t.Helper()
+	h := newHistory()
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	h.received("g", first(e, c))
+	h.published([]int64{1, 2}, true)
+	return h, c
+}
+
 // stalePublisher is the trap: others publish so many messages, and a reader passes them, before a publisher takes the lock of the position that it has read.
 func stalePublisher(n int) func(e *engine) []string {
 	return func(e *engine) []string {
 		e.t.Helper()
-		h := newHistory()
-		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
-		h.received("g", first(e, c))
-		h.published([]int64{1, 2}, true)
+		h, c := begun(e)
 		tx, proceed := slowPublisher(e)
 		return passed(e, h, c, tx, proceed, n)
 	}
@@ -158,10 +165,7 @@ func passed(e *engine, h *history, c *pgstream.Consumer, tx pgx.Tx, proceed func
 // oldPublisher is the same trap with a guard that does not make sure, as those of an earlier release, which began before somebody waited.
 func oldPublisher(e *engine) []string {
 	e.t.Helper()
-	h := newHistory()
-	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
-	h.received("g", first(e, c))
-	h.published([]int64{1, 2}, true)
+	h, c := begun(e)
 	guard := one[string](e, "select pg_get_functiondef('millrace_engine.publish_guard_1'::regproc)")
 	e.run("update millrace_engine.stream set fresh_locks = false")
 	e.mutate("millrace_engine.publish_guard_1", "- l > 7 loop", "- l > 7000 loop")
