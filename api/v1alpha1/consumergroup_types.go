@@ -344,7 +344,7 @@ type ConsumerGroupStatus struct {
 	// +optional
 	Stream string `json:"stream,omitempty"`
 
-	// lag is the number of messages that no member has been given yet. It may count positions that were rolled back.
+	// lag is the number of messages that no member has been given yet, or that were given back. It may count positions that were rolled back.
 	//
 	// +optional
 	Lag *int64 `json:"lag,omitempty"`

@@ -19,8 +19,8 @@ type GroupMember struct {
 type GroupStats struct {
 	Stream, Group string
 	Mode          Mode
-	Lag           int64         // messages not yet claimed (an upper bound: rolled-back positions count)
-	InFlight      int64         // claimed and unsettled
+	Lag           int64         // messages that wait to be claimed, or to be claimed again (an upper bound: rolled-back positions count)
+	InFlight      int64         // claimed and unsettled; a claim that was given back is Lag
 	Retrying      int64         // in the delivery table
 	DeadLetters   int64         // in the dead-letter table
 	OldestAge     time.Duration // age of the oldest unsettled message; 0 when there is none

@@ -43,7 +43,7 @@ func TestStatsTellTheProgressOfAGroup(t *testing.T) {
 			drain(e, c)
 			check("only the retry is left", 0, 0, 1, 1, 20, true)
 		} else {
-			check("nacked", 12, 5, 0, 1, 0, true)
+			check("nacked, with which the claim has ended", 17, 0, 0, 1, 0, true)
 		}
 		e.jump(2 * time.Hour)
 		drain(e, c)
@@ -62,6 +62,57 @@ func TestStatsTellTheProgressOfAGroup(t *testing.T) {
 		if s := e.stats("orders", "g"); s.AckFloor != 25 {
 			t.Errorf("ack floor %d with an open publisher, want 25", s.AckFloor)
 		}
+	})
+}
+
+// What was given back is held by nobody: it waits, in the statistics as in the report, and again after the ledger was carried on.
+func TestWhatWasGivenBackWaits(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.stream("orders")
+		group := func(name string, filter pgstream.Filter) *pgstream.Consumer {
+			e.group(pgstream.GroupSpec{Stream: "orders", Name: name, Mode: mode, AckWait: time.Minute, Filter: filter})
+			return e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: name, Member: "m", MaxMessages: 8})
+		}
+		all, even := group("all", pgstream.Filter{}), group("even", pgstream.Filter{Keys: []string{"k0", "k2", "k4", "k6", "k8"}})
+		check := func(when, group string, waiting, held int64, deliveries int, holders int) {
+			t.Helper()
+			r := e.report("orders", group)
+			if r.Queued != waiting || r.InFlight != held || r.Active != held || r.Retrying != 0 || r.Deliveries != deliveries || len(r.Holders) != holders {
+				t.Errorf("%s: %+v; want %d waiting, %d in flight, %d deliveries and %d holders", when, r, waiting, held, deliveries, holders)
+			}
+			if group == "all" && r.Lag != waiting {
+				t.Errorf("%s: lag %d, want %d", when, r.Lag, waiting)
+			}
+		}
+		e.publish("orders", 40)
+		claim, other := mustReceive(e, all), mustReceive(e, even)
+		check("claimed", "all", 32, 8, 1, 1)
+		check("claimed", "even", 20-int64(len(other.Messages)), int64(len(other.Messages)), 1, 1)
+		must(t, all.AckMessages(e.ctx, claim.Token, positions(claim)[:3]))
+		must(t, all.Release(e.ctx, claim.Token))
+		must(t, even.Leave(e.ctx))
+		check("released", "all", 37, 0, 0, 0)
+		check("left", "even", 20, 0, 0, 0)
+		e.turnLedger()
+		e.turnLedger()
+		check("released, and carried on", "all", 37, 0, 0, 0)
+		claim = mustReceive(e, all)
+		check("claimed again", "all", 32, 5, 1, 1)
+		if mode == pgstream.ModeOrdered {
+			must(t, all.Nack(e.ctx, claim.Token, positions(claim)[:1], time.Hour, "no"))
+			check("nacked: the claim has ended, and comes again in an hour", "all", 37, 0, 1, 0)
+			e.jump(2 * time.Hour)
+			claim = mustReceive(e, all)
+			check("claimed for another time", "all", 32, 5, 2, 1)
+		}
+		must(t, all.Ack(e.ctx, claim.Token))
+		drain(e, all)
+		drain(e, even)
+		check("drained", "all", 0, 0, 0, 0)
+		check("drained", "even", 0, 0, 0, 0)
 	})
 }
 
@@ -103,6 +154,7 @@ func TestStatsDoNotReadTheBacklog(t *testing.T) {
 			e.run(`insert into millrace.orders (key, payload) select 'k' || n % 100, '{}' from generate_series(1, 50000) n`)
 			c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
 			must(t, c.Ack(e.ctx, mustReceive(e, c).Token))
+			must(t, c.Release(e.ctx, mustReceive(e, c).Token))
 			tx := e.begin() // counts what this transaction reads
 			read := func() int64 {
 				var n int64

@@ -119,7 +119,8 @@ func figuresOf(r pgstream.GroupReport, at time.Time, before Figures, window time
 	switch {
 	case f.Deliveries >= failsAfter:
 		f.Trouble = MessageFails
-	case !f.Paused && f.Lapsed == "" && f.Lag > 0 && f.InFlight == 0 && f.Rates != nil && f.Rates.Settled == 0 &&
+	// Members are known of Ordered groups. One that is there and holds nothing waits for the time of what it has given back.
+	case !f.Paused && f.Lapsed == "" && f.Lag > 0 && f.InFlight == 0 && f.Members == 0 && f.Rates != nil && f.Rates.Settled == 0 &&
 		at.Sub(f.readings[0].at) >= window && at.Sub(f.Oldest) >= window:
 		f.Trouble = NobodyReceives
 	}

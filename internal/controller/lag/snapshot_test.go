@@ -94,6 +94,9 @@ func TestTroubleIsWhatLasts(t *testing.T) {
 		{"a retry that waits for its time", func(_ int, r *pgstream.GroupReport) {
 			r.Retrying, r.LastPosition, r.OldestAge, r.Deliveries = 1, 1, time.Hour, 2
 		}, []Trouble{"", "", ""}},
+		{"a member that has given its messages back for a while", func(_ int, r *pgstream.GroupReport) {
+			r.Lag, r.LastPosition, r.OldestAge, r.Deliveries, r.Members = 5, 5, time.Hour, 1, []pgstream.GroupMember{{Name: "m"}}
+		}, []Trouble{"", "", ""}},
 		{"a message that fails", func(m int, r *pgstream.GroupReport) {
 			r.InFlight, r.LastPosition, r.OldestAge, r.Deliveries = 1, 1, time.Hour, 3+m
 		}, []Trouble{"", "", MessageFails}},

@@ -1,6 +1,6 @@
 -- millrace_engine.group_report() returns one row per consumer group
 -- What the manager shows of every group, in one call: the columns of millrace.stats (stats.sql); last_position, the sum of the last positions of
--- the stream and its priority lanes; and, of groups that are not at rest, group_holders and group_error below. A group at rest costs what it costs in stats.
+-- the stream and its priority lanes; and, of groups that have something to do, group_holders and group_error below. A group at rest costs what it costs in stats.
 create or replace function millrace_engine.group_report()
 returns table (stream text, "group" text, mode text, lag bigint, in_flight bigint, retrying bigint, dead_letters bigint, oldest_age interval,
     ack_floor bigint, members jsonb, paused boolean, lapsed text, last_position bigint, holders jsonb, deliveries integer, error text, error_at timestamptz,
@@ -21,14 +21,14 @@ begin
         from millrace.stats() s
         join millrace_engine.stream t on t.name = s.stream
         join millrace_engine.consumer_group g on g.stream_id = t.id and g.name = s."group"
-        left join lateral (select * from millrace_engine.group_holders(g.id) where s.in_flight + s.retrying > 0) h on true
+        left join lateral (select * from millrace_engine.group_holders(g.id) where s.lag + s.in_flight + s.retrying > 0) h on true
         left join lateral (select * from millrace_engine.group_error(g.id) where s.retrying + s.dead_letters > 0) e on true;
 end $$;
 comment on function millrace_engine.group_report() is 'What the manager shows of every consumer group, in one call.';
 
 -- millrace_engine.group_holders(group, out holders, out deliveries)
 -- holders: the ten members that hold the most messages, as [{name, messages}], the greediest first; null when nobody holds any. deliveries: how often the
--- unsettled message that was handed out most often has been, among those that somebody holds or that wait for another delivery.
+-- unsettled message that was handed out most often has been, among those that somebody holds, that were given back, or that wait for another delivery.
 -- Cost: as open_claims, for each lane, and the group's waiting deliveries.
 create or replace function millrace_engine.group_holders(p_group integer, out holders jsonb, out deliveries integer)
 language plpgsql volatile

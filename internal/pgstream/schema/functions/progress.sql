@@ -1,6 +1,7 @@
 -- millrace_engine.progress(stream ids) returns one row per consumer group of these streams
 -- How far each group is in its log; statistics, retention and lapsing begin here. Its cost does not depend on the backlog: positions are
 -- subtracted, not rows counted, so lag is an upper bound where transactions rolled back; it is zero when no message is left.
+-- lag: what waits to be claimed, for the first time or because its claim was given back. in_flight: what is claimed and not settled.
 -- queued: of a group with a filter, how many of these messages it takes: counted in the first 2,000 positions, and beyond them estimated by the share that was
 -- found there. Of another group, the lag.
 -- A group for unrouted messages has neither: what it has not judged is not its own yet.
@@ -26,6 +27,8 @@ declare
     settled_ int8multirange[];
     open_low bigint;
     open_count bigint;
+    back_count bigint;   -- of claims that were given back
+    back bigint;         -- the same of all lanes
     behind bigint;     -- the lane that is furthest behind
     look record;
     looked boolean;
@@ -37,9 +40,9 @@ begin
              join millrace_engine.consumer_group x on x.stream_id = s.id loop
         group_id := g.id;
         stream_id := g.stream_id;
-        lag := 0;
         queued := null;
         in_flight := 0;
+        back := 0;
         ack_floor := null;
         oldest := null;
         looked := false;
@@ -54,10 +57,13 @@ begin
                  where x.group_id = g.id loop
             -- The newest claim is often the only one that may be open, and looking for its settlement is far cheaper than listing the open claims.
             if l.stragglers is not null or l.floor < l.claim - 1 or l.floor = l.claim - 1 and not millrace_engine.is_settled(l.id, l.claim) then
-                select min(o.low), coalesce(sum(o.messages), 0) into open_low, open_count
+                -- nonce 0: given back, and nobody's until it is claimed again
+                select min(o.low), coalesce(sum(o.messages) filter (where o.nonce <> 0), 0), coalesce(sum(o.messages) filter (where o.nonce = 0), 0)
+                    into open_low, open_count, back_count
                     from millrace_engine.open_claims(l.id, l.floor, l.stragglers) o;
                 if open_low is not null then
                     in_flight := in_flight + greatest(open_count, 0);
+                    back := back + greatest(back_count, 0);
                     ack_floor := least(ack_floor, greatest(open_low, g.trimmed));
                 end if;
             end if;
@@ -94,6 +100,7 @@ begin
                 looked := true;
             end if;
         end if;
+        lag := back;
         for i in 1 .. cardinality(lows) loop
             lag := lag + ceil(greatest(g.last - reaches[i], 0) * (highs[i] - lows[i]) / 1024.0)::bigint;
             ack_floor := least(ack_floor, reaches[i]);
@@ -108,7 +115,7 @@ begin
         if oldest is null then
             lag := 0; -- those positions rolled back, and nothing may come for a long time to move the frontier past them
         end if;
-        queued := case when g.filter is null then lag else least(coalesce(queued, 0), lag) end;
+        queued := case when g.filter is null then lag else least(coalesce(queued, 0) + back, lag) end;
         return next;
     end loop;
 end $$;
