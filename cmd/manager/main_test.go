@@ -108,11 +108,11 @@ func TestABadDefaultDatabaseIsNotRepeated(t *testing.T) {
 // leader, is healthy, looks after that namespace and no other, from the creation of every kind to its deletion, shows its
 // metrics to whom Kubernetes lets in and to nobody else, and stops when asked. manager check says the same as this test.
 func TestManagerRuns(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
+	ctx := t.Context()
 	env, admin := start(t)
 	server, appear := absent(t, strings.Trim(strings.TrimPrefix(env.Config.Host, "https://"), "/"))
-	t.Setenv("KUBECONFIG", asChart(t, env, "default", server))
+	kubeconfig := asChart(t, env, "default", server)
+	t.Setenv("KUBECONFIG", kubeconfig)
 	t.Setenv(envDatabaseURL, "")
 	t.Setenv(envPodName, "millrace-1")
 	// The pod's manager led until it was killed, a moment ago.
@@ -129,25 +129,23 @@ func TestManagerRuns(t *testing.T) {
 		t.Errorf("a Service that does not exist: %v", err)
 	}
 	setService(t, metrics)
-	o, err := parse([]string{
-		"--processor-image=docker.io/millrace/processor:test", "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
-		"--metrics-bind-address=" + metrics, "--health-probe-bind-address=" + probes,
-	}, io.Discard)
-	if err != nil {
-		t.Fatal(err)
+	manager := startProcess(t, kubeconfig, "--leader-elect", "--leader-election-namespace=default", "--log-level=error", "--namespaces=default",
+		"--metrics-bind-address="+metrics, "--health-probe-bind-address="+probes)
+	// A manager that has ended will never do what is waited for.
+	eventually := func(t *testing.T, f func() error) {
+		t.Helper()
+		eventually(t, func() error {
+			select {
+			case <-manager.ended:
+				t.Fatalf("the manager has ended: %s", manager.ProcessState)
+			default:
+			}
+			return f()
+		})
 	}
-	stopped := make(chan error, 1)
-	go func() { stopped <- run(ctx, o) }()
 
 	// Without an API server it is alive and not ready.
-	eventually(t, func() error {
-		select {
-		case err := <-stopped:
-			t.Fatalf("the manager stops with %v", err)
-		default:
-		}
-		return get("http://"+probes+"/healthz", "", http.StatusOK)
-	})
+	eventually(t, func() error { return get("http://"+probes+"/healthz", "", http.StatusOK) })
 	if err := get("http://"+probes+"/readyz", "", http.StatusServiceUnavailable); err != nil {
 		t.Error(err)
 	}
@@ -199,14 +197,8 @@ func TestManagerRuns(t *testing.T) {
 	letIn(t, admin, "prometheus")
 	eventually(t, func() error { return get(url, prometheus, http.StatusOK) })
 
-	cancel()
-	select {
-	case err := <-stopped:
-		if err != nil {
-			t.Errorf("the manager stops with %v", err)
-		}
-	case <-time.After(time.Minute):
-		t.Error("the manager does not stop")
+	if err := manager.stop(); err != nil {
+		t.Errorf("the manager stops: %v", err)
 	}
 }
 
@@ -484,10 +476,13 @@ func freeAddress(t *testing.T) string {
 	return net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 }
 
-// eventually repeats f until it returns nil, for longer than a machine needs that is busy with other packages.
+// patience is how long tests wait for what must come: longer than a machine needs that is busy with other packages.
+const patience = 3 * time.Minute
+
+// eventually repeats f until it returns nil.
 func eventually(t *testing.T, f func() error) {
 	t.Helper()
-	end := time.Now().Add(3 * time.Minute)
+	end := time.Now().Add(patience)
 	for {
 		err := f()
 		if err == nil {

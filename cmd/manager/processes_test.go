@@ -3,12 +3,13 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -24,25 +25,34 @@ import (
 	"github.com/millrace-dev/millrace/test/env/postgres"
 )
 
-// managerProcess is a manager in a process of its own, which can be killed.
+// managerProcess is a manager in a process of its own, which can be killed, and be started as often as a test likes: the names of controllers are
+// unique in a process.
 type managerProcess struct {
 	*exec.Cmd
-	log bytes.Buffer
+	log   bytes.Buffer
+	ended chan struct{} // closed when it has; ProcessState says how
 }
 
-// startProcess runs this test binary as the manager, without leader election, so that nothing but the database keeps two of them apart.
-func startProcess(t *testing.T, kubeconfig string) *managerProcess {
+// competitor are the flags of a manager without leader election, so that nothing but the database keeps two of them apart.
+var competitor = []string{"--metrics-bind-address=0", "--health-probe-bind-address=0", "--verify-interval=2s", "--lag-interval=1s"}
+
+// startProcess runs this test binary as the manager.
+func startProcess(t *testing.T, kubeconfig string, args ...string) *managerProcess {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &managerProcess{Cmd: exec.Command(self)}
+	p := &managerProcess{Cmd: exec.Command(self, append([]string{"--processor-image=docker.io/millrace/processor:test"}, args...)...), ended: make(chan struct{})}
 	p.Env = append(os.Environ(), "MILLRACE_TEST_MANAGER=1", "KUBECONFIG="+kubeconfig, envDatabaseURL+"=")
 	p.Stderr = &p.log
 	if err := p.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		_ = p.Wait()
+		close(p.ended)
+	}()
 	t.Cleanup(func() {
 		p.kill()
 		if t.Failed() {
@@ -55,19 +65,23 @@ func startProcess(t *testing.T, kubeconfig string) *managerProcess {
 // kill ends it with SIGKILL: nothing of it gets to tidy up.
 func (p *managerProcess) kill() {
 	_ = p.Process.Kill()
-	_ = p.Wait()
+	<-p.ended
 }
 
-// asManagerProcess is what such a process does instead of running tests.
-func asManagerProcess() error {
-	o, err := parse([]string{
-		"--processor-image=docker.io/millrace/processor:test", "--metrics-bind-address=0", "--health-probe-bind-address=0",
-		"--verify-interval=2s", "--lag-interval=1s",
-	}, io.Discard)
-	if err != nil {
+// stop asks it to end, as Kubernetes does, and says how it did.
+func (p *managerProcess) stop() error {
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
 		return err
 	}
-	return run(context.Background(), o)
+	select {
+	case <-p.ended:
+	case <-time.After(patience):
+		return errors.New("it does not stop")
+	}
+	if !p.ProcessState.Success() {
+		return errors.New(p.ProcessState.String())
+	}
+	return nil
 }
 
 // adminKubeconfig writes a kubeconfig of somebody who may do everything.
@@ -205,7 +219,7 @@ func TestAManagerKilledInTheMiddleOfDDL(t *testing.T) {
 			if err := c.change(); err != nil {
 				t.Fatal(err)
 			}
-			victim := startProcess(t, kubeconfig)
+			victim := startProcess(t, kubeconfig, competitor...)
 			waitForWaiter(t, look)
 			victim.kill()
 			if n := number(t, look, c.before); n != 0 {
@@ -213,7 +227,7 @@ func TestAManagerKilledInTheMiddleOfDDL(t *testing.T) {
 			}
 			execute(t, block, "rollback")
 
-			next := startProcess(t, kubeconfig)
+			next := startProcess(t, kubeconfig, competitor...)
 			var streams v1alpha1.StreamList
 			if err := admin.List(t.Context(), &streams); err != nil {
 				t.Fatal(err)
@@ -239,7 +253,7 @@ func TestTwoManagersAtOnceAreHarmless(t *testing.T) {
 	kubeconfig := adminKubeconfig(t, env)
 	dsn := postgres.NewDatabase(t)
 	secret(t, admin, dsn)
-	first, second := startProcess(t, kubeconfig), startProcess(t, kubeconfig)
+	first, second := startProcess(t, kubeconfig, competitor...), startProcess(t, kubeconfig, competitor...)
 	conn := connect(t, dsn)
 
 	var all []object

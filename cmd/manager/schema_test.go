@@ -32,10 +32,7 @@ func TestMain(m *testing.M) {
 		return
 	}
 	if os.Getenv("MILLRACE_TEST_MANAGER") != "" {
-		if err := asManagerProcess(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
+		main()
 		return
 	}
 	os.Exit(postgres.Main(m, postgres.Options{}))
