@@ -1,7 +1,6 @@
 package redisstream
 
 import (
-	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -144,7 +143,7 @@ func TestConnectExplainsAURLOfTheWrongKind(t *testing.T) {
 		strings.Replace(s.URL(), "/main/", "/other/", 1):            "No such master with that name",
 		strings.Replace(plain.URL(), "redis:", "redis+cluster:", 1): "belongs to no Cluster; write redis://",
 	} {
-		_, _, err := Connect(t.Context(), url, "test")
+		_, _, err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", url)})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v; want %q", err, want)
 		}
@@ -166,7 +165,7 @@ func TestAPasswordIsRotatedWithoutRestart(t *testing.T) {
 		}
 	}
 	write("first")
-	client, _, err := Endpoint{URL: config.FromFile("URL", file)}.Connect(f.ctx, "test")
+	client, _, err := connect(f.ctx, Endpoint{URL: config.FromFile("URL", file)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,8 +219,8 @@ func TestTLSWithClientCertificates(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	connect := func(ctx context.Context, e Endpoint) error {
-		client, _, err := e.Connect(ctx, "test")
+	open := func(url string) error {
+		client, _, err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", url), TLSDir: dir})
 		if err == nil {
 			client.Close()
 		}
@@ -239,12 +238,12 @@ func TestTLSWithClientCertificates(t *testing.T) {
 		{"an authority that is none is reported", func() { write(fileCA, []byte("nothing")) }, "holds no certificate"},
 	} {
 		step.prepare()
-		err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", url), TLSDir: dir})
+		err := open(url)
 		if (err == nil) != (step.want == "") || err != nil && !strings.Contains(err.Error(), step.want) {
 			t.Errorf("%s: %v; want %q", step.name, err, step.want)
 		}
 	}
-	if err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", s.URL()), TLSDir: dir}); err == nil || !strings.Contains(err.Error(), "write rediss instead of redis") {
+	if err := open(s.URL()); err == nil || !strings.Contains(err.Error(), "write rediss instead of redis") {
 		t.Errorf("certificates without TLS: %v", err)
 	}
 	// A certificate for another host is refused, although its authority is known.
@@ -252,7 +251,7 @@ func TestTLSWithClientCertificates(t *testing.T) {
 	cert, key = ca.issue(t, "other.example")
 	other := redis.NewServer(t, redis.Options{TLS: &redis.TLS{CA: ca.pem, Cert: cert, Key: key}})
 	for _, scheme := range []string{"rediss://", "rediss+cluster://"} {
-		err := connect(t.Context(), Endpoint{URL: config.Fixed("URL", scheme+other.TLSAddr()), TLSDir: dir})
+		err := open(scheme + other.TLSAddr())
 		if err == nil || !strings.Contains(err.Error(), "127.0.0.1") || !strings.Contains(err.Error(), "certificate") {
 			t.Errorf("%s to another host: %v", scheme, err)
 		}

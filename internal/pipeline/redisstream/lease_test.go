@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace-dev/millrace/internal/pipeline/config"
 	"github.com/millrace-dev/millrace/test/env/redis"
 )
 
@@ -195,7 +196,7 @@ func TestAMemberWithoutRightsToTheLeaseSaysSo(t *testing.T) {
 	s := redis.New(t)
 	f := fixtureAt(t, s.URL())
 	f.do("ACL", "SETUSER", "reader", "on", ">p", "~s:*", "+@all")
-	client, _, err := Connect(f.ctx, "redis://reader:p@"+s.Addr(), "test")
+	client, _, err := connect(f.ctx, Endpoint{URL: config.Fixed("URL", "redis://reader:p@"+s.Addr())})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -40,9 +40,10 @@ var settings = map[string]string{
 	"ignore_startup_parameters": "extra_float_digits",
 }
 
+// The times that a start and a stop may take. They are long because test machines can be busy.
 const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 15 * time.Second
+	startTimeout = 90 * time.Second
+	stopTimeout  = 30 * time.Second
 )
 
 // Server is a running PgBouncer.

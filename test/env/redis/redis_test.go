@@ -183,7 +183,7 @@ func TestSentinelsFailOver(t *testing.T) {
 	if err := s.Servers[0].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(2 * time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		err := set(t, s.Servers[1].URL(), "a")
 		if err == nil {
 			return

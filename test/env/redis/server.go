@@ -47,9 +47,10 @@ type TLS struct {
 	Clients bool
 }
 
+// The times that a start and a stop may take. They are long because test machines can be busy.
 const (
-	startTimeout = 30 * time.Second
-	stopTimeout  = 15 * time.Second
+	startTimeout = 90 * time.Second
+	stopTimeout  = 30 * time.Second
 )
 
 // Server is a running (or killed, or paused) Redis server.
