@@ -31,15 +31,15 @@ const fetchFrom = 50
 // fetchStatements returns the SQL that claims, and the SQL that reads. A planner that has no statistics yet, or those of an emptied table, would read
 // whole segments: the reading statement is planned and run under fetchSettings.
 func fetchStatements(stream int32, name string, mode Mode) (claim, fetch string) {
-	function, arguments, messages, lane, slots := "claim", "", "r.high - r.low", "", ""
+	function, arguments, messages, lane, slots := fmt.Sprintf("claim_next(%d, 'millrace_engine.position_%[1]d', ", stream), "", "r.high - r.low", "", ""
 	if mode == ModeOrdered {
-		function, arguments, messages = "claim_ordered", ", $7, false", "r.messages"
+		function, arguments, messages = fmt.Sprintf("claim_ordered_%d(", stream), ", $7, false", "r.messages"
 		lane = "join millrace_engine.lane l on l.id = $1"
 		slots = `and (millrace_engine.slot(x.key, x."position") - l.slot_low) & 1023 < l.slot_high - l.slot_low`
 	}
 	claim = fmt.Sprintf(`select r.claim, r.low, r.high, %s, r.expires_at
-		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%s_%d(case when s is not null then $1 end, $2, $3, $4, $5, $6%s) r
-		where r.claim is not null`, messages, function, stream, arguments)
+		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5, $6%s) r
+		where r.claim is not null`, messages, function, arguments)
 	fetch = fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
 		from (select c.low, c.high, c.nonce from millrace_engine.claim c where c.lane_id = $1 order by c.claim desc limit 64) c %s,
 			lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high %s order by x."position") m

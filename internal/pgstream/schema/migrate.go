@@ -229,6 +229,9 @@ const listTemplates = `insert into millrace_engine.setting (name, value)
         where p.pronamespace = 'millrace_engine'::regnamespace and p.proname like '%\_template'
     on conflict (name) do update set value = excluded.value`
 
+// installRings makes the functions that are written with one ring of the ledgers and belong to no stream.
+const installRings = `select millrace_engine.install_rings()`
+
 // copyTemplates brings the copies that streams and memories have to the functions' new text.
 const copyTemplates = `select millrace_engine.install_functions(s.id) from millrace_engine.stream s;
 select millrace_engine.install_memory(m.id) from millrace_engine.memory m`
@@ -240,8 +243,10 @@ func replaceFunctions(ctx context.Context, tx pgx.Tx, opts Options) error {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if _, err := tx.Exec(ctx, listTemplates); err != nil {
-		return err
+	for _, sql := range []string{listTemplates, installRings} {
+		if _, err := tx.Exec(ctx, sql); err != nil {
+			return err
+		}
 	}
 	role, err := runtimeRole(ctx, tx, opts)
 	if err != nil {

@@ -121,7 +121,7 @@ func (s State) SQL() string {
 	for _, f := range functions() {
 		b.WriteString("\n" + f)
 	}
-	b.WriteString("\n" + listTemplates + ";\n")
+	b.WriteString("\n" + listTemplates + ";\n\n" + installRings + ";\n")
 	if s.role != "" {
 		b.WriteString("\n" + strings.Join(grants(s.role), ";\n") + ";\n")
 		fmt.Fprintf(&b, "insert into millrace_engine.setting (name, value) values ('runtime_role', %s)\n    on conflict (name) do update set value = excluded.value;\n",

@@ -17,7 +17,7 @@ declare
     n      integer;
     behind integer;
 begin
-    taken := millrace_engine.claim_template(p_group, p_member, p_max, p_lease_ms, p_ack, (random() * 999999999999999)::bigint + 1);
+    taken := millrace_engine.claim_next(/* stream id */ 0, 'millrace_engine.position_template', p_group, p_member, p_max, p_lease_ms, p_ack, (random() * 999999999999999)::bigint + 1);
     if taken.claim is not null then
         -- Of the one segment that had the messages before; of the others only if that does not have them all.
         return query select taken.claim, m."position", m.key, m.headers, /* json, bytes */ m.payload, null::bytea, m.created_at, 1, taken.expires_at
@@ -32,7 +32,9 @@ begin
                 order by m."position";
             get diagnostics behind = row_count;
             n := n + behind;
-            perform millrace_engine.note_claimed_template(taken.claim, taken.low, taken.high, n);
+            if n < taken.high - taken.low then
+                perform millrace_engine.note_claimed_template(taken.claim, taken.low, taken.high, n);
+            end if;
             if behind > 0 then
                 perform millrace_engine.note_segment_template(taken.claim, taken.high);
             end if;
