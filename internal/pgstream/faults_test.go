@@ -227,13 +227,17 @@ func (c *crash) kill(s *postgres.Server, r *rand.Rand) string {
 		return "the server"
 	}
 	witness := e.connect()
-	e.eventually("there is a backend to kill", func() bool { // the one that was found may have ended by itself
-		var victim int
-		return witness.QueryRow(e.ctx, `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
-			order by random() limit 1`).Scan(&victim) == nil && syscall.Kill(victim, syscall.SIGKILL) == nil
-	})
+	// One that has ended by itself, and that the postmaster has not buried yet, can be killed without any effect: then another one.
 	e.eventually("the server has ended all its backends", func() bool {
-		_, err := witness.Exec(e.ctx, "select 1")
+		var victim int
+		err := witness.QueryRow(e.ctx, `select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid()
+			order by random() limit 1`).Scan(&victim)
+		if errors.Is(err, pgx.ErrNoRows) {
+			return false
+		}
+		if err == nil {
+			_ = syscall.Kill(victim, syscall.SIGKILL)
+		}
 		return err != nil
 	})
 	e.eventually("the server has recovered", func() bool {
