@@ -45,8 +45,8 @@ func TestEveryCommandPrintsWhatThePageShows(t *testing.T) {
 	ran := 0
 	for _, block := range regexp.MustCompile("(?ms)^```(sql|console)\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
 		if block[1] == "sql" {
-			for statement := range strings.SplitSeq(block[2], ";\n") {
-				run(ctx, t, conn, statement, map[string]string{})
+			for _, x := range examples(t, block[2]) {
+				x.run(ctx, t, conn, map[string]string{})
 			}
 			continue
 		}

@@ -3,6 +3,7 @@ package docs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/millrace-dev/millrace/internal/cli"
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
@@ -22,7 +24,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asProgram) != "" {
 		os.Exit(cli.Run("test"))
 	}
-	code := postgres.Main(m, postgres.Options{})
+	code := postgres.Main(m, postgres.Options{Settings: map[string]string{"max_prepared_transactions": "2"}}) // for what sql-api.md shows
 	if err := stopKubernetes(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
@@ -31,7 +33,10 @@ func TestMain(m *testing.M) {
 }
 
 // TestEverySQLBlockRuns runs the blocks of each document in order, on a database of its own. A row's columns become variables for
-// the blocks after it, as \gset does in psql: :'claim' is the quoted value, :position the bare one.
+// the blocks after it, as \gset does in psql: :'claim' is the quoted value, :position the bare one. What a comment behind a statement says is compared:
+//
+//	select …;   -- → 1, a; 2, …          returns these rows (no rows: none); … stands for anything
+//	select …;   -- MR004: no such thing  fails with that SQLSTATE and message
 func TestEverySQLBlockRuns(t *testing.T) {
 	t.Parallel()
 	ran := 0
@@ -59,8 +64,8 @@ func TestEverySQLBlockRuns(t *testing.T) {
 			}
 			variables := map[string]string{}
 			for _, block := range blocks {
-				for statement := range strings.SplitSeq(strings.ReplaceAll(block[1], " \\gset\n", ";\n"), ";\n") {
-					run(ctx, t, conn, substitute(statement, variables), variables)
+				for _, x := range examples(t, block[1]) {
+					x.run(ctx, t, conn, variables)
 				}
 			}
 		})
@@ -80,6 +85,55 @@ func documents(t *testing.T) []string {
 	return append(paths, "../../README.md")
 }
 
+// example is a statement of a document.
+type example struct {
+	sql   string
+	rows  string // of a COPY
+	gives string // what the document says it returns
+	fails string // or with which SQLSTATE and message it fails
+}
+
+var (
+	lastLine = regexp.MustCompile(`(?:;| \\gset) *(?:-- *(.*))?$`)
+	failure  = regexp.MustCompile(`^[A-Z0-9]{5}: `)
+)
+
+// examples are the statements of a block. Each ends with its line, so none runs in a transaction together with the next.
+func examples(t *testing.T, block string) []example {
+	t.Helper()
+	var found []example
+	var lines []string
+	copying, quoted := false, false
+	for line := range strings.Lines(block) {
+		line = strings.TrimSuffix(line, "\n")
+		if copying {
+			if copying = line != `\.`; copying {
+				found[len(found)-1].rows += line + "\n"
+			}
+			continue
+		}
+		if lines = append(lines, line); strings.Count(line, "$$")%2 == 1 {
+			quoted = !quoted
+		}
+		end := lastLine.FindStringSubmatch(line)
+		if end == nil || quoted || strings.HasPrefix(line, "--") {
+			continue
+		}
+		x := example{sql: strings.ReplaceAll(strings.Join(lines, "\n"), ` \gset`, ";")}
+		if gives, ok := strings.CutPrefix(end[1], "→ "); ok {
+			x.gives = gives
+		} else if failure.MatchString(end[1]) {
+			x.fails = end[1]
+		}
+		found, lines = append(found, x), nil
+		copying = strings.HasPrefix(x.sql, "copy ")
+	}
+	if rest := strings.TrimSpace(strings.Join(lines, "\n")); rest != "" {
+		t.Errorf("no statement ends here:\n%s", rest)
+	}
+	return found
+}
+
 func substitute(statement string, variables map[string]string) string {
 	for name, value := range variables {
 		statement = strings.ReplaceAll(statement, ":'"+name+"'", "'"+strings.ReplaceAll(value, "'", "''")+"'")
@@ -88,15 +142,32 @@ func substitute(statement string, variables map[string]string) string {
 	return statement
 }
 
-func run(ctx context.Context, t *testing.T, conn *pgx.Conn, statement string, variables map[string]string) {
+func (x example) run(ctx context.Context, t *testing.T, conn *pgx.Conn, variables map[string]string) {
 	t.Helper()
+	if x.rows != "" {
+		if _, err := conn.PgConn().CopyFrom(ctx, strings.NewReader(x.rows), x.sql); err != nil {
+			t.Fatalf("%s\n%v", x.sql, err)
+		}
+		return
+	}
+	statement := substitute(x.sql, variables)
 	results, err := conn.PgConn().Exec(ctx, statement).ReadAll()
+	if x.fails != "" {
+		var refused *pgconn.PgError
+		if !errors.As(err, &refused) || refused.Code+": "+refused.Message != x.fails {
+			t.Errorf("%s\nfails with %v, and the document says %s", statement, err, x.fails)
+		}
+		return
+	}
 	if err != nil {
 		t.Fatalf("%s\n%v", statement, err)
 	}
 	for _, result := range results {
+		if got := rowsAsText(result.Rows); x.gives != "" && !like(got, x.gives) {
+			t.Errorf("%s\ngives %s", statement, got)
+		}
 		if len(result.Rows) == 0 {
-			if strings.Contains(statement, "millrace.receive(") {
+			if x.gives == "" && strings.Contains(statement, "millrace.receive(") {
 				t.Errorf("the document shows a receive that brings nothing:\n%s", statement)
 			}
 			continue
@@ -105,4 +176,23 @@ func run(ctx context.Context, t *testing.T, conn *pgx.Conn, statement string, va
 			variables[field.Name] = string(result.Rows[0][i])
 		}
 	}
+}
+
+// rowsAsText writes rows as comments of the documentation do.
+func rowsAsText(rows [][][]byte) string {
+	if len(rows) == 0 {
+		return "no rows"
+	}
+	var written []string
+	for _, row := range rows {
+		var columns []string
+		for _, value := range row {
+			if value == nil {
+				value = []byte("null")
+			}
+			columns = append(columns, string(value))
+		}
+		written = append(written, strings.Join(columns, ", "))
+	}
+	return strings.Join(written, "; ")
 }
