@@ -14,6 +14,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
@@ -146,6 +149,44 @@ func TestAPythonShopLosesAndRepeatsNothing(t *testing.T) {
 	}
 	if !strings.Contains(s.logs(), "the claim has ended") {
 		t.Errorf("no member noticed that it had lost its claim:\n%s", s.logs())
+	}
+}
+
+// TestTheJavaThatTheDocumentationShowsSendsWhatFits prepares each statement of the Java example with the types that pgJDBC gives its parameters.
+func TestTheJavaThatTheDocumentationShowsSendsWhatFits(t *testing.T) {
+	t.Parallel()
+	types := map[string]uint32{"String": pgtype.VarcharOID, "Int": pgtype.Int4OID, "Array": pgtype.Int8ArrayOID}
+	conn, err := pgx.Connect(t.Context(), postgres.NewDatabase(t))
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	_, err = schema.Migrate(t.Context(), conn, schema.Options{})
+	must(t, err)
+	_, err = conn.Exec(t.Context(), "create table invoice (order_id text)")
+	must(t, err)
+	text, err := os.ReadFile("../../docs/sql-api.md")
+	must(t, err)
+	found := 0
+	for _, block := range regexp.MustCompile("(?ms)^```java\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		for _, statement := range regexp.MustCompile(`(\w+) = db\.prepareStatement\("(.*)"\)`).FindAllStringSubmatch(block[1], -1) {
+			found++
+			sql := statement[2]
+			parameters := make([]uint32, strings.Count(sql, "?"))
+			for _, set := range regexp.MustCompile(statement[1]+`\.set(\w+)\((\d+),`).FindAllStringSubmatch(block[1], -1) {
+				n, err := strconv.Atoi(set[2])
+				must(t, err)
+				parameters[n-1] = types[set[1]]
+				sql = strings.Replace(sql, "?", "$"+set[2], 1)
+			}
+			if slices.Contains(parameters, 0) {
+				t.Fatalf("%s has a parameter that nothing is set for, or one of a type that this test does not know", statement[2])
+			}
+			if _, err := conn.PgConn().Prepare(t.Context(), "", sql, parameters); err != nil {
+				t.Errorf("%s: %v", statement[2], err)
+			}
+		}
+	}
+	if found != 4 {
+		t.Errorf("the document shows %d statements in Java, want 4", found)
 	}
 }
 
