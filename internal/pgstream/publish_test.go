@@ -154,7 +154,7 @@ func TestWhatCannotBePublishedIsRefusedWithAnAnswer(t *testing.T) {
 		{"headers that are an array", `select millrace.publish('orders', '{}', null, '[1]')`, "MR004", ""},
 		{"headers that are a string", `select millrace.publish('orders', '{}', null, '"x"')`, "MR004", ""},
 		{"JSON in a stream of bytes", `select millrace.publish('raw', '{}'::jsonb)`, "MR004", "publish_bytes"},
-		{"bytes in a stream of JSON", `select millrace.publish_bytes('orders', 'x'::bytea)`, "MR004", "millrace.publish."},
+		{"bytes in a stream of JSON", `select millrace.publish_bytes('orders', 'x'::bytea)`, "MR004", "millrace.publish or publish_batch."},
 		{"an unknown stream", `select millrace.publish('nothing', '{}')`, "MR002", "create_stream"},
 		{"an unknown stream of bytes", `select millrace.publish_bytes('nothing', 'x'::bytea)`, "MR002", "create_stream"},
 		{"a batch for an unknown stream", `select millrace.publish_batch('nothing', array['{}']::jsonb[])`, "MR002", "create_stream"},

@@ -39,6 +39,8 @@ begin
     -- Most appends are one message. Expressions without a query cost a tenth of what one costs.
     if n = 1 then
         largest := pg_column_size(p_payloads[1]);
+    elsif array_ndims(p_payloads) > 1 then
+        raise exception 'the payloads are arrays themselves' using errcode = 'MR004', hint = 'Pass one array with an element for each message.';
     elsif array_position(p_payloads, null) is null then
         largest := (select max(pg_column_size(x)) from unnest(p_payloads) x);
     end if;

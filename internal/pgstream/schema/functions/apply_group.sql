@@ -104,10 +104,10 @@ begin
     if p_group.mode not in ('Ordered', 'Shared') then
         raise exception 'mode % is not known', quote_literal(p_group.mode) using errcode = 'MR004', hint = 'Use Ordered or Shared.';
     end if;
-    if p_group.ack_wait_ms <= 0 or p_group.max_attempts < 0 or p_group.backoff_initial_ms < 0 or p_group.backoff_max_ms < p_group.backoff_initial_ms then
+    if p_group.ack_wait_ms not between 1 and 3155760000000 or p_group.max_attempts < 0 or p_group.backoff_initial_ms < 0 or p_group.backoff_max_ms < p_group.backoff_initial_ms then
         raise exception 'an ack wait of % ms, % attempts and a backoff of % to % ms are not possible', p_group.ack_wait_ms, p_group.max_attempts,
             p_group.backoff_initial_ms, p_group.backoff_max_ms using errcode = 'MR004',
-            hint = 'The ack wait is positive, attempts are 0 (no limit) or more, and the longest backoff is at least the first.';
+            hint = 'The ack wait is positive, up to a hundred years, attempts are 0 (no limit) or more, and the longest backoff is at least the first.';
     end if;
     if p_group.failure_policy not in ('Block', 'Park', 'Skip') then
         raise exception 'failure policy % is not known', quote_literal(p_group.failure_policy) using errcode = 'MR004', hint = 'Use Block, Park or Skip.';
@@ -191,7 +191,7 @@ language sql volatile
 return millrace_engine.apply_group(jsonb_build_object('stream', p_stream, 'name', p_group, 'mode', p_mode,
     'start', jsonb_strip_nulls(jsonb_build_object('from', p_start, 'position', p_position,
         'time', to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))),
-    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', (p_ack_wait_seconds * 1000)::bigint,
+    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', case when p_ack_wait_seconds > 1e15 then 1e18 else p_ack_wait_seconds * 1000 end::bigint,
     'queue_policy', p_queue_policy)
     || case when p_filter is null then '{}' else jsonb_build_object('filter', p_filter) end);
 comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz, text) is

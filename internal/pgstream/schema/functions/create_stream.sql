@@ -11,7 +11,7 @@ create or replace function millrace.create_stream(
     p_frames jsonb default null) returns integer
 language sql volatile
 return millrace_engine.apply_stream(jsonb_build_object('name', p_name, 'partitions', p_partitions, 'payload_type', p_payload_type,
-    'segments', p_segments, 'priorities', p_priorities, 'dedupe_window_seconds', p_dedupe_window_seconds, 'max_age_seconds', p_max_age_seconds,
+    'segments', case when p_segments > 32767 then 32767 else p_segments end, 'priorities', case when p_priorities > 32767 then 32767 else p_priorities end, 'dedupe_window_seconds', p_dedupe_window_seconds, 'max_age_seconds', p_max_age_seconds,
     'max_bytes', p_max_bytes, 'max_messages', p_max_messages, 'retention_policy', p_retention, 'versions', p_versions, 'frames', p_frames));
 comment on function millrace.create_stream(text, integer, text, integer, integer, bigint, bigint, bigint, bigint, text, boolean, jsonb) is
     'Creates a stream: its table millrace.<name>, segments, sequence and functions. Repeating it is harmless.';

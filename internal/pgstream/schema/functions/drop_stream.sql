@@ -2,7 +2,9 @@
 -- Removes the stream with its groups, its messages and its priority lanes. Nothing happens when it does not exist.
 -- Raises: MR004 when it is a priority lane; MR005 when it has messages and only_if_empty is set; nothing is removed then.
 create or replace function millrace_engine.drop_stream(p_name text, p_only_if_empty boolean default false) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set client_min_messages = warning   -- what a stream does not have is skipped
+as $$
 declare
     s millrace_engine.stream;
     lane millrace_engine.stream;

@@ -97,7 +97,7 @@ declare
     n integer;
 begin
     if f is null then
-        raise exception 'there is no function %(jsonb,jsonb,jsonb)', p_evolve using errcode = 'MR004',
+        raise exception 'there is no function %(jsonb,jsonb,jsonb)', coalesce(p_evolve, 'null') using errcode = 'MR004',
             hint = 'Create evolve(state jsonb, payload jsonb, headers jsonb) returns jsonb, and name its schema if it is not in the search path.';
     end if;
     -- Recursion calls the function for a hundred messages in one statement, which is planned once, and inlines one that is an SQL expression. No more, because it keeps all states.

@@ -1,16 +1,18 @@
 -- millrace.extend(claim, seconds) returns timestamptz
 -- Keeps the claim until now plus seconds, and returns that time. For handlers that need longer than the group's ack wait.
--- Raises: MR001 the claim has ended.
+-- Raises: MR001 the claim has ended; MR004 no such time.
 create or replace function millrace.extend(p_claim text, p_seconds double precision) returns timestamptz
 language plpgsql volatile as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
     c millrace_engine.claim;
-    ends timestamptz := millrace_engine.clock() + make_interval(secs => p_seconds);
+    ends timestamptz;
 begin
-    if p_seconds is null or p_seconds <= 0 then
-        raise exception 'cannot extend a claim by % seconds', p_seconds using errcode = 'MR004', hint = 'Pass a positive number of seconds.';
+    if p_seconds is null or p_seconds <= 0 or p_seconds > 3155760000 then   -- NaN is above everything
+        raise exception 'cannot extend a claim by % seconds', coalesce(p_seconds::text, 'null') using errcode = 'MR004',
+            hint = 'Pass a positive number of seconds, up to a hundred years.';
     end if;
+    ends := millrace_engine.clock() + make_interval(secs => p_seconds);
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
         update millrace_engine.delivery d set visible_at = ends where d.group_id = t[1] and d.nonce = t[4];

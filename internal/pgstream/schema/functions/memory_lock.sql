@@ -75,10 +75,11 @@ create or replace function millrace.extend_memory(p_memory text, p_subject text,
 language plpgsql volatile as $$
 declare
     m millrace_engine.memory := millrace_engine.memory(p_memory);
-    ends timestamptz := millrace_engine.clock() + make_interval(secs => p_ttl_seconds);
+    ends timestamptz;
 begin
     perform millrace_engine.check_subject(p_subject);
     perform millrace_engine.check_ttl(p_ttl_seconds);
+    ends := millrace_engine.clock() + make_interval(secs => p_ttl_seconds);
     execute 'select millrace_engine.extend_memory_' || m.id || '($1, $2, $3)' into ends using p_subject, p_token, ends;
     if ends is null then
         perform millrace_engine.refuse_token(p_memory, p_subject);

@@ -7,7 +7,7 @@
 --          before. With failure policy Skip, messages that have had all their attempts become dead letters and are passed over.
 --          With failure policy Park the claim stays held: each message waits in the delivery table with all later ones of its key in the
 --          claim, which are settled in it with that, and other keys go on (park.sql). At the last attempt only it becomes a dead letter.
--- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
+-- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold (where only the claim ends, they are not looked at), or no such delay.
 create or replace function millrace.nack(p_claim text, p_positions bigint[], p_delay_seconds double precision default null, p_reason text default null)
 returns void
 language plpgsql volatile as $$
@@ -17,6 +17,10 @@ declare
     c millrace_engine.claim;
     n integer;
 begin
+    if p_delay_seconds not between 0 and 3155760000 then   -- NaN is above everything
+        raise exception 'a message cannot come back after % seconds', p_delay_seconds using errcode = 'MR004',
+            hint = 'Pass 0 or more, up to a hundred years, or null for the backoff of the group.';
+    end if;
     select * into g from millrace_engine.consumer_group x where x.id = t[1];
     if not found then
         raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
@@ -43,7 +47,8 @@ begin
         )
         select count(*) into n from held;
         if n < (select count(distinct p) from unnest(p_positions) p) then
-            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001';
+            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001',
+                hint = 'Pass positions that came with this claim and are not settled. If it has expired, its messages are delivered again.';
         end if;
         return;
     end if;
@@ -93,7 +98,8 @@ begin
         )
         select count(*) into n from gone;
         if n < (select count(distinct p) from unnest(p_positions) p) then
-            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001';
+            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001',
+                hint = 'Pass positions that came with this claim and are not settled. If it has expired, its messages are delivered again.';
         end if;
         return;
     end if;

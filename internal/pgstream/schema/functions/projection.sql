@@ -62,7 +62,7 @@ begin
     if p_group is not null then
         select * into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
         if not found then
-            raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
+            raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
                 hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
         end if;
         if g.mode <> 'Ordered' then
@@ -75,7 +75,7 @@ begin
     end if;
     f := to_regprocedure(p_function || arguments);
     if f is null then
-        raise exception 'there is no function %', p_function || arguments using errcode = 'MR004',
+        raise exception 'there is no function %', coalesce(p_function, 'null') || arguments using errcode = 'MR004',
             hint = 'Create it first, with exactly these arguments, and name its schema if it is not in the search path.';
     end if;
     if p_documents is not null then
@@ -205,7 +205,7 @@ begin
             where x.id = p.id and g.name = p_group;
     end if;
     if not found then
-        raise exception 'no projection runs in consumer group "%" of stream "%"', p_group, p_stream using errcode = 'MR002',
+        raise exception 'no projection runs in consumer group % of stream "%"', coalesce('"' || p_group || '"', 'null'), p_stream using errcode = 'MR002',
             hint = 'Declare it in the Stream (spec.projections, with this group), or create it: millrace.create_projection with p_group.';
     end if;
     if not p.live then

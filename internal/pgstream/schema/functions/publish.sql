@@ -151,7 +151,7 @@ declare
 begin
     select x.* into s from millrace_engine.stream x where x.name = p_stream;
     if not found then
-        raise exception 'stream "%" does not exist', p_stream using errcode = 'MR002',
+        raise exception 'stream % does not exist', coalesce('"' || p_stream || '"', 'null') using errcode = 'MR002',
             hint = 'Create it with a Stream resource or with millrace.create_stream.';
     end if;
     if s.parent_id is not null then
@@ -160,14 +160,15 @@ begin
     end if;
     if s.payload_type <> p_type then
         raise exception 'stream "%" has payloads of type %', p_stream, s.payload_type using errcode = 'MR004',
-            hint = case s.payload_type when 'JSON' then 'Use millrace.publish.' else 'Use millrace.publish_bytes.' end;
+            hint = case s.payload_type when 'JSON' then 'Use millrace.publish or publish_batch.' else 'Use millrace.publish_bytes or publish_batch_bytes.' end;
     end if;
     if p_size is null then
-        raise exception 'a payload is null' using errcode = 'MR004', hint = 'Publish the JSON value null as ''null''::jsonb.';
+        raise exception 'a payload is null' using errcode = 'MR004', hint = case p_type when 'JSON' then 'Publish the JSON value null as ''null''::jsonb.'
+            else 'Publish a message without bytes as ''''::bytea.' end;
     end if;
     if p_size > s.max_message_bytes then
         raise exception 'a message of % bytes is larger than the % allowed in stream "%"', p_size, s.max_message_bytes, p_stream
-            using errcode = 'MR004', hint = 'Store large payloads elsewhere and publish a reference, or raise maxMessageBytes.';
+            using errcode = 'MR004', hint = 'Store large payloads elsewhere and publish a reference, or raise max_message_bytes of the stream, maxMessageBytes in a resource.';
     end if;
     if jsonb_typeof(p_headers) <> 'object' then
         raise exception 'headers must be a JSON object, not %', jsonb_typeof(p_headers) using errcode = 'MR004',

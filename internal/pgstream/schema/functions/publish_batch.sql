@@ -55,6 +55,9 @@ begin
         return;
     end if;
     perform millrace_engine.check_batch(cardinality(p_payloads), cardinality(p_keys), cardinality(p_headers), cardinality(p_dedupe_keys));
+    if array_ndims(p_payloads) > 1 then
+        raise exception 'the payloads of a batch are arrays themselves' using errcode = 'MR004', hint = 'Pass one array with an element for each message.';
+    end if;
     if p_headers is not null then
         select x into bad from unnest(p_headers) x where jsonb_typeof(x) <> 'object' limit 1;
     end if;
@@ -131,6 +134,9 @@ end $$;
 create or replace function millrace_engine.check_batch(p_payloads integer, p_keys integer, p_headers integer, p_dedupe_keys integer) returns void
 language plpgsql immutable as $$
 begin
+    if p_payloads is null then
+        raise exception 'the payloads of a batch are null' using errcode = 'MR004', hint = 'Pass an array, which may be empty.';
+    end if;
     if p_payloads > 100000 then
         raise exception '% messages in one batch; at most 100000 are possible', p_payloads using errcode = 'MR004',
             hint = 'Split the batch: several calls in one transaction are as atomic as one.';

@@ -34,7 +34,7 @@ begin
         raise exception 'read knows no unrouted messages' using errcode = 'MR004', hint = 'Make a consumer group with this filter and receive from it.';
     end if;
     if p_max is null or p_max not between 1 and 10000 then
-        raise exception 'cannot read % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
+        raise exception 'cannot read % messages', coalesce(p_max::text, 'null') using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
     end if;
     select x.name, x.first_position into strict s from millrace_engine.stream x where x.id = c_stream;
     if from_ >= s.first_position then

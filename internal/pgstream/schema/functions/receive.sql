@@ -38,7 +38,7 @@ declare
 begin
     select s.id into result from millrace_engine.stream s where s.name = p_stream;
     if not found then
-        raise exception 'stream "%" does not exist', p_stream using errcode = 'MR002',
+        raise exception 'stream % does not exist', coalesce('"' || p_stream || '"', 'null') using errcode = 'MR002',
             hint = 'Create it with a Stream resource or with millrace.create_stream.';
     end if;
     return result;

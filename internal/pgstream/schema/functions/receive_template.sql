@@ -74,7 +74,7 @@ begin
                 hint = 'It serialises the group until the commit. Commit first; ack inside the transaction that does the work.';
         end if;
         if p_max is null or p_max not between 1 and 10000 then
-            raise exception 'cannot receive % messages', p_max using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
+            raise exception 'cannot receive % messages', coalesce(p_max::text, 'null') using errcode = 'MR004', hint = 'Ask for 1 to 10000.';
         end if;
         if p_member is null or p_member = '' then
             raise exception 'the member has no name' using errcode = 'MR004', hint = 'Pass a name that is unique per process.';
@@ -90,7 +90,7 @@ begin
         into g
         from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
     if not found then
-        raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
+        raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
             hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
     end if;
     if g.lapsed_at is not null then

@@ -60,14 +60,14 @@ create or replace function millrace_engine.need_group(p_stream text, p_group tex
 language plpgsql stable as $$
 begin
     if not exists (select from millrace_engine.groups_of(p_stream, p_group)) then
-        raise exception 'consumer group "%" does not exist', p_group using errcode = 'MR002',
+        raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
             hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
     end if;
 end $$;
 
 -- millrace.dead_letters(stream, group, filter, max) returns the dead letters, the oldest positions first
 -- max null: all of them.
--- Raises: MR002 no such stream or group; MR004 bad filter.
+-- Raises: MR002 no such stream or group; MR004 bad filter or max.
 create or replace function millrace.dead_letters(p_stream text, p_group text, p_filter jsonb default null, p_max bigint default 100)
 returns table ("position" bigint, key text, headers jsonb, payload jsonb, payload_bytes bytea, created_at timestamptz, attempts integer, reason text,
     errors jsonb, dead_at timestamptz, priority smallint)
@@ -75,6 +75,9 @@ language plpgsql stable as $$
 begin
     perform millrace_engine.need_group(p_stream, p_group);
     perform millrace_engine.check_choice(p_filter, true);
+    if p_max < 0 then
+        raise exception 'cannot show % dead letters', p_max using errcode = 'MR004', hint = 'Pass 0 or more, or null for all.';
+    end if;
     return query select d."position", d.key, d.headers, d.payload, d.payload_bytes, d.created_at, d.attempts, d.reason, d.errors, d.dead_at, s.priority
         from millrace_engine.groups_of(p_stream, p_group) g
         join millrace_engine.stream s on s.id = g.stream_id
@@ -112,6 +115,9 @@ begin
     end if;
     if not p_rate between 1e-6 and 1e9 then
         raise exception 'cannot redrive % messages per second', p_rate using errcode = 'MR004', hint = 'Pass a positive rate, or null for all at once.';
+    end if;
+    if p_to is not null then
+        perform millrace_engine.stream_id(p_to);   -- also when there is nothing to move yet
     end if;
     for g in select * from millrace_engine.groups_of(p_stream, p_group) loop
         exit when total >= p_max;
@@ -178,7 +184,7 @@ begin
     execute format('select max(pg_column_size(d.%I)) from millrace_engine.dead_letter d where d.id = any ($1)', payload) into largest using p_ids;
     if largest > target.max_message_bytes then
         raise exception 'a message of % bytes is larger than the % allowed in stream "%"', largest, target.max_message_bytes, target.name
-            using errcode = 'MR004', hint = 'Choose the others with a filter, or raise maxMessageBytes.';
+            using errcode = 'MR004', hint = 'Choose the others with a filter, or raise max_message_bytes of the stream, maxMessageBytes in a resource.';
     end if;
     if p_rate is null then
         execute format('with x as (delete from millrace_engine.dead_letter d where d.id = any ($1) returning d.*)

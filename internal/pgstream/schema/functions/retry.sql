@@ -21,7 +21,7 @@ language plpgsql volatile as $$
 #variable_conflict use_column
 declare
     now_ constant timestamptz := millrace_engine.clock();
-    due constant timestamptz := now_ + make_interval(secs => p_delay_seconds);
+    due timestamptz;
     latest timestamptz;      -- a lease that ends later has not been idle for long enough
     left_ bigint := p_max;
     n bigint;
@@ -38,10 +38,11 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         perform millrace_engine.refuse_isolation();
     end if;
-    if p_min_idle_seconds is null or p_min_idle_seconds < 0 or p_delay_seconds is null or p_delay_seconds < 0 or p_max is null or p_max < 1 or p_max_attempts < 1 then
+    if (p_min_idle_seconds between 0 and 3155760000 and p_delay_seconds between 0 and 3155760000 and p_max >= 1) is not true or p_max_attempts < 1 then
         raise exception 'an option of the retry is out of range' using errcode = 'MR004',
-            hint = 'Times in seconds are not negative; p_max and p_max_attempts are 1 or more.';
+            hint = 'Times are 0 seconds or more, up to a hundred years; p_max and p_max_attempts are 1 or more.';
     end if;
+    due := now_ + make_interval(secs => p_delay_seconds);
     for g in select x.* from millrace_engine.groups_of(p_stream, p_group) x loop
         if g.mode = 'Ordered' and p_max_attempts is not null then
             raise exception 'group "%" is Ordered and has no attempts of single messages', g.name using errcode = 'MR004',

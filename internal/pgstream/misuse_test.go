@@ -1,0 +1,126 @@
+package pgstream_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/millrace-dev/millrace/internal/pgstream"
+)
+
+// TestWhateverIsPassedIsAnsweredInWords calls every function of the SQL API with arguments that work but for one, which is null, empty, unknown, out of range or
+// of the wrong shape. It does something sensible with it, or it is refused in the API's own words, with what to write instead.
+func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("select millrace.create_stream('carts', p_versions => true), millrace.create_stream('runs', p_frames => '{}'), millrace.create_stream('raw', p_payload_type => 'Bytes')")
+	e.run("select millrace.create_memory('flows'), millrace.write_memory('flows', 's', '{}')")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.publish("orders", 5)
+	held := mustReceive(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "m", MaxMessages: 3}))
+
+	works := map[string]string{
+		"p_stream": "'orders'", "p_group": "'g'", "p_member": "'m'", "p_claim": "'" + held.Token + "'", "p_positions": "array[2]", "p_reason": "'broken'",
+		"p_payload": "'{}'", "p_payloads": "array['{}']::jsonb[]", "p_key": "'k'", "p_seconds": "60", "p_from": "1", "p_time": "now()", "p_name": "'orders'",
+		"p_memory": "'flows'", "p_subject": "'s'", "p_state": "'{}'", "p_token": "1", "p_function": "'no_such_function'", "p_evolve": "'no_such_function'",
+		"p_tenant": "'t'", "p_max": "10", "p_document": "'{}'", "p_patch": "'{}'", "p_after": "'-'",
+	}
+	// What differs for single functions.
+	of := map[string]map[string]string{
+		"reset_group": {"p_from": "'Latest'"}, "read_frames": {"p_from": "'-'"}, "trim": {"p_before": "1"},
+		"publish_bytes": {"p_stream": "'raw'"}, "publish_batch_bytes": {"p_stream": "'raw'", "p_payloads": "array['a']::bytea[]"},
+		"create_memory": {"p_name": "'flows'"}, "drop_memory": {"p_name": "'flows'"}, "check_memory": {"p_name": "'flows'"},
+	}
+	for _, name := range []string{"append", "read_entity", "aggregate", "create_projection", "drop_projection", "rebuild_projection", "rebuild_step", "project", "projections",
+		"add_tenant", "drop_tenant", "tenants"} {
+		of[name] = map[string]string{"p_stream": "'carts'"}
+	}
+	for _, name := range []string{"append_frame", "append_frame_bytes", "read_frames", "tail_frames", "wait_for_frames", "read_summary"} {
+		of[name] = map[string]string{"p_stream": "'runs'", "p_from": "'-'"}
+	}
+	strange := map[string][]string{
+		"text":                     {"null", "''", "'nope'", "repeat('x', 3000)"},
+		"integer":                  {"null", "-1", "0", "2147483647"},
+		"bigint":                   {"null", "-1", "0", "9223372036854775807"},
+		"double precision":         {"null", "-1", "'NaN'", "1e300"},
+		"jsonb":                    {"null", "'null'", "'5'", "'[]'", `'{"nope": 1}'`},
+		"bytea":                    {"null", "''"},
+		"boolean":                  {"null", "true"},
+		"timestamp with time zone": {"null", "'infinity'", "'-infinity'"},
+		"bigint[]":                 {"null", "'{}'", "'{null}'", "'{-1}'", "'{{1,2},{3,4}}'"},
+		"text[]":                   {"null", "'{}'", "'{null}'", "'{{a,b},{c,d}}'"},
+		"jsonb[]":                  {"null", "'{}'", "'{null}'", "'{{1,2},{3,4}}'"},
+		"bytea[]":                  {"null", "'{}'", "'{null}'", "'{{a,b},{c,d}}'"},
+	}
+
+	rows, err := e.Query(e.ctx, `select p.proname, array(select unnest(p.proargnames[:p.pronargs])), array(select format_type(a, null) from unnest(p.proargtypes::oid[]) a),
+		p.pronargs - p.pronargdefaults from pg_proc p where p.pronamespace = 'millrace'::regnamespace order by 1`)
+	must(t, err)
+	type function struct {
+		name         string
+		names, types []string
+		required     int
+	}
+	var functions []function
+	for rows.Next() {
+		var f function
+		must(t, rows.Scan(&f.name, &f.names, &f.types, &f.required))
+		functions = append(functions, f)
+	}
+	must(t, rows.Err())
+	conn := e.connect()
+	calls, refused := 0, 0
+	for _, f := range functions {
+		value := func(parameter string) string {
+			if v, ok := of[f.name][parameter]; ok {
+				return v
+			}
+			return works[parameter]
+		}
+		for odd := range f.names {
+			values := strange[f.types[odd]]
+			if values == nil {
+				t.Fatalf("%s takes a %s, of which this test knows no strange values", f.name, f.types[odd])
+			}
+			for _, v := range values {
+				var arguments []string
+				for i, parameter := range f.names {
+					switch {
+					case i == odd:
+						arguments = append(arguments, fmt.Sprintf("%s => %s::%s", parameter, v, f.types[i]))
+					case value(parameter) != "" && (i < f.required || of[f.name][parameter] != ""):
+						arguments = append(arguments, fmt.Sprintf("%s => %s", parameter, value(parameter)))
+					case i < f.required:
+						t.Fatalf("this test knows no value for %s of %s", parameter, f.name)
+					}
+				}
+				sql := fmt.Sprintf("select * from millrace.%s(%s)", f.name, strings.Join(arguments, ", "))
+				tx, err := conn.Begin(e.ctx)
+				must(t, err)
+				_, err = tx.Exec(e.ctx, sql)
+				must(t, tx.Rollback(e.ctx))
+				calls++
+				if err == nil {
+					continue
+				}
+				refused++
+				// Receiving does not spend time on leases of thousands of years; PostgreSQL says that they are out of range.
+				if sqlState(err) == "22003" && f.name == "receive" && f.names[odd] == "p_lease_seconds" {
+					continue
+				}
+				var pg *pgconn.PgError
+				if !errors.As(err, &pg) || !strings.HasPrefix(pg.Code, "MR") || pg.Code == "MR009" || pg.Hint == "" || strings.Contains(pg.Message+pg.Hint, "<NULL>") {
+					t.Errorf("%s\n\t%v (hint %q)", sql, err, hint(err))
+				}
+			}
+		}
+	}
+	if !slices.ContainsFunc(functions, func(f function) bool { return f.name == "receive" }) || refused < 200 || refused > calls-200 {
+		t.Errorf("of %d calls %d were refused", calls, refused)
+	}
+}
