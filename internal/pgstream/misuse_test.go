@@ -20,6 +20,9 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 	e.stream("orders")
 	e.run("select millrace.create_stream('carts', p_versions => true), millrace.create_stream('runs', p_frames => '{}'), millrace.create_stream('raw', p_payload_type => 'Bytes')")
 	e.run("select millrace.create_memory('flows'), millrace.write_memory('flows', 's', '{}')")
+	e.run("create function evolve(jsonb, jsonb, jsonb) returns jsonb language sql return $2")
+	e.run("create function evolve(text, text, bigint, bigint, jsonb, jsonb) returns void language sql as ''")
+	e.run("select millrace.append('carts', 'k', array['{}']::jsonb[]), millrace.create_projection('carts', 'folded', 'evolve', 'folded')")
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
 	e.publish("orders", 5)
 	held := mustReceive(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "m", MaxMessages: 3}))
@@ -27,7 +30,7 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 	works := map[string]string{
 		"p_stream": "'orders'", "p_group": "'g'", "p_member": "'m'", "p_claim": "'" + held.Token + "'", "p_positions": "array[2]", "p_reason": "'broken'",
 		"p_payload": "'{}'", "p_payloads": "array['{}']::jsonb[]", "p_key": "'k'", "p_seconds": "60", "p_from": "1", "p_time": "now()", "p_name": "'orders'",
-		"p_memory": "'flows'", "p_subject": "'s'", "p_state": "'{}'", "p_token": "1", "p_function": "'no_such_function'", "p_evolve": "'no_such_function'",
+		"p_memory": "'flows'", "p_subject": "'s'", "p_state": "'{}'", "p_token": "1", "p_function": "'evolve'", "p_evolve": "'evolve'",
 		"p_tenant": "'t'", "p_max": "10", "p_document": "'{}'", "p_patch": "'{}'", "p_after": "'-'",
 	}
 	// What differs for single functions.
@@ -38,7 +41,7 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 	}
 	for _, name := range []string{"append", "read_entity", "aggregate", "create_projection", "drop_projection", "rebuild_projection", "rebuild_step", "project", "projections",
 		"add_tenant", "drop_tenant", "tenants"} {
-		of[name] = map[string]string{"p_stream": "'carts'"}
+		of[name] = map[string]string{"p_stream": "'carts'", "p_name": "'folded'"}
 	}
 	for _, name := range []string{"append_frame", "append_frame_bytes", "read_frames", "tail_frames", "wait_for_frames", "read_summary"} {
 		of[name] = map[string]string{"p_stream": "'runs'", "p_from": "'-'"}

@@ -89,7 +89,7 @@ language plpgsql stable as $$
 declare
     page constant integer := 1000;
     step constant integer := 100;
-    f constant regprocedure := to_regprocedure(p_evolve || '(jsonb,jsonb,jsonb)');
+    f constant regprocedure := to_regprocedure(nullif(p_evolve, '') || '(jsonb,jsonb,jsonb)');   -- '' is an error before PostgreSQL 16
     fold text;
     payloads jsonb[];
     headers jsonb[];

@@ -73,12 +73,17 @@ begin
             raise exception 'consumer group "%" runs another projection', p_group using errcode = 'MR004', hint = 'Create a group for each projection.';
         end if;
     end if;
-    f := to_regprocedure(p_function || arguments);
+    f := to_regprocedure(nullif(p_function, '') || arguments);   -- '' is an error before PostgreSQL 16
     if f is null then
         raise exception 'there is no function %', coalesce(p_function, 'null') || arguments using errcode = 'MR004',
             hint = 'Create it first, with exactly these arguments, and name its schema if it is not in the search path.';
     end if;
     if p_documents is not null then
+        begin
+            perform parse_ident(p_documents);
+        exception when invalid_parameter_value then
+            raise exception '% is not the name of a table', quote_literal(p_documents) using errcode = 'MR004', hint = 'Write it as in SQL, with its schema: shop.cart.';
+        end;
         d := to_regclass(p_documents);
         if d is not null and (select count(*) from pg_attribute a where a.attrelid = d and (a.attname, a.atttypid) in
                 (('key', 'text'::regtype), ('document', 'jsonb'::regtype), ('version', 'bigint'::regtype))) < 3 then
