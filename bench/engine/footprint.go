@@ -19,9 +19,12 @@ func (b *bed) footprint(ctx context.Context, producers, batch int, suffix string
 		return nil, err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	// A checkpoint in the middle would add images of whole pages.
-	if _, err := conn.Exec(ctx, "checkpoint"); err != nil {
-		return nil, err
+	// A checkpoint in the middle would add images of whole pages. And the first reader of a row notes in its page that it is committed; behind a checkpoint
+	// that writes an image of the page: a cost of the new stream's rows in the catalogue, and not of messages, of 70 bytes for each of 5,000. Vacuum notes most of it before.
+	for _, sql := range []string{"vacuum", "checkpoint"} {
+		if _, err := conn.Exec(ctx, sql); err != nil {
+			return nil, err
+		}
 	}
 	if err := b.flush(ctx); err != nil {
 		return nil, err

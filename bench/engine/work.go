@@ -77,7 +77,7 @@ func Works() []Work {
 			Versus: rivals,
 			run:    func(ctx context.Context, b *bed) (map[string]float64, error) { return b.idle(ctx) }},
 		{Name: "footprint", Yield: []Yield{{Name: "wal-per-message", Unit: "bytes"}, {Name: "dead-tuples-per-message", Unit: "rows"}, {Name: "cpu-per-message", Unit: "µs"}},
-			N: 50_000, ShortN: 5_000, Runs: 3, ShortRuns: 2, Versus: with("limit-insert"),
+			N: 50_000, ShortN: 20_000, Runs: 3, ShortRuns: 2, Versus: with("limit-insert"),
 			run: func(ctx context.Context, b *bed) (map[string]float64, error) {
 				return b.footprint(ctx, singleProducers, 1, "")
 			}},
