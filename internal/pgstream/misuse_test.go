@@ -127,3 +127,25 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 		t.Errorf("of %d calls %d were refused", calls, refused)
 	}
 }
+
+func TestAKeyThatIsTooLongToParkIsRefusedInWords(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("select millrace.create_group('orders', 'g', 'Ordered', p_failure_policy => 'Park')")
+	e.run("select millrace.publish('orders', '{}', (select string_agg(md5(n::text), '') from generate_series(1, 300) n))")
+	token := one[string](e, "select claim from millrace.receive('orders', 'g', 'm')")
+	_, err := e.Exec(e.ctx, "select millrace.nack($1, array[1])", token)
+	if sqlState(err) != "MR004" || !strings.Contains(hint(err), "dead_letter") {
+		t.Errorf("%v (hint %q); want MR004, and what to do with the message", err, hint(err))
+	}
+	// What the hint says is possible; its redrive into the group would park it.
+	e.run("select millrace.dead_letter($1, array[1], 'the key is too long')", token)
+	if _, err := e.Exec(e.ctx, "select millrace.redrive('orders', 'g')"); sqlState(err) != "MR004" {
+		t.Errorf("redrive: %v; want MR004", err)
+	}
+	e.stream("others")
+	if n := one[int](e, "select millrace.redrive('orders', 'g', p_to => 'others')"); n != 1 {
+		t.Errorf("%d messages were redriven to another stream, want 1", n)
+	}
+}

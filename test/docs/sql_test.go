@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -195,4 +196,73 @@ func rowsAsText(rows [][][]byte) string {
 		written = append(written, strings.Join(columns, ", "))
 	}
 	return strings.Join(written, "; ")
+}
+
+// TestTheSQLPageListsEveryFunctionAndEveryError compares the two tables at the end of the page with the schema.
+func TestTheSQLPageListsEveryFunctionAndEveryError(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../../docs/sql-api.md")
+	must(t, err)
+	errorTable, functionTable, found := strings.Cut(string(page[strings.Index(string(page), "\n## Errors\n"):]), "\n## Functions\n")
+	if !found {
+		t.Fatal("the page has no functions after its errors")
+	}
+	conn, err := pgx.Connect(t.Context(), postgres.NewDatabase(t))
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	_, err = schema.Migrate(t.Context(), conn, schema.Options{})
+	must(t, err)
+
+	listed := map[string]string{}
+	for _, f := range regexp.MustCompile("`(?:millrace\\.)?(\\w+)\\(([^`]*)\\)`").FindAllStringSubmatch(functionTable, -1) {
+		listed[f[1]] = f[2]
+	}
+	rows, err := conn.Query(t.Context(), `select p.proname, array(select regexp_replace(x, '^p_', '') from unnest(p.proargnames[:p.pronargs]) x) from pg_proc p
+		where p.pronamespace = 'millrace'::regnamespace`)
+	must(t, err)
+	n := 0
+	for ; rows.Next(); n++ {
+		var name string
+		var parameters []string
+		must(t, rows.Scan(&name, &parameters))
+		shown, ok := listed[name]
+		if !ok {
+			t.Errorf("the page does not list %s(%s)", name, strings.Join(parameters, ", "))
+			continue
+		}
+		if strings.HasPrefix(shown, "…") || shown == "" && len(parameters) == 0 {
+			continue // as the one before it
+		}
+		for i, part := range strings.Split(shown, ", ") {
+			// Some show the type only: jsonb[].
+			if first, _, _ := strings.Cut(part, " "); i >= len(parameters) || first != parameters[i] && !strings.HasSuffix(first, "[]") {
+				t.Errorf("the page lists %s(%s); it is %s(%s)", name, shown, name, strings.Join(parameters, ", "))
+				break
+			}
+		}
+		if strings.Count(shown, ", ")+1 < len(parameters) {
+			t.Errorf("the page lists %s(%s), which has %s, too", name, shown, parameters[strings.Count(shown, ", ")+1])
+		}
+	}
+	must(t, rows.Err())
+	if n < 40 {
+		t.Errorf("the schema has %d functions", n)
+	}
+
+	rows, err = conn.Query(t.Context(), `select distinct m[1] from pg_proc p, regexp_matches(p.prosrc, '''(MR[0-9]{3})''', 'g') m
+		where p.pronamespace in ('millrace'::regnamespace, 'millrace_engine'::regnamespace)`)
+	must(t, err)
+	codes, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	must(t, err)
+	codes = slices.DeleteFunc(codes, func(code string) bool { return code == "MR000" || code == "MR901" }) // each is caught where it is raised
+	for _, code := range codes {
+		if !strings.Contains(errorTable, "| `"+code+"` |") {
+			t.Errorf("the page does not list error %s", code)
+		}
+	}
+	for _, code := range regexp.MustCompile("\\| `(MR[0-9]{3})` \\|").FindAllStringSubmatch(errorTable, -1) {
+		if !slices.Contains(codes, code[1]) {
+			t.Errorf("the page lists error %s, which nothing raises", code[1])
+		}
+	}
 }

@@ -12,6 +12,7 @@
 --
 -- millrace_engine.park_keys(group, keys) returns void
 -- Marks keys as parked and keeps them so until the end of the transaction. Waits for whoever unparks one of them.
+-- Raises: MR004 a key of more than 2,048 bytes.
 create or replace function millrace_engine.park_keys(p_group integer, p_keys text[]) returns void
 language plpgsql volatile as $$
 declare
@@ -20,6 +21,10 @@ declare
 begin
     update millrace_engine.consumer_group x set parks = true where x.id = p_group and not x.parks;
     select array_agg(distinct x order by x) into wanted from unnest(p_keys) x where x is not null;
+    if exists (select from unnest(wanted) x where octet_length(x) > 2048) then   -- more does not fit into an index
+        raise exception 'a message whose key has more than 2048 bytes cannot be parked' using errcode = 'MR004',
+            hint = 'Publish with a shorter key, such as a hash. Settle this message with ack_messages or dead_letter, or redrive it to another stream.';
+    end if;
     foreach k in array coalesce(wanted, '{}') loop
         loop
             insert into millrace_engine.parked_key (group_id, slot, key) values (p_group, millrace_engine.slot(k, 0), k) on conflict do nothing;
