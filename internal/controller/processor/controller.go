@@ -105,6 +105,7 @@ func (r *Reconciler) SetupWithManager(ctx context.Context, mgr ctrl.Manager, wor
 		Watches(&v1alpha1.Stream{}, handler.EnqueueRequestsFromMapFunc(r.ofStream), builder.WithPredicates(phase.Changed(v1alpha1.ConditionSchemaApplied))).
 		WatchesMetadata(secret, handler.EnqueueRequestsFromMapFunc(r.ofSecret), builder.WithPredicates(predicate.ResourceVersionChangedPredicate{})).
 		Watches(&v1alpha1.Processor{}, handler.Funcs{DeleteFunc: r.forget}).
+		WatchesMetadata(secret, handler.Funcs{DeleteFunc: r.forget}).
 		WithOptions(controller.Options{MaxConcurrentReconciles: workers, RateLimiter: phase.Backoff()}).
 		Complete(reconcile.AsReconciler(r.Client, r))
 }
@@ -177,11 +178,14 @@ func (r *Reconciler) list(ctx context.Context, namespace string, fields client.M
 	return requests
 }
 
-// forget lets go of what is remembered of a Processor that is gone.
+// forget lets go of what is remembered of a Processor or a Secret that is gone.
 func (r *Reconciler) forget(_ context.Context, e event.DeleteEvent, _ workqueue.TypedRateLimitingInterface[reconcile.Request]) {
-	if p, ok := e.Object.(*v1alpha1.Processor); ok {
-		r.Schedule.Forget(p.UID)
-		r.Announcer.Forget(p.UID)
-		r.memory.forget(p.UID)
+	switch o := e.Object.(type) {
+	case *v1alpha1.Processor:
+		r.Schedule.Forget(o.UID)
+		r.Announcer.Forget(o.UID)
+		r.memory.forget(o.UID)
+	case *metav1.PartialObjectMetadata:
+		r.secrets.forget(client.ObjectKeyFromObject(o))
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"sync"
 
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/internal/controller/database"
 	"github.com/millrace-dev/millrace/internal/controller/phase"
@@ -18,33 +20,43 @@ type learnt struct {
 }
 
 // secretUse is a key of a Secret in one of its uses, which differ in their checks.
-type secretUse struct{ namespace, name, key, variable string }
+type secretUse struct{ key, variable string }
 
-// secrets remembers what was learnt, so that two hundred Processors of one database read its Secret once and not at each look at their pods. The zero value is ready.
+// secrets remembers what was learnt, so that two hundred Processors of one database read its Secret once and not at each look at their pods. What was learnt of a
+// Secret is kept until the Secret is gone. The zero value is ready.
 type secrets struct {
 	mu    sync.Mutex
-	known map[secretUse]learnt
+	known map[client.ObjectKey]map[secretUse]learnt
 }
 
-func (s *secrets) get(use secretUse) learnt {
+func (s *secrets) get(secret client.ObjectKey, use secretUse) learnt {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.known[use]
+	return s.known[secret][use]
 }
 
-func (s *secrets) put(use secretUse, l learnt) {
+func (s *secrets) put(secret client.ObjectKey, use secretUse, l learnt) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.known == nil {
-		s.known = map[secretUse]learnt{}
+		s.known = map[client.ObjectKey]map[secretUse]learnt{}
 	}
-	s.known[use] = l
+	if s.known[secret] == nil {
+		s.known[secret] = map[secretUse]learnt{}
+	}
+	s.known[secret][use] = l
+}
+
+func (s *secrets) forget(secret client.ObjectKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.known, secret)
 }
 
 // readSecret checks a key of a Secret that pods will read, unless that was done for its present version. The value is forgotten.
 func (r *Reconciler) readSecret(ctx context.Context, namespace string, s secretFile) (learnt, error) {
-	use := secretUse{namespace, s.ref.Name, s.ref.Key, s.variable}
-	if l := r.secrets.get(use); database.IsSecretVersion(ctx, r.Client, namespace, s.ref.Name, l.version) {
+	secret, use := client.ObjectKey{Namespace: namespace, Name: s.ref.Name}, secretUse{s.ref.Key, s.variable}
+	if l := r.secrets.get(secret, use); database.IsSecretVersion(ctx, r.Client, namespace, s.ref.Name, l.version) {
 		return l, nil
 	}
 	value, version, err := database.ReadSecret(ctx, r.Live, namespace, s.ref)
@@ -62,6 +74,6 @@ func (r *Reconciler) readSecret(ctx context.Context, namespace string, s secretF
 	if s.address != nil {
 		l.address = s.address(value)
 	}
-	r.secrets.put(use, l)
+	r.secrets.put(secret, use, l)
 	return l, nil
 }
