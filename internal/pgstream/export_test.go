@@ -10,7 +10,7 @@ var MaintainWithRing = maintain
 
 // Fetches says whether the consumer's next claim will be made and read by two transactions.
 func Fetches(c *Consumer) bool {
-	return c.backlog.Load() && c.lane.Load() != 0 && c.facts.Load().claimSQL != ""
+	return c.backlog.Load() && c.last.Load() != nil && c.facts.Load().claimSQL != ""
 }
 
 // WaitForMessages waits once as Receive does between two looks, whatever there is to receive, and says whether a notification ended that, and not a timer.
