@@ -1,4 +1,6 @@
--- millrace_engine.claim_ordered_template(group, member, max, lease in ms, claim to ack, nonce, lane, alone, after, end, n, out claim, out low, out high, out slot_low, out slot_high, out messages, out expires_at)
+-- millrace_engine.claim_ordered_template(group, member, max, lease in ms, claim to ack, nonce, lane, alone, after, end, n,
+-- out claim, out low, out high, out slot_low, out slot_high, out messages,
+-- out expires_at)
 -- Copied once per stream (install_functions.sql). The hot path of receive for Ordered groups: claims the next messages of the member's one lane, those above low and up to high
 -- whose slot is in the lane, after acking the lane's last claim, and settles that one by the row of the new one. It counts the messages and leaves
 -- them to whoever asked. lane is where the member believes its messages to be; null: the lane of the claim to ack, or the member's.
@@ -10,8 +12,8 @@
 --          do not wait for each other. Whoever takes it shared must end the transaction before it calls receive: two that both want more would wait for each other.
 -- Raises:  nothing of its own.
 create or replace function millrace_engine.claim_ordered_template(p_group text, p_member text, p_max integer, p_lease_ms bigint, p_ack text, p_nonce bigint,
-    p_lane bigint, p_alone boolean, p_after bigint[] default null, p_end bigint default null, p_n bigint default null, out claim text, out low bigint, out high bigint, out slot_low integer, out slot_high integer, out messages bigint,
-    out expires_at timestamptz)
+    p_lane bigint, p_alone boolean, p_after bigint[] default null, p_end bigint default null, p_n bigint default null,
+    out claim text, out low bigint, out high bigint, out slot_low integer, out slot_high integer, out messages bigint, out expires_at timestamptz)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
