@@ -63,12 +63,13 @@ func fetchStatements(stream int32, name string, mode Mode) (claim, fetch string)
 					lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high order by x."position") m
 				where c.nonce = $2`, table)
 	}
-	// $3 is the number of the claim before, $4 whether the client has the claim's messages, $5 how many to read ahead, where the horizon is far enough for so many.
+	// $3 is the number of the claim before, $4 whether the client has the claim's messages, $5 how many to read ahead, where the horizon is far enough for so many. Without
+	// "offset 0" the range would be computed again for each segment.
 	return fmt.Sprintf(claims, "r.messages", fmt.Sprintf("claim_ordered_%d(", stream), ", $7, false, $8, $9, $10"),
 		fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
 			from (select case when $4 then c.high else c.low end as low, case when $4 then 0 else c.messages end + $5::integer as most, l.slot_low, l.slot_high,
 					case when $5 > 0 and c.horizon - c.high >= $5 * 1024 / (l.slot_high - l.slot_low) then c.horizon else c.high end as high
-				from millrace_engine.claim c, millrace_engine.lane l where c.lane_id = $1 and c.claim > $3 and c.nonce = $2 and l.id = $1) c,
+				from millrace_engine.claim c, millrace_engine.lane l where c.lane_id = $1 and c.claim > $3 and c.nonce = $2 and l.id = $1 offset 0) c,
 				lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high
 						and (millrace_engine.slot(x.key, x."position") - c.slot_low) & 1023 < c.slot_high - c.slot_low
 					order by x."position" limit c.most) m`, table)
