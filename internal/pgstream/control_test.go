@@ -243,9 +243,9 @@ func soak(t testing.TB, short time.Duration) time.Duration {
 	return d
 }
 
-// extendDeadline gives the test as much time as a soak needs.
+// extendDeadline gives the test as much time as a soak needs, which may take longer to consume what it has published than to publish it.
 func (e *engine) extendDeadline(d time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), d+5*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 4*d+5*time.Minute)
 	e.t.Cleanup(cancel)
 	e.ctx = ctx
 }

@@ -43,6 +43,25 @@ func TestAGroupLapsesByItsLag(t *testing.T) {
 	})
 }
 
+// Somebody who keeps the oldest segment busy keeps it from being removed, and nothing else from being maintained.
+func TestAGroupLapsesWhileASegmentIsBusy(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{MaxMessages: 20})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.lapsing(0, 10)
+	e.run("select millrace_engine.set_state(1, 0, null)")
+	e.publish("orders", 50)
+	late := e.begin()
+	publishIn(e, late, "orders")
+	e.run("select millrace_engine.set_state(1, 1, null)")
+	e.publish("orders", 100)
+	if why := e.lapsed(); why == "" || e.kept() != 150 {
+		t.Errorf("lapsed: %q; %d messages are kept, want all 150", why, e.kept())
+	}
+	rollback(e, late)
+}
+
 func TestAGroupLapsesWhenNobodyWorksWhileMessagesWait(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {

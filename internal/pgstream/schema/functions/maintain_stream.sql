@@ -2,7 +2,8 @@
 -- One round of rotation, lapsing and retention for a stream; returns what it did. Publishing and consuming never wait for it and never need it.
 -- What is below the trim mark goes whatever the policy; under Interest and WorkQueue a group that has lapsed keeps nothing (lapse.sql).
 -- Locks:  the stream's row, so that no group begins at what is removed meanwhile; the segments that it removes, for a moment.
--- Raises: 55P03 when readers keep a segment busy; call it again later.
+-- A segment that somebody is busy with is left to a later round.
+-- Raises: 55P03 when the stream's row is busy; call it again later.
 create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
 language plpgsql volatile
 set lock_timeout = '50ms' as $$
@@ -71,7 +72,11 @@ begin
         if not millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
             exit;   -- segments after it are younger
         end if;
-        execute format('lock table millrace_engine.segment_%s_%s in access exclusive mode', p_stream, next_);
+        begin
+            execute format('lock table millrace_engine.segment_%s_%s in access exclusive mode', p_stream, next_);
+        exception when lock_not_available then
+            exit;   -- somebody publishes or reads there: a later round has it, and what this one did before stays
+        end;
         execute format('select max("position") as "position", max(created_at) as created_at from millrace_engine.segment_%s_%s', p_stream, next_) into top;
         if millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
             execute format('truncate millrace_engine.segment_%s_%s', p_stream, next_);
