@@ -70,10 +70,8 @@ type Consumer struct {
 
 	otherIsolation atomic.Bool // transactions are not READ COMMITTED by themselves here
 
-	backlog atomic.Bool               // the last claim was full, so there is probably more
-	last    atomic.Pointer[place]     // the last claim; nil before the first, and after one of retries
-	handed  atomic.Int64              // when that was handed out, in nanoseconds since 1970; 0 when it was large
-	ahead   atomic.Pointer[readAhead] // the messages after it (fetch.go)
+	backlog atomic.Bool  // the last claim was full, so there is probably more
+	lane    atomic.Int64 // of the last claim; 0 before the first, and after one of retries
 }
 
 // NewConsumer checks that stream and group exist (ErrNotFound).

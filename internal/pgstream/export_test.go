@@ -10,7 +10,7 @@ var MaintainWithRing = maintain
 
 // Fetches says whether the consumer's next claim will be made and read by two transactions.
 func Fetches(c *Consumer) bool {
-	return c.backlog.Load() && c.last.Load() != nil && c.facts.Load().claimSQL != ""
+	return c.backlog.Load() && c.lane.Load() != 0 && c.facts.Load().claimSQL != ""
 }
 
 // WaitForMessages waits once as Receive does between two looks, whatever there is to receive, and says whether a notification ended that, and not a timer.
@@ -28,26 +28,3 @@ func (w *waiter) waitOnce(ctx context.Context, t topic) (woken bool, err error) 
 	_, woken, err = w.once(ctx, t, nothing, time.Now().Add(-time.Hour)) // long ago: the pauses have grown
 	return woken, err
 }
-
-// Hurry makes the consumer a busy one, however slow the machine is: its next claim is of what it has read ahead, if it can be, and more is read. It returns how many messages it has
-// read ahead.
-func Hurry(c *Consumer) int {
-	later := time.Now().Add(time.Hour)
-	c.handed.Store(later.UnixNano())
-	if a := c.ahead.Load(); a != nil {
-		a.at = later
-		return len(a.messages)
-	}
-	return 0
-}
-
-// Dawdle makes the consumer one that took its time.
-func Dawdle(c *Consumer) {
-	c.handed.Store(0)
-	if a := c.ahead.Load(); a != nil {
-		a.at = time.Time{}
-	}
-}
-
-// HandedOut says whether the last claim was small enough for as many messages again to be read ahead.
-func HandedOut(c *Consumer) bool { return c.handed.Load() != 0 }

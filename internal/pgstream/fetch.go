@@ -24,55 +24,27 @@ import (
 // client's own choice here; when there is none it reads nothing, and the client calls receive.
 //
 // Between the two a claim can only be lost as any claim of a slow member: it expires, and is handed out again.
-//
-// To know where a claim of an Ordered group ends, the messages of its lane have to be counted. A busy consumer spares the database that: what it reads is the claim that it has just made and
-// the messages after it, below the horizon of that claim. Its next claim is of these. They cannot change, and nobody else's claim can have them as long as its own is the lane's newest, which
-// the claiming statement looks at with everything else, retention included. They are handed out after it has committed, or else forgotten.
 
-const (
-	// fetchFrom is the size of a claim of a Shared group from which that is faster than receive.
-	fetchFrom = 50
-	// aheadFor is how long messages that were read ahead are good, and so how fast a consumer has to come back for any to be read: a message that was deleted
-	// meanwhile may still be handed out, as it may while it travels.
-	aheadFor = 50 * time.Millisecond
-	// aheadBytes is how large a claim may be for as many messages again to be read.
-	aheadBytes = 4 << 20
-)
-
-// place is a claim, by what its token says.
-type place struct{ lane, claim, nonce int64 }
-
-// readAhead are the messages of a lane that come next after a claim.
-type readAhead struct {
-	after    place
-	messages []Message
-	at       time.Time
-}
+// fetchFrom is the size of a claim of a Shared group from which that is faster than receive.
+const fetchFrom = 50
 
 // fetchStatements returns the SQL that claims, and the SQL that reads. A planner that has no statistics yet, or those of an emptied table, would read
 // whole segments: the reading statement is planned and run under fetchSettings.
 func fetchStatements(stream int32, name string, mode Mode) (claim, fetch string) {
-	const claims = `select r.claim, r.low, r.high, %s, r.expires_at
-		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5, $6%s) r
-		where r.claim is not null`
-	table := pgx.Identifier{name}.Sanitize()
-	if mode == ModeShared {
-		return fmt.Sprintf(claims, "r.high - r.low", fmt.Sprintf("claim_next(%d, 'millrace_engine.position_%[1]d', ", stream), ""),
-			fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
-				from (select c.low, c.high, c.nonce from millrace_engine.claim c where c.lane_id = $1 order by c.claim desc limit 64) c,
-					lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high order by x."position") m
-				where c.nonce = $2`, table)
+	function, arguments, messages, lane, slots := fmt.Sprintf("claim_next(%d, 'millrace_engine.position_%[1]d', ", stream), "", "r.high - r.low", "", ""
+	if mode == ModeOrdered {
+		function, arguments, messages = fmt.Sprintf("claim_ordered_%d(", stream), ", $7, false", "r.messages"
+		lane = "join millrace_engine.lane l on l.id = $1"
+		slots = `and (millrace_engine.slot(x.key, x."position") - l.slot_low) & 1023 < l.slot_high - l.slot_low`
 	}
-	// $3 is the number of the claim before, $4 whether the client has the claim's messages, $5 how many to read ahead, where the horizon is far enough for so many. Without
-	// "offset 0" the range would be computed again for each segment.
-	return fmt.Sprintf(claims, "r.messages", fmt.Sprintf("claim_ordered_%d(", stream), ", $7, false, $8, $9, $10"),
-		fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
-			from (select case when $4 then c.high else c.low end as low, case when $4 then 0 else c.messages end + $5::integer as most, l.slot_low, l.slot_high,
-					case when $5 > 0 and c.horizon - c.high >= $5 * 1024 / (l.slot_high - l.slot_low) then c.horizon else c.high end as high
-				from millrace_engine.claim c, millrace_engine.lane l where c.lane_id = $1 and c.claim > $3 and c.nonce = $2 and l.id = $1 offset 0) c,
-				lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high
-						and (millrace_engine.slot(x.key, x."position") - c.slot_low) & 1023 < c.slot_high - c.slot_low
-					order by x."position" limit c.most) m`, table)
+	claim = fmt.Sprintf(`select r.claim, r.low, r.high, %s, r.expires_at
+		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5, $6%s) r
+		where r.claim is not null`, messages, function, arguments)
+	fetch = fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
+		from (select c.low, c.high, c.nonce from millrace_engine.claim c where c.lane_id = $1 order by c.claim desc limit 64) c %s,
+			lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high %s order by x."position") m
+		where c.nonce = $2`, lane, pgx.Identifier{name}.Sanitize(), slots)
+	return claim, fetch
 }
 
 const fetchSettings = `select set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true),
@@ -82,7 +54,7 @@ const fetchSettings = `select set_config('plan_cache_mode', 'force_generic_plan'
 // fetches says whether the next claim is to be made by claimAndFetch. Without prepared statements, as before some poolers, receive is better.
 func (c *Consumer) fetches(conn *pgxpool.Conn) bool {
 	f := c.facts.Load()
-	return (f.mode == ModeOrdered || c.cfg.MaxMessages >= fetchFrom) && c.backlog.Load() && c.last.Load() != nil && f.claimSQL != "" && !c.otherIsolation.Load() &&
+	return (f.mode == ModeOrdered || c.cfg.MaxMessages >= fetchFrom) && c.backlog.Load() && c.lane.Load() != 0 && f.claimSQL != "" && !c.otherIsolation.Load() &&
 		conn.Conn().Config().DefaultQueryExecMode == pgx.QueryExecModeCacheStatement
 }
 
@@ -90,44 +62,20 @@ func (c *Consumer) fetches(conn *pgxpool.Conn) bool {
 func (c *Consumer) remember(claim *Claim) {
 	if claim == nil {
 		c.backlog.Store(false)
-		c.ahead.Store(nil)
 		return
 	}
 	c.backlog.Store(len(claim.Messages) > c.cfg.MaxMessages/2)
-	c.last.Store(placeOf(claim.Token))
-	handed, bytes := time.Now().UnixNano(), 0
-	for _, m := range claim.Messages {
-		bytes += len(m.Headers) + len(m.Payload)
-	}
-	if bytes > aheadBytes {
-		handed = 0
-	}
-	c.handed.Store(handed)
+	c.lane.Store(laneOf(claim.Token))
 }
 
-// placeOf returns what a token says; nil when it has no lane.
-func placeOf(token string) *place {
-	parts := strings.Split(token, ".")
-	if len(parts) != 4 || parts[1] == "0" {
-		return nil
+// laneOf returns the lane in a token, 0 when it has none.
+func laneOf(token string) int64 {
+	parts := strings.SplitN(token, ".", 3)
+	if len(parts) < 3 {
+		return 0
 	}
-	var p place
-	for i, n := range []*int64{&p.lane, &p.claim, &p.nonce} {
-		*n, _ = strconv.ParseInt(parts[i+1], 10, 64) // the engine's own
-	}
-	return &p
-}
-
-// known returns what was read ahead, if the next claim may be of it, and how many messages to read ahead now.
-func (c *Consumer) known(f *facts, last place) (known *readAhead, more int) {
-	known = c.ahead.Swap(nil)
-	if known != nil && (known.after != last || time.Since(known.at) > aheadFor) {
-		known = nil
-	}
-	if f.mode == ModeOrdered && time.Since(time.Unix(0, c.handed.Load())) < aheadFor {
-		more = c.cfg.MaxMessages
-	}
-	return known, more
+	lane, _ := strconv.ParseInt(parts[1], 10, 64) // 0 when it is no number
+	return lane
 }
 
 // claimAndFetch claims and reads, or lets receive decide. An error after the claim was made gives it back, and the connection to the pool.
@@ -179,48 +127,30 @@ func (c *Consumer) pipeline(ctx context.Context, conn *pgxpool.Conn, f *facts, l
 			return nil, m, err
 		}
 	}
-	nonce := number(rand.Int64N(999_999_999_999_999) + 1)
-	args := [][]byte{[]byte(c.cfg.Group), []byte(c.cfg.Member), number(int64(c.cfg.MaxMessages)), nil, nil, nonce}
+	nonce := strconv.AppendInt(nil, rand.Int64N(999_999_999_999_999)+1, 10)
+	args := [][]byte{[]byte(c.cfg.Group), []byte(c.cfg.Member), strconv.AppendInt(nil, int64(c.cfg.MaxMessages), 10), nil, nil, nonce}
 	if lease != nil {
-		args[3] = number(*lease)
+		args[3] = strconv.AppendInt(nil, *lease, 10)
 	}
 	if ack != nil {
 		args[4] = []byte(*ack)
 	}
-	var last place
-	if p := c.last.Load(); p != nil {
-		last = *p
-	}
-	lane := number(last.lane)
-	read := [][]byte{lane, nonce}
-	known, more := c.known(f, last)
+	lane := strconv.AppendInt(nil, c.lane.Load(), 10)
 	if f.mode == ModeOrdered {
-		args = append(args, lane, nil, nil, nil)
-		if known != nil {
-			n := len(known.messages)
-			args[7] = fmt.Appendf(nil, "{%d,%d}", last.claim, last.nonce)
-			args[8], args[9] = number(known.messages[n-1].Position), number(int64(n))
-		}
-		read = append(read, number(last.claim), strconv.AppendBool(nil, known != nil), number(int64(more)))
+		args = append(args, lane)
 	}
 	const text, bin = pgx.TextFormatCode, pgx.BinaryFormatCode
 	p := conn.Conn().PgConn().StartPipeline(ctx)
 	p.SendQueryPrepared(statements[0].Name, args, nil, []int16{text, bin, bin, bin, bin})
 	p.SendPipelineSync() // commits
 	p.SendQueryPrepared(statements[1].Name, nil, nil, nil)
-	p.SendQueryPrepared(statements[2].Name, read, nil, []int16{bin, text, text, payloadFormat(statements[2]), bin})
-	var beyond []Message
+	p.SendQueryPrepared(statements[2].Name, [][]byte{lane, nonce}, nil,
+		[]int16{bin, text, text, payloadFormat(statements[2]), bin})
 	if err = p.Sync(); err == nil {
-		claim, m, beyond, err = readPipeline(p, known, more)
+		claim, m, err = readPipeline(p)
 	}
-	err = errors.Join(err, p.Close())
-	if err == nil && claim != nil && len(beyond) > 0 {
-		c.ahead.Store(&readAhead{after: *placeOf(claim.Token), messages: beyond, at: time.Now()})
-	}
-	return claim, m, err
+	return claim, m, errors.Join(err, p.Close())
 }
-
-func number(n int64) []byte { return strconv.AppendInt(nil, n, 10) }
 
 func deallocate(ctx context.Context, conn *pgxpool.Conn, statements ...string) error {
 	var errs error
@@ -238,12 +168,12 @@ func payloadFormat(fetch *pgconn.StatementDescription) int16 {
 	return pgx.TextFormatCode
 }
 
-// readPipeline reads the answers: the claim, the settings, the messages. Those beyond the claim were read ahead; a claim of known messages has these.
-func readPipeline(p *pgconn.Pipeline, known *readAhead, more int) (claim *Claim, m made, beyond []Message, err error) {
+// readPipeline reads the answers: the claim, the settings, the messages.
+func readPipeline(p *pgconn.Pipeline) (claim *Claim, m made, err error) {
 	for answer := 0; ; {
 		results, err := p.GetResults()
 		if err != nil || results == nil {
-			return claim, m, beyond, err
+			return claim, m, err
 		}
 		reader, ok := results.(*pgconn.ResultReader)
 		if !ok {
@@ -251,27 +181,17 @@ func readPipeline(p *pgconn.Pipeline, known *readAhead, more int) (claim *Claim,
 		}
 		for reader.NextRow() {
 			values := reader.Values()
-			if answer == 0 {
+			switch answer {
+			case 0:
 				claim = &Claim{Token: string(values[0]), ExpiresAt: binaryTime(values[4])}
 				m = made{low: binaryInt(values[1]), high: binaryInt(values[2]), messages: binaryInt(values[3])}
-				if known != nil {
-					claim.Messages = known.messages
-				} else {
-					claim.Messages = make([]Message, 0, m.messages)
-				}
-			} else if answer == 2 {
-				if message := fetched(values); message.Position <= m.high {
-					claim.Messages = append(claim.Messages, message)
-				} else {
-					if beyond == nil {
-						beyond = make([]Message, 0, more)
-					}
-					beyond = append(beyond, message)
-				}
+				claim.Messages = make([]Message, 0, m.messages)
+			case 2:
+				claim.Messages = append(claim.Messages, fetched(values))
 			}
 		}
 		if _, err := reader.Close(); err != nil {
-			return claim, m, beyond, err
+			return claim, m, err
 		}
 		answer++
 	}

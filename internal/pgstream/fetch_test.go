@@ -158,7 +158,7 @@ func TestFetchingFallsBackToReceive(t *testing.T) {
 		args   string
 	}{
 		{pgstream.ModeShared, "receive_shared", "claim_next", "integer, regclass, text, text, integer, bigint, text, bigint"},
-		{pgstream.ModeOrdered, "receive_ordered", "claim_ordered_1", "text, text, integer, bigint, text, bigint, bigint, boolean, bigint[], bigint, bigint"},
+		{pgstream.ModeOrdered, "receive_ordered", "claim_ordered_1", "text, text, integer, bigint, text, bigint, bigint, boolean"},
 	} {
 		for _, when := range []string{"before", "meanwhile"} {
 			t.Run(string(c.mode)+"/"+when, func(t *testing.T) {

@@ -1,19 +1,15 @@
--- millrace_engine.claim_ordered_template(group, member, max, lease in ms, claim to ack, nonce, lane, alone, after, end, n,
--- out claim, out low, out high, out slot_low, out slot_high, out messages,
--- out expires_at)
+-- millrace_engine.claim_ordered_template(group, member, max, lease in ms, claim to ack, nonce, lane, alone, out claim, out low, out high, out slot_low, out slot_high, out messages, out expires_at)
 -- Copied once per stream (install_functions.sql). The hot path of receive for Ordered groups: claims the next messages of the member's one lane, those above low and up to high
 -- whose slot is in the lane, after acking the lane's last claim, and settles that one by the row of the new one. It counts the messages and leaves
 -- them to whoever asked. lane is where the member believes its messages to be; null: the lane of the claim to ack, or the member's.
--- A caller that has read ahead says so: after is number and nonce of the lane's newest claim when it read, and what it read are the next n messages, all that the lane has up to position end. Then
--- nothing is read: the log below a horizon does not change, and whether anything has happened to the lane since, retention included, is looked at here.
 -- All null, with nothing changed, when anything is unusual: another mode, a pause, a filter, parked keys, retries or expired claims, an assignment that has to
 -- change, a claim to ack that has ended, nothing new. Then receive decides.
 -- Locks:   the locks of the claim to ack; then, if alone, the group's receive lock, as receive. Otherwise the same lock shared, and the lane's exclusively, so that members
 --          do not wait for each other. Whoever takes it shared must end the transaction before it calls receive: two that both want more would wait for each other.
 -- Raises:  nothing of its own.
 create or replace function millrace_engine.claim_ordered_template(p_group text, p_member text, p_max integer, p_lease_ms bigint, p_ack text, p_nonce bigint,
-    p_lane bigint, p_alone boolean, p_after bigint[] default null, p_end bigint default null, p_n bigint default null,
-    out claim text, out low bigint, out high bigint, out slot_low integer, out slot_high integer, out messages bigint, out expires_at timestamptz)
+    p_lane bigint, p_alone boolean, out claim text, out low bigint, out high bigint, out slot_low integer, out slot_high integer, out messages bigint,
+    out expires_at timestamptz)
 language plpgsql volatile
 set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
@@ -75,37 +71,26 @@ begin
               and a.alive and l.slot_low = (a.rank * s.partitions / a.members) * 1024 / s.partitions
               and l.slot_high = ((a.rank + 1) * s.partitions / a.members) * 1024 / s.partitions
               and not exists (select from millrace_engine.lane z where z.group_id = l.group_id and z.member = p_member and z.id <> l.id)
-              and (p_after is null or y.claim = p_after[1] and y.nonce = p_after[2] and p_end > y.frontier and p_end <= y.horizon and p_n between 1 and p_max)
               and case when acked is null then y.floor = y.claim or y.floor = y.claim - 1 and millrace_engine.is_settled(l.id, y.claim)
                        else y.claim = acked[3] and y.nonce = acked[4] and y.floor >= y.claim - 1
                            and not exists (select from millrace_engine.settlement_ring n
                                where n.lane_id = lane_ and n.claim = acked[3] and n.kind in ('A', 'T', 'R')) end;
     /* end */
     if x.safe > x.frontier then
-        if p_after is not null then
-            /* each ring */
-                insert into millrace_engine.claim_ring as n (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages,
-                        attempt, ring, member, stragglers, careful_to, segment, settles)
-                    values (lane_, x.claim + 1, x.frontier, p_end, p_end, x.safe, x.claim, p_nonce, x.ends, least(x.next_check, x.ends), p_n,
-                        1, ring_, p_member, x.stragglers, x.careful_to, x.segment, acked[3])
-                    returning n.claim, n.high, n.messages into c;
-            /* end */
-        else
-            -- Written so that a message's slot is computed once: "between" would hash its key twice.
-            /* each ring */
-                insert into millrace_engine.claim_ring as n (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages,
-                        attempt, ring, member, stragglers, careful_to, segment, settles)
-                    select lane_, x.claim + 1, x.frontier, w.high, w.high, x.safe, x.claim, p_nonce, x.ends, least(x.next_check, x.ends), w.n,
-                        1, ring_, p_member, x.stragglers, x.careful_to, x.segment, acked[3]
-                    from (select count(*) as n, case when count(*) = p_max then max(z."position") else x.safe end as high
-                          from (select m."position" from millrace.stream_template m
-                              where m."position" > x.frontier and m."position" <= x.safe
-                                and (millrace_engine.slot(m.key, m."position") - x.slots_from) & 1023 < x.slots_to - x.slots_from
-                              order by m."position" limit p_max) z) w
-                    where w.n > 0
-                    returning n.claim, n.high, n.messages into c;
-            /* end */
-        end if;
+        -- Written so that a message's slot is computed once: "between" would hash its key twice.
+        /* each ring */
+            insert into millrace_engine.claim_ring as n (lane_id, claim, low, high, frontier, horizon, floor, nonce, expires_at, next_check, messages,
+                    attempt, ring, member, stragglers, careful_to, segment, settles)
+                select lane_, x.claim + 1, x.frontier, w.high, w.high, x.safe, x.claim, p_nonce, x.ends, least(x.next_check, x.ends), w.n,
+                    1, ring_, p_member, x.stragglers, x.careful_to, x.segment, acked[3]
+                from (select count(*) as n, case when count(*) = p_max then max(z."position") else x.safe end as high
+                      from (select m."position" from millrace.stream_template m
+                          where m."position" > x.frontier and m."position" <= x.safe
+                            and (millrace_engine.slot(m.key, m."position") - x.slots_from) & 1023 < x.slots_to - x.slots_from
+                          order by m."position" limit p_max) z) w
+                where w.n > 0
+                returning n.claim, n.high, n.messages into c;
+        /* end */
         if c.claim is not null then
             claim := concat_ws('.', group_, lane_, c.claim, p_nonce);
             low := x.frontier;
@@ -117,5 +102,5 @@ begin
         end if;
     end if;
 end $$;
-comment on function millrace_engine.claim_ordered_template(text, text, integer, bigint, text, bigint, bigint, boolean, bigint[], bigint, bigint) is
+comment on function millrace_engine.claim_ordered_template(text, text, integer, bigint, text, bigint, bigint, boolean) is
     'The hot path of receive for Ordered groups: claims the next messages of the member''s lane.';
