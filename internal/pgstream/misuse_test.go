@@ -149,3 +149,22 @@ func TestAKeyThatIsTooLongToParkIsRefusedInWords(t *testing.T) {
 		t.Errorf("%d messages were redriven to another stream, want 1", n)
 	}
 }
+
+func TestALongKeyDoesNotKeepAQueueFromReceiving(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("select millrace.create_group('orders', 'jobs', p_queue_policy => 'Stately'), millrace.create_group('orders', 'nobody', p_filter => '{\"unrouted\": true}')")
+	for range 2 { // Stately: of those that wait, one of a key
+		e.run("insert into millrace.orders (key, payload) select string_agg(md5(n::text), ''), '{}' from generate_series(1, 300) n")
+	}
+	e.run("insert into millrace.orders (key, payload) values ('short', '{}')")
+	for group, want := range map[string]int{"jobs": 2, "nobody": 3} {
+		if n := one[int](e, "select count(*) from millrace.receive('orders', $1, 'm')", group); n != want {
+			t.Errorf("%s got %d messages, want %d", group, n, want)
+		}
+	}
+	if n := one[int](e, "select max(length(key)) from millrace_engine.delivery"); n != 9600 {
+		t.Errorf("the longest key that was kept has %d characters, want 9600", n)
+	}
+}

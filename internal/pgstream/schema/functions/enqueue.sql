@@ -8,6 +8,14 @@
 -- hands anything out. So nothing is decided on the publisher's way, which knows nothing of groups, and other groups get every message.
 -- Other groups do not come here: they hand out ranges of the log, and write nothing per message.
 
+-- millrace_engine.queue_key(key) returns text
+-- What messages of a key are counted by: the key, '' for none, and a hash of one that would not fit into an index. INSERT and COPY do not look at keys, and
+-- one message must not keep a group from receiving.
+create or replace function millrace_engine.queue_key(p_key text) returns text
+language sql immutable parallel safe
+return case when octet_length(p_key) > 2048 then 'sha256:' || encode(sha256(convert_to(p_key, 'UTF8')), 'hex') else coalesce(p_key, '') end;
+comment on function millrace_engine.queue_key(text) is 'What a queued group counts the messages of a key by.';
+
 -- millrace_engine.enqueue(group, nonce) returns boolean
 -- Copies messages of the log that a queued group takes to the delivery table, and returns whether there are more. One that would be handed out in any case is
 -- copied when its turn may come, ten thousand positions at a time; of Short and Stately all, because what is passed over depends on what is queued.
@@ -52,14 +60,14 @@ begin
     loop
         high_ := least(low_ + step, safe);
         execute format('insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, queue_key)
-            select $1, x."position", x.key, x.headers, x.payload, x.payload_bytes, x.created_at, 0, millrace_engine.clock(), coalesce(x.key, '''')
+            select $1, x."position", x.key, x.headers, x.payload, x.payload_bytes, x.created_at, 0, millrace_engine.clock(), millrace_engine.queue_key(x.key)
             from (select m."position", m.key, m.headers, %s, m.created_at, row_number() over (partition by coalesce(m.key, '''') order by m."position") as nth
                   from millrace.%I m
                   where m."position" > $2 and m."position" <= $3 and millrace_engine.matches($4, m.key, m.headers)
                     and ($5 is null or not exists (select from unnest($5) r(filter) where millrace_engine.matches(r.filter, m.key, m.headers)))
                  ) x("position", key, headers, payload, payload_bytes, created_at, nth)
             where not $6 or x.nth = 1 and not exists (select from millrace_engine.delivery d
-                where d.group_id = $1 and d.queue_key = coalesce(x.key, '''') and d.nonce is null and d.attempt = 0)
+                where d.group_id = $1 and d.queue_key = millrace_engine.queue_key(x.key) and d.nonce is null and d.attempt = 0)
             order by x."position"
             on conflict on constraint delivery_position_unique do nothing', g.payload, g.name)
             using p_group, low_, high_, g.filter, routes, one_queued;
@@ -254,7 +262,7 @@ language plpgsql stable as $$
 begin
     return coalesce(p_group.queue_policy not in ('Short', 'Stately'), true)
         or not exists (select from millrace_engine.delivery q
-                where q.group_id = p_group.id and q.queue_key = coalesce(d.key, '') and q.nonce is null and q.attempt = 0)
+                where q.group_id = p_group.id and q.queue_key = millrace_engine.queue_key(d.key) and q.nonce is null and q.attempt = 0)
             and not exists (select from millrace_engine.dead_letter e
                 where e.group_id = p_group.id and coalesce(e.key, '') = coalesce(d.key, '') and e."position" < d."position"
                   and millrace_engine.is_chosen(p_filter, e."position", e.key, e.headers, e.reason, e.dead_at));

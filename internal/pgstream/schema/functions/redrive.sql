@@ -146,7 +146,7 @@ begin
                     case when g.mode = 'Ordered' and x.key is not null and row_number() over (partition by x.key order by x.present, x."position") > 1
                         then 'infinity' else x.due end,
                     case when p_rate is not null then x.due end, g.mode = 'Ordered', x.errors,
-                    case when g.queue_policy is not null or g.filter ? 'unrouted' then coalesce(x.key, '') end
+                    case when g.queue_policy is not null or g.filter ? 'unrouted' then millrace_engine.queue_key(x.key) end
                 from (select d.*, millrace_engine.clock()
                               + coalesce(make_interval(secs => (total + row_number() over (order by d."position") - 1) / p_rate), interval '0') as due,
                           exists (select from millrace_engine.delivery y where y.group_id = d.group_id and y."position" = d."position") as present

@@ -71,7 +71,7 @@ begin
                 into slots_from, slots_to, lows, highs, settled_
                 from unsettled z where z.low < z.high;
             execute format('insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, queue_key)
-                select $1, m."position", m.key, m.headers, %s, m.created_at, 0, millrace_engine.clock(), coalesce(m.key, '''')
+                select $1, m."position", m.key, m.headers, %s, m.created_at, 0, millrace_engine.clock(), millrace_engine.queue_key(m.key)
                 from millrace.%I m
                 where m."position" > (select min(x) from unnest($2) x) and m."position" <= (select max(x) from unnest($3) x)
                   and millrace_engine.matches($7, m.key, m.headers) and millrace_engine.matches($8, m.key, m.headers)
@@ -84,7 +84,7 @@ begin
                 using u.id, lows, highs, slots_from, slots_to, settled_, p_filter, u.filter, routes;
             if p_dropped then
                 insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, errors, queue_key)
-                    select u.id, m."position", m.key, m.headers, m.payload, m.payload_bytes, m.created_at, 0, millrace_engine.clock(), m.errors, coalesce(m.key, '')
+                    select u.id, m."position", m.key, m.headers, m.payload, m.payload_bytes, m.created_at, 0, millrace_engine.clock(), m.errors, millrace_engine.queue_key(m.key)
                     from millrace_engine.delivery m
                     where m.group_id = part.id and millrace_engine.matches(u.filter, m.key, m.headers)
                       and not exists (select from unnest(routes) r(filter) where millrace_engine.matches(r.filter, m.key, m.headers))
