@@ -267,7 +267,10 @@ func TestFault_MemoryIsFlatWhileTheSinkIsDown(t *testing.T) {
 	collected := func() {
 		look()
 		before := live
-		eventually(t, func() (bool, string) { look(); return live != before, fmt.Sprintf("%.1f MiB are live, as before", live) })
+		eventually(t, func() (bool, string) {
+			look()
+			return live != before, fmt.Sprintf("%.1f MiB are live, as before", live)
+		})
 	}
 	for before := -1.0; bytes != before || bytes == 0; {
 		before = bytes

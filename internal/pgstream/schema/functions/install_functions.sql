@@ -53,8 +53,9 @@ begin
     while strpos(source, '/* each ring */') > 0 loop
         block := split_part(split_part(source, '/* each ring */', 2), '/* end */', 1);
         source := replace(source, '/* each ring */' || block || '/* end */', (
-            select string_agg(format(E'if ring_ = %s then%s    end if;', ring, replace(replace(block, 'claim_ring', 'claim_' || ring),
-                'settlement_ring', 'settlement_' || ring)), E'\n') from generate_series(0, 2) ring));
+            select string_agg(format('%s ring_ = %s then%s', case ring when 0 then 'if' else 'elsif' end, ring,
+                replace(replace(block, 'claim_ring', 'claim_' || ring), 'settlement_ring', 'settlement_' || ring)), '' order by ring) || 'end if;'
+            from generate_series(0, 2) ring));
     end loop;
     return source;
 end $$;

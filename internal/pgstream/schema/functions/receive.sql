@@ -12,18 +12,22 @@ returns table (claim text, "position" bigint, key text, headers jsonb, payload j
     expires_at timestamptz)
 language plpgsql volatile as $$
 declare
-    s record;
+    stream_     integer;
+    priorities_ integer;
+    hot         text;
 begin
-    select x.id, x.priorities, g.mode into s
-        from millrace_engine.stream x left join millrace_engine.consumer_group g on g.stream_id = x.id and g.name = p_group where x.name = p_stream;
-    if s.priorities > 1 then
-        return query select * from millrace_engine.receive_priorities(s.id, p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack);
-    elsif p_auto_ack or s.mode is null then
-        return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', coalesce(s.id, millrace_engine.stream_id(p_stream)))
-            using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack;
-    else
-        return query execute format('select * from millrace_engine.receive_%s_%s($1, $2, $3, $4, $5)', lower(s.mode), s.id)
+    -- Groups with a filter or a policy have nothing to gain from the functions for plain ones.
+    select x.id, x.priorities, (select lower(g.mode) from millrace_engine.consumer_group g
+                where g.stream_id = x.id and g.name = p_group and g.filter is null and g.queue_policy is null)
+        into stream_, priorities_, hot from millrace_engine.stream x where x.name = p_stream;
+    if priorities_ = 1 and hot is not null and not p_auto_ack then
+        return query execute 'select * from millrace_engine.receive_' || hot || '_' || stream_ || '($1, $2, $3, $4, $5)'
             using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack;
+    elsif priorities_ > 1 then
+        return query select * from millrace_engine.receive_priorities(stream_, p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack);
+    else
+        return query execute format('select * from millrace_engine.receive_%s($1, $2, $3, $4, $5, $6)', coalesce(stream_, millrace_engine.stream_id(p_stream)))
+            using p_group, p_member, p_max, (p_lease_seconds * 1000)::bigint, p_ack, p_auto_ack;
     end if;
 end $$;
 comment on function millrace.receive(text, text, text, integer, double precision, text, boolean) is
