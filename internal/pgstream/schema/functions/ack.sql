@@ -52,7 +52,8 @@ begin
         delete from millrace_engine.delivery d where d.group_id = t[1] and d.nonce = t[4] and d."position" = any (p_positions);
         get diagnostics n = row_count;
         if n < (select count(distinct p) from unnest(p_positions) p) then
-            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001';
+            raise exception 'the claim does not hold all of these messages, or has ended' using errcode = 'MR001',
+                hint = 'Pass positions that came with this claim and are not settled. If it has expired, its messages are delivered again.';
         end if;
         return;
     end if;

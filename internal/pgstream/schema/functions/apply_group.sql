@@ -191,7 +191,7 @@ language sql volatile
 return millrace_engine.apply_group(jsonb_build_object('stream', p_stream, 'name', p_group, 'mode', p_mode,
     'start', jsonb_strip_nulls(jsonb_build_object('from', p_start, 'position', p_position,
         'time', to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))),
-    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', case when p_ack_wait_seconds > 1e15 then 1e18 else p_ack_wait_seconds * 1000 end::bigint,
+    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', case when p_ack_wait_seconds not between -1e15 and 1e15 then 1e18 else p_ack_wait_seconds * 1000 end::bigint,
     'queue_policy', p_queue_policy)
     || case when p_filter is null then '{}' else jsonb_build_object('filter', p_filter) end);
 comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz, text) is

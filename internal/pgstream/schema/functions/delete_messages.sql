@@ -22,7 +22,7 @@ begin
     select st.name, st.versions, g.filter into source
         from millrace_engine.consumer_group g join millrace_engine.stream st on st.id = g.stream_id where g.id = t[1];
     if not found then
-        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
+        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001', hint = 'Stop receiving for it, or create it again.';
     end if;
     if source.versions then
         raise exception 'messages of stream "%" cannot be deleted one by one', source.name using errcode = 'MR004',

@@ -17,7 +17,8 @@ begin
         perform millrace_engine.hold_retries(t[4]);
         update millrace_engine.delivery d set visible_at = ends where d.group_id = t[1] and d.nonce = t[4];
         if not found then
-            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
+            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001',
+                hint = 'This is normal after a long pause: its messages are delivered again. Extend claims that need more time.';
         end if;
         return ends;
     end if;

@@ -23,7 +23,7 @@ begin
     end if;
     select * into g from millrace_engine.consumer_group x where x.id = t[1];
     if not found then
-        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
+        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001', hint = 'Stop receiving for it, or create it again.';
     end if;
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
@@ -121,12 +121,13 @@ declare
 begin
     select g.stream_id into stream from millrace_engine.consumer_group g where g.id = t[1];
     if not found then
-        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001';
+        raise exception 'the claim has ended: its group was dropped' using errcode = 'MR001', hint = 'Stop receiving for it, or create it again.';
     end if;
     if t[2] = 0 then
         perform millrace_engine.hold_retries(t[4]);
         if not millrace_engine.release_deliveries(t[1]::integer, t[4]) then
-            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001';
+            raise exception 'the claim has ended: it was settled, or expired and was taken over' using errcode = 'MR001',
+                hint = 'This is normal after a long pause: its messages are delivered again. Extend claims that need more time.';
         end if;
         perform millrace_engine.announce(stream);
         return;

@@ -16,6 +16,10 @@ declare
     priorities_ integer;
     hot         text;
 begin
+    if p_lease_seconds not between 0 and 3155760000 then   -- NaN is above everything
+        raise exception 'cannot claim for % seconds', p_lease_seconds using errcode = 'MR004',
+            hint = 'Pass a positive number of seconds, up to a hundred years, or null for the group''s ack wait.';
+    end if;
     -- Groups with a filter or a policy have nothing to gain from the functions for plain ones.
     select x.id, x.priorities, (select lower(g.mode) from millrace_engine.consumer_group g
                 where g.stream_id = x.id and g.name = p_group and g.filter is null and g.queue_policy is null)
