@@ -38,7 +38,7 @@ func fetchStatements(stream int32, name string, mode Mode) (claim, fetch string)
 		slots = `and (millrace_engine.slot(x.key, x."position") - l.slot_low) & 1023 < l.slot_high - l.slot_low`
 	}
 	claim = fmt.Sprintf(`select r.claim, r.low, r.high, %s, r.expires_at
-		from set_config('synchronous_commit', 'off', true) s, millrace_engine.%scase when s is not null then $1 end, $2, $3, $4, $5, $6%s) r
+		from millrace_engine.%scase when set_config('synchronous_commit', 'off', true) is not null then $1 end, $2, $3, $4, $5, $6%s) r
 		where r.claim is not null`, messages, function, arguments)
 	fetch = fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
 		from (select c.low, c.high, c.nonce from millrace_engine.claim c where c.lane_id = $1 order by c.claim desc limit 64) c %s,
