@@ -80,7 +80,7 @@ func (c *Client) listenConfig() *pgx.ConnConfig {
 func (c *Client) scouted(err error) {
 	var z *pgstream.Zombie
 	if errors.As(err, &z) {
-		c.log.Warn("a transaction kept an expired claim", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
+		c.log.Warn("a transaction kept messages from others", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
 		return
 	}
 	c.log.Warn("the scout failed; trying again", "error", err)

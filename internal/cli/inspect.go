@@ -200,6 +200,10 @@ func (i *inspection) describeStream(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	due, scouted, err := pgstream.Delays(ctx, i.d, i.stream)
+	if err != nil {
+		return err
+	}
 	segments, err := pgstream.Segments(ctx, i.d, i.stream)
 	if err != nil {
 		return err
@@ -223,12 +227,14 @@ func (i *inspection) describeStream(ctx context.Context) error {
 	i.w.field("Positions", "%d to %d, readable up to %d", stats.FirstPosition, stats.LastPosition, stats.Horizon)
 	i.w.field("Messages", "%s, %s", number(stats.Messages), bytesText(stats.Bytes))
 	i.w.field("Published", "%.1f/s over the last minute", stats.PublishedPerSecond)
-	i.w.field("Delayed", "%s", number(stats.Delayed))
+	i.w.field("Delayed", "%s", delayedText(stats.Delayed, due, scouted, i.now))
+	unseen := false
 	t := table{{"HOLDER", "PRIORITY", "SINCE", "USER", "APPLICATION", "CLIENT", "STATE"}}
 	for _, h := range stallers {
+		unseen = unseen || h.Since.IsZero()
 		t.row(h.Holder, strconv.Itoa(h.Priority), ageSince(h.Since, i.now), orNone(h.User), orNone(plain(h.Application)), orNone(h.Client), orNone(h.State))
 	}
-	i.w.table("Open transactions that readers wait for", t, "Readers go on when it has ended. Ask its owner, or: select pg_terminate_backend(<pid>)")
+	i.w.table("Open transactions that readers wait for", t, "Readers go on when it has ended. Ask its owner, or: select pg_terminate_backend(<pid>)"+unseenText(unseen))
 	t = table{{"SEGMENT", "PRIORITY", "FIRST", "LAST", "SIZE", "CURRENT"}}
 	for _, g := range segments {
 		first, last := none, none
@@ -244,6 +250,33 @@ func (i *inspection) describeStream(ctx context.Context) error {
 	}
 	i.w.table("Groups", t, "")
 	return i.w.err
+}
+
+// overdue is how late a delayed message may be before somebody should know: a scout looks ten times a second, or twice while nobody waits.
+const overdue = 10 * time.Second
+
+func delayedText(n int64, due time.Time, scouted bool, now time.Time) string {
+	text := number(n)
+	switch late := now.Sub(due); {
+	case due.IsZero():
+		return text
+	case late < 0:
+		return text + ", the first is due in " + age(-late)
+	case late < overdue:
+		return text
+	case scouted:
+		return fmt.Sprintf("%s, the first was due %s ago", text, age(late))
+	default:
+		return fmt.Sprintf("%s, the first was due %s ago: no scout runs. Start the manager, a Processor, or: manager schema serve", text, age(late))
+	}
+}
+
+// unseenText says what a role needs to see more of others' sessions.
+func unseenText(unseen bool) string {
+	if !unseen {
+		return ""
+	}
+	return ". To see since when, and its state, a role needs pg_read_all_stats"
 }
 
 func newStreamJSON(info pgstream.StreamInfo, stats pgstream.StreamStats, stallers []pgstream.Staller, segments []pgstream.Segment, groups []lagJSON) streamJSON {
@@ -303,8 +336,14 @@ type groupJSON struct {
 	QueuePolicy   string          `json:"queue_policy"`
 	Filter        json.RawMessage `json:"filter"`
 	Owner         *ownerJSON      `json:"owner"`
+	Receivers     []receiverJSON  `json:"receivers"`
 	Waiting       []retryJSON     `json:"waiting"`
 	Dead          []deadJSON      `json:"dead"`
+}
+
+type receiverJSON struct {
+	stallerJSON
+	Waiting int `json:"waiting"`
 }
 
 type retryJSON struct {
@@ -343,6 +382,10 @@ func (i *inspection) group(ctx context.Context, name string) error {
 			g = x
 		}
 	}
+	receivers, err := pgstream.Receivers(ctx, i.d, i.stream, name)
+	if err != nil {
+		return err
+	}
 	retries, err := pgstream.Retries(ctx, i.d, i.stream, name, shownRetries)
 	if err != nil {
 		return err
@@ -356,7 +399,7 @@ func (i *inspection) group(ctx context.Context, name string) error {
 		return err
 	}
 	if i.a.json() {
-		return printJSON(i.a.Out, newGroupJSON(g, info, filter, retries, letters))
+		return printJSON(i.a.Out, newGroupJSON(g, info, filter, receivers, retries, letters))
 	}
 	s := info.Spec
 	i.w.field("Group", "%s of stream %s", s.Name, s.Stream)
@@ -388,6 +431,16 @@ func (i *inspection) group(ctx context.Context, name string) error {
 		t.row(plain(h.Name), number(h.Messages))
 	}
 	i.w.table("Holders", t, "")
+	if len(receivers) > 0 {
+		unseen := false
+		t = table{{"HOLDER", "PRIORITY", "SINCE", "USER", "APPLICATION", "CLIENT", "STATE", "WAITING"}}
+		for _, r := range receivers {
+			unseen = unseen || r.Since.IsZero()
+			t.row(r.Holder, strconv.Itoa(r.Priority), ageSince(r.Since, i.now), orNone(r.User), orNone(plain(r.Application)), orNone(r.Client), orNone(r.State), strconv.Itoa(r.Waiting))
+		}
+		i.w.table("Received, and left the transaction open", t, "Nobody else of the group receives until it has ended. Receive in autocommit, or commit at once. End it: select pg_terminate_backend(<pid>)"+
+			unseenText(unseen))
+	}
 	t = table{{"POSITION", "KEY", "ATTEMPTS", "STATE", "DUE", "ERROR"}}
 	for _, r := range retries {
 		t.row(strconv.FormatInt(r.Position, 10), keyText(r.Key), strconv.Itoa(r.Attempt), retryState(r, hasQueue(s)), dueText(r.Due, i.now), orNone(cut(plain(r.Error), 60)))
@@ -401,13 +454,16 @@ func (i *inspection) group(ctx context.Context, name string) error {
 	return i.w.err
 }
 
-func newGroupJSON(g lagJSON, info pgstream.GroupInfo, filter string, retries []pgstream.Retry, letters []pgstream.DeadLetter) groupJSON {
+func newGroupJSON(g lagJSON, info pgstream.GroupInfo, filter string, receivers []pgstream.Receiver, retries []pgstream.Retry, letters []pgstream.DeadLetter) groupJSON {
 	s := info.Spec
 	out := groupJSON{lagJSON: g, Start: startText(s), AckWait: s.AckWait.Seconds(), MaxAttempts: s.MaxAttempts, BackoffFirst: s.BackoffInitial.Seconds(),
 		BackoffMax: s.BackoffMax.Seconds(), FailurePolicy: string(s.FailurePolicy), QueuePolicy: cmp.Or(string(s.QueuePolicy), string(pgstream.QueueStandard)),
-		Owner: newOwnerJSON(s.Owner), Waiting: []retryJSON{}, Dead: []deadJSON{}}
+		Owner: newOwnerJSON(s.Owner), Receivers: []receiverJSON{}, Waiting: []retryJSON{}, Dead: []deadJSON{}}
 	if filter != "" {
 		out.Filter = json.RawMessage(filter)
+	}
+	for _, r := range receivers {
+		out.Receivers = append(out.Receivers, receiverJSON{stallerJSON{r.Priority, r.Holder, timePointer(r.Since), r.User, r.Application, r.Client, r.State}, r.Waiting})
 	}
 	for _, r := range retries {
 		out.Waiting = append(out.Waiting, retryJSON{r.Priority, r.Position, r.Key, r.Attempt, r.Member, r.Parked, timePointer(r.Due), r.Error})

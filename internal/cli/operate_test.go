@@ -115,6 +115,58 @@ Groups:
 	}
 }
 
+// Who receives in a transaction and leaves it open keeps everybody else of the group from receiving; nothing else tells that.
+func TestInspectNamesWhoReceivedAndLeftTheTransactionOpen(t *testing.T) {
+	t.Parallel()
+	w := shop(t)
+	tx, err := w.Begin(w.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = tx.Rollback(w.ctx) }()
+	var pid int
+	if err := tx.QueryRow(w.ctx, "select pg_backend_pid() from set_config('application_name', 'naive', true), millrace.receive('orders', 'billing', 'naive', 1)").Scan(&pid); err != nil {
+		t.Fatal(err)
+	}
+	_, out, _ := strings.Cut(w.ok("inspect", "orders", "billing"), "\nReceived, ")
+	out, _, _ = strings.Cut(out, "\nRetries:")
+	if !like(out, fmt.Sprintf(`and left the transaction open:
+  HOLDER …   PRIORITY   SINCE   USER …   APPLICATION   CLIENT …   STATE …   WAITING
+  pid %d…   0 …   naive …   idle in transaction   0
+  Nobody else of the group receives until it has ended. Receive in autocommit, or commit at once. End it: select pg_terminate_backend(<pid>)`, pid)) {
+		t.Errorf("inspect shows: Received, %s", out)
+	}
+	groups := decode[struct {
+		Receivers []struct {
+			Holder, Application string
+			Waiting             int
+		}
+	}](t, w.ok("inspect", "orders", "billing", "-o", "json"))
+	if r := groups[0].Receivers; len(r) != 1 || r[0].Application != "naive" || r[0].Holder != fmt.Sprintf("pid %d", pid) {
+		t.Errorf("inspect -o json: %+v", r)
+	}
+}
+
+// Delayed messages that nobody moves say that no scout runs.
+func TestInspectTellsOfDelayedMessagesThatAreLate(t *testing.T) {
+	t.Parallel()
+	w := shop(t)
+	delayed := func(want string) {
+		t.Helper()
+		for line := range strings.Lines(w.ok("inspect", "orders")) {
+			if text, ok := strings.CutPrefix(line, "Delayed:"); ok && !like(text, want) {
+				t.Errorf("inspect says %q, want %q", text, want)
+			}
+		}
+	}
+	w.run("select millrace.publish('orders', '{}', p_delay_seconds => 7200)")
+	delayed("1, the first is due in …")
+	w.run("update millrace_engine.delayed set due_at = now() - interval '5 minutes'")
+	delayed("1, the first was due 5m… ago: no scout runs. Start the manager, a Processor, or: manager schema serve")
+	w.run("select millrace_engine.scout_lease('somebody', 3600)")
+	delayed("1, the first was due 5m… ago")
+}
+
 func TestInspectAGroup(t *testing.T) {
 	t.Parallel()
 	w := shop(t)

@@ -17,6 +17,12 @@ var segmentsSQL string
 //go:embed queries/stallers.sql
 var stallersSQL string
 
+//go:embed queries/receivers.sql
+var receiversSQL string
+
+//go:embed queries/delays.sql
+var delaysSQL string
+
 //go:embed queries/deliveries.sql
 var deliveriesSQL string
 
@@ -83,6 +89,42 @@ func Stallers(ctx context.Context, db DB, stream string) ([]Staller, error) {
 		}
 		return s, err
 	}, stream)
+}
+
+// Receiver is an open transaction that has received from a group, so that nobody else of the group can before it ends.
+type Receiver struct {
+	Priority    int
+	Holder      string    // "pid 123" or "a prepared transaction"
+	Since       time.Time // when it began; zero where the caller may not see it
+	User        string
+	Application string
+	Client      string // address; empty for a local one
+	State       string // as in pg_stat_activity
+	Waiting     int    // how many sessions wait for it
+}
+
+// Receivers lists the transactions that have received from a group and stay open. None when every member receives in a transaction of its own.
+func Receivers(ctx context.Context, db DB, stream, group string) ([]Receiver, error) {
+	return inspect(ctx, db, "open receives of group "+group, receiversSQL, func(row pgx.CollectableRow) (r Receiver, err error) {
+		var since *time.Time
+		err = row.Scan(&r.Priority, &r.Holder, &since, &r.User, &r.Application, &r.Client, &r.State, &r.Waiting)
+		if since != nil {
+			r.Since = *since
+		}
+		return r, err
+	}, stream, group)
+}
+
+// Delays says when the first delayed message of a stream is due, zero if there is none, and whether a scout runs that will deliver it.
+func Delays(ctx context.Context, db DB, stream string) (first time.Time, scouted bool, err error) {
+	var due *time.Time
+	if err := db.QueryRow(ctx, delaysSQL, stream).Scan(&due, &scouted); err != nil {
+		return time.Time{}, false, fmt.Errorf("look at the delayed messages of stream %s: %w", stream, translate(err))
+	}
+	if due != nil {
+		first = *due
+	}
+	return first, scouted, nil
 }
 
 // Retry is a message that waits for another delivery, or is having it.

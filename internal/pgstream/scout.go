@@ -190,7 +190,8 @@ func (s *Scout) look(ctx context.Context, db DB) (time.Duration, error) {
 	return max(pause, scoutShare*seconds(cost), time.Millisecond), nil
 }
 
-// Zombie is a transaction that keeps a claim from being taken over long after it has expired. It is an error for whoever gets reports of a scout.
+// Zombie is a transaction that keeps a claim from being taken over long after it has expired, or everybody else of a group from receiving. It is an error for whoever
+// gets reports of a scout.
 type Zombie struct {
 	PID         int       `json:"pid"` // 0: a prepared transaction
 	GID         string    `json:"gid"` // of a prepared transaction
@@ -198,7 +199,8 @@ type Zombie struct {
 	Application string    `json:"application"`
 	Stream      string    `json:"stream"`
 	Group       string    `json:"group"`
-	ExpiredAt   time.Time `json:"expired_at"` // when its claim ended
+	Receiving   bool      `json:"receiving"`  // it has received, and nobody else of the group can before it ends
+	ExpiredAt   time.Time `json:"expired_at"` // when its claim ended; zero when it is receiving
 	Ended       bool      `json:"ended"`      // its session was ended, and its transaction rolled back
 	Problem     string    `json:"problem"`    // why not, and what to do
 }
@@ -210,10 +212,15 @@ func (z *Zombie) Error() string {
 	}
 	what := fmt.Sprintf("%s (user %q, application %q) held a claim of group %q of stream %q in an open transaction, expired since %s",
 		who, z.User, z.Application, z.Group, z.Stream, z.ExpiredAt.UTC().Format(time.RFC3339))
+	wait := ": its messages wait; "
+	if z.Receiving {
+		what = fmt.Sprintf("%s (user %q, application %q) has received from group %q of stream %q in a transaction that it left open", who, z.User, z.Application, z.Group, z.Stream)
+		wait = ": nobody else of the group can receive; "
+	}
 	if z.Ended {
 		return what + ": the session was ended, and its transaction rolled back"
 	}
-	return what + ": its messages wait; " + z.Problem
+	return what + wait + z.Problem
 }
 
 func (s *Scout) endZombies(ctx context.Context, db DB) error {

@@ -86,6 +86,37 @@ func TestStreamStatsNameWhoHoldsTheHorizonBack(t *testing.T) {
 	}
 }
 
+// Who may not see since when another role's transaction is open is told how long it has kept others' messages back. A stream that was quiet for an hour is not
+// stalled for an hour as soon as somebody publishes.
+func TestWhoMayNotSeeWhenATransactionBeganIsToldWhatItKeepsBack(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.publish("orders", 10)
+	e.run("update millrace.orders set created_at = created_at - interval '1 hour'")
+	stranger := e.login("stranger_" + e.database()[:20])
+	look := func(db pgstream.DB) (by string, seconds float64) {
+		t.Helper()
+		must(t, db.QueryRow(e.ctx, "select stalled_by, extract(epoch from stalled_for) from millrace.stream_stats('orders')").Scan(&by, &seconds))
+		return by, seconds
+	}
+	open := e.begin()
+	publishIn(e, open, "orders")
+	want := fmt.Sprintf("pid %d", pid(open))
+	if by, seconds := look(stranger); by != want || seconds != 0 {
+		t.Errorf("nothing is kept back: %s, %f s", by, seconds)
+	}
+	if by, seconds := look(e); by != want || seconds <= 0 || seconds > 600 {
+		t.Errorf("to those who may see it: %s, %f s", by, seconds)
+	}
+	e.publish("orders", 2)
+	e.run("update millrace.orders set created_at = created_at - interval '20 minutes' where position = 12")
+	if by, seconds := look(stranger); by != want || seconds < 1200 || seconds > 1800 {
+		t.Errorf("with two messages kept back, the first for 20 minutes: %s, %f s", by, seconds)
+	}
+	rollback(e, open)
+}
+
 func TestThePrioritiesOfAStreamAreOneRow(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

@@ -235,6 +235,26 @@ func TestAPreparedTransactionIsReportedAndNotTouched(t *testing.T) {
 	}
 }
 
+// login makes a role that may do everything with the engine's tables, for the length of the test, and connects as it.
+func (e *engine) login(role string) *pgx.Conn {
+	e.t.Helper()
+	e.run(`create role "` + role + `" login password 'x'`)
+	e.run(`grant usage on schema millrace, millrace_engine, public to "` + role + `"`)
+	e.run(`grant select, insert, update, delete on all tables in schema millrace, millrace_engine, public to "` + role + `"`)
+	e.run(`grant all on all sequences in schema millrace_engine to "` + role + `"`)
+	u, err := url.Parse(e.dsn)
+	must(e.t, err)
+	u.User = url.UserPassword(role, "x")
+	conn, err := pgx.Connect(e.ctx, u.String())
+	must(e.t, err)
+	e.t.Cleanup(func() {
+		_ = conn.Close(e.ctx)
+		e.run(`drop owned by "` + role + `"`)
+		e.run(`drop role "` + role + `"`)
+	})
+	return conn
+}
+
 // database is the name of the test's database.
 func (e *engine) database() string { return one[string](e, "select current_database()") }
 
@@ -247,33 +267,15 @@ func TestAScoutThatMayNotEndAZombieSaysWhatToDo(t *testing.T) {
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", AckWait: 30 * time.Second})
 	e.publish("orders", 2)
 	app, scout := "app_"+e.database()[:20], "scout_"+e.database()[:20]
-	as := func(role string) *pgx.Conn {
-		t.Helper()
-		e.run(`create role "` + role + `" login password 'x'`)
-		e.run(`grant usage on schema millrace, millrace_engine, public to "` + role + `"`)
-		e.run(`grant select, insert, update, delete on all tables in schema millrace, millrace_engine, public to "` + role + `"`)
-		e.run(`grant all on all sequences in schema millrace_engine to "` + role + `"`)
-		u, err := url.Parse(e.dsn)
-		must(t, err)
-		u.User = url.UserPassword(role, "x")
-		conn, err := pgx.Connect(e.ctx, u.String())
-		must(t, err)
-		t.Cleanup(func() {
-			_ = conn.Close(e.ctx)
-			e.run(`drop owned by "` + role + `"`)
-			e.run(`drop role "` + role + `"`)
-		})
-		return conn
-	}
 	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
-	tx, err := as(app).Begin(e.ctx)
+	tx, err := e.login(app).Begin(e.ctx)
 	must(t, err)
 	must(t, c.AckTx(e.ctx, tx, mustReceive(e, c).Token))
 	super := e.begin()
 	must(t, c.AckTx(e.ctx, super, mustReceive(e, c).Token))
 	e.jump(2 * time.Minute)
 
-	conn := as(scout)
+	conn := e.login(scout)
 	found := e.hunt(conn)
 	if len(found) != 2 {
 		t.Fatalf("found %v, want two", found)
@@ -293,6 +295,119 @@ func TestAScoutThatMayNotEndAZombieSaysWhatToDo(t *testing.T) {
 		t.Errorf("with the privilege: %v; want the one that is no superuser's ended", found)
 	}
 	rollback(e, super)
+}
+
+// A driver that begins transactions by itself receives, finds nothing or works, and leaves the transaction open: nobody else of the group gets an answer. Its session is
+// ended when it has idled for the limit while somebody waits; not before, and not when nobody does.
+func TestWhoReceivesAndLeavesTheTransactionOpenIsEndedWhenSomebodyWaits(t *testing.T) {
+	t.Parallel()
+	for _, group := range []struct {
+		name     string
+		mode     pgstream.Mode
+		messages int
+	}{
+		{"it found nothing", pgstream.ModeShared, 0},
+		{"it works", pgstream.ModeShared, 1},
+		{"of an Ordered group", pgstream.ModeOrdered, 1},
+	} {
+		t.Run(group.name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.stopClock()
+			e.stream("orders")
+			e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: group.mode})
+			if group.messages > 0 {
+				e.publish("orders", group.messages)
+			}
+			tx := e.begin()
+			exec(e, tx, "select count(*) from millrace.receive('orders', 'g', 'naive')")
+			conn := e.connect()
+			e.jump(10 * time.Minute)
+			if found := e.hunt(conn); len(found) > 0 {
+				t.Errorf("ended while nobody waits: %v", found[0])
+			}
+			e.jump(-10 * time.Minute)
+
+			heir := make(chan error, 1)
+			go func() {
+				_, err := e.Exec(e.ctx, "select count(*) from millrace.receive('orders', 'g', 'heir')")
+				heir <- err
+			}()
+			e.eventually("the heir waits", func() bool { return e.waitsToReceive() })
+			e.jump(30 * time.Second)
+			if found := e.hunt(conn); len(found) > 0 {
+				t.Fatalf("too early: %v", found[0])
+			}
+			e.jump(10 * time.Minute)
+			found := e.hunt(conn)
+			if len(found) != 1 || !found[0].Ended || !found[0].Receiving || found[0].PID != int(pid(tx)) || found[0].Stream != "orders" || found[0].Group != "g" ||
+				!strings.Contains(found[0].Error(), "in a transaction that it left open") {
+				t.Fatalf("found %v; want session %d ended", found, pid(tx))
+			}
+			must(t, <-heir)
+		})
+	}
+}
+
+// waitsToReceive says whether somebody waits for a group's receive lock.
+func (e *engine) waitsToReceive() bool {
+	return one[bool](e, `select exists (select from pg_locks k where k.locktype = 'advisory' and k.objsubid = 2 and not k.granted and k.waitstart is not null
+		and k.classid::bigint between 536870913 and 1073741823 and k.database = (select oid from pg_database where datname = current_database()))`)
+}
+
+// A session that works in the transaction in which it has received is not ended, and one whose state the scout may not see neither: both are reported when
+// somebody has waited for the limit.
+func TestWhoReceivesAndIsBusyIsReported(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	tx := e.begin()
+	exec(e, tx, "select count(*) from millrace.receive('orders', 'g', 'naive')")
+	heir := make(chan error, 1)
+	go func() {
+		_, err := e.Exec(e.ctx, "select count(*) from millrace.receive('orders', 'g', 'heir')")
+		heir <- err
+	}()
+	e.eventually("the heir waits", func() bool { return e.waitsToReceive() })
+	gate := e.connect()
+	exec(e, gate, "select pg_advisory_lock(1)")
+	busy := make(chan error, 1)
+	go func() {
+		_, err := tx.Exec(e.ctx, "select pg_advisory_xact_lock(1)")
+		busy <- err
+	}()
+	e.eventually("it is busy", func() bool {
+		return one[bool](e, "select exists (select from pg_stat_activity a where a.pid = $1 and a.state = 'active')", pid(tx))
+	})
+	conn := e.connect()
+	scout := "scout_" + e.database()[:20]
+	stranger := e.login(scout)
+	e.jump(30 * time.Second)
+	if found := append(e.hunt(conn), e.hunt(stranger)...); len(found) > 0 {
+		t.Fatalf("too early: %v", found[0])
+	}
+	e.jump(10 * time.Minute)
+	for _, look := range []struct {
+		db   *pgx.Conn
+		says string
+	}{
+		{conn, "nobody else of the group can receive; it is busy"},
+		{stranger, "grant pg_read_all_stats, pg_signal_backend to " + scout},
+	} {
+		found := e.hunt(look.db)
+		if len(found) != 1 || found[0].Ended || !strings.Contains(found[0].Error(), look.says) {
+			t.Errorf("found %v, want one that is not ended: %s", found, look.says)
+		}
+	}
+	exec(e, gate, "select pg_advisory_unlock(1)")
+	must(t, <-busy)
+	commit(e, tx)
+	must(t, <-heir)
+	if found := e.hunt(conn); len(found) > 0 {
+		t.Errorf("found %v after the end", found[0])
+	}
 }
 
 // The whole way: a scout that runs ends the zombie, tells it once, and a waiting consumer gets its message.

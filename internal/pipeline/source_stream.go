@@ -249,7 +249,7 @@ func (s *StreamSource) Run(ctx, reading context.Context) error {
 func (s *StreamSource) scouted(err error) {
 	var z *pgstream.Zombie
 	if errors.As(err, &z) {
-		s.log.Warn("a transaction kept an expired claim", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
+		s.log.Warn("a transaction kept messages from others", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
 		return
 	}
 	s.log.Warn("the scout failed; trying again", "error", reason(err))

@@ -27,6 +27,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream/schema"
+	"github.com/millrace-dev/millrace/test/env/pgbouncer"
 	"github.com/millrace-dev/millrace/test/env/postgres"
 	"github.com/millrace-dev/millrace/test/env/process"
 )
@@ -150,6 +151,31 @@ func TestAPythonShopLosesAndRepeatsNothing(t *testing.T) {
 	if !strings.Contains(s.logs(), "the claim has ended") {
 		t.Errorf("no member noticed that it had lost its claim:\n%s", s.logs())
 	}
+}
+
+// TestAPythonShopWorksBehindPgBouncer runs the producer and the members of the Ordered group through a pool by transaction, with their listeners beside it.
+func TestAPythonShopWorksBehindPgBouncer(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	s := newShop(ctx, t)
+	direct := strings.TrimPrefix(s.env[0], "DATABASE_URL=")
+	s.env = append(s.env[1:], "DATABASE_URL="+pgbouncer.New(t, direct, pgbouncer.Options{}).DSN(), "LISTEN_URL="+direct)
+	members := []*process.Process{s.start("projection-1", "projection.py", "projection-1"), s.start("projection-2", "projection.py", "projection-2")}
+	s.succeeds(s.start("producer", "producer.py", "60"))
+	s.until("every order is projected", func() bool {
+		return s.count("select count(*) from shop_order") <= s.count("select coalesce(sum(orders), 0) from account")
+	})
+	for _, member := range members {
+		must(t, member.Signal(syscall.SIGTERM))
+		s.succeeds(member)
+		if log := member.LogTail(); strings.Contains(log, "connecting again") {
+			t.Errorf("%s lost its connection:\n%s", member.Name(), log)
+		}
+	}
+	s.same("accounts that differ from their orders", `select a.customer, o.customer from account a
+		full join (select customer, count(*) as orders, sum(amount) as total from shop_order group by 1) o using (customer)
+		where a.orders is distinct from o.orders or a.total is distinct from o.total`)
 }
 
 // TestTheJavaThatTheDocumentationShowsSendsWhatFits prepares each statement of the Java example with the types that pgJDBC gives its parameters.

@@ -68,7 +68,7 @@ func (s *Scouts) scout(ctx context.Context, d *Database) {
 	scout := pgstream.NewScout(s.Config, func(err error) {
 		var z *pgstream.Zombie
 		if errors.As(err, &z) {
-			log.Info("a transaction kept an expired claim", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
+			log.Info("a transaction kept messages from others", "stream", z.Stream, "group", z.Group, "ended", z.Ended, "cause", z.Error())
 		}
 	})
 	defer func() {

@@ -388,6 +388,28 @@ func TestTheRuntimeRoleCanPublishAndConsumeAndNothingElse(t *testing.T) {
 		}
 	}
 
+	for _, sql := range []string{
+		"select millrace.create_stream('mine')",
+		"select millrace.create_stream('orders')",
+		"select millrace.create_group('orders', 'mine')",
+		"select millrace.trim('orders', 2)",
+		"select millrace.reset_group('orders', 's', 'Latest')",
+		"select millrace.drop_stream('orders')",
+		"select millrace.drop_group('orders', 's')",
+		"select millrace.add_tenant('orders', 'a')",
+		"select millrace.drop_tenant('orders', 'a')",
+		"select millrace.create_projection('orders', 'p', 'millrace.merge_patch')",
+		"select millrace.drop_projection('orders', 'p')",
+		"select millrace.create_memory('mine')",
+		"select millrace.drop_memory('mine')",
+	} {
+		_, err := app.Exec(t.Context(), sql)
+		var pg *pgconn.PgError
+		if !errors.As(err, &pg) || pg.Code != "42501" || !strings.Contains(pg.Message, "may publish and consume") || !strings.Contains(pg.Hint, "postgres") {
+			t.Errorf("%s: %v; want to be told that it takes the owner", sql, err)
+		}
+	}
+
 	other := as(t, dsn, stranger)
 	for _, sql := range []string{
 		"select * from millrace.orders",

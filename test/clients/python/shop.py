@@ -14,9 +14,15 @@ import psycopg
 from psycopg.rows import namedtuple_row
 
 
-def connect(name):
-    """Opens a connection. Autocommit, because a driver that begins transactions by itself would put receive into one that has written."""
-    return psycopg.connect(os.environ["DATABASE_URL"], application_name=name, autocommit=True, row_factory=namedtuple_row)
+def connect(name, url=None):
+    """Opens a connection.
+
+    In autocommit: a driver that begins transactions by itself would leave the one of receive open, and nobody else of the group could receive.
+    Without prepared statements, which psycopg makes of what it has sent five times: behind PgBouncer the next transaction may be in another session.
+    """
+    return psycopg.connect(
+        url or os.environ["DATABASE_URL"], application_name=name, autocommit=True, prepare_threshold=None, row_factory=namedtuple_row
+    )
 
 
 def passes(error):
@@ -84,8 +90,8 @@ def serve(name, stream, consume):
     stop = Stop()
     while not stop.asked:
         try:
-            # LISTEN has a connection of its own, which must reach PostgreSQL directly; the other may go through a pooler.
-            with connect(name) as conn, connect(name + " listener") as listener:
+            # LISTEN has a connection of its own, which must reach PostgreSQL directly; the other may go through a pooler: then LISTEN_URL is set, too.
+            with connect(name) as conn, connect(name + " listener", os.environ.get("LISTEN_URL")) as listener:
                 consume(conn, Waiter(stream, listener, stop), stop)
         except psycopg.Error as error:
             if not passes(error):

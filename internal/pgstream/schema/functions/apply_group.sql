@@ -5,7 +5,7 @@
 --       or empty ends filtering. A changed filter holds for what is handed out from the log from then on, also again: what is set aside or dead stays.
 -- A group with a filter is a route: what a new filter takes no more, and nobody else does, goes to the groups for unrouted messages (unrouted.sql).
 -- A stream with priorities: the group is mirrored to every lane (mirror_group). Its lanes lapse together.
--- Raises: MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
+-- Raises: 42501 need_owner; MR002 no such stream; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_group(p_spec jsonb) returns integer
 language plpgsql volatile as $$
 declare
@@ -17,6 +17,7 @@ declare
     wanted millrace_engine.consumer_group;
     first_ bigint;
 begin
+    perform millrace_engine.need_owner();
     if p_spec ->> 'name' is null or p_spec ->> 'name' !~ '^[a-z][a-z0-9_]{0,47}$' then
         raise exception 'consumer group name % is not usable', coalesce(quote_literal(p_spec ->> 'name'), 'null') using errcode = 'MR004',
             hint = 'Use a lower case letter, then up to 47 lower case letters, digits or underscores.';

@@ -3,7 +3,7 @@
 -- Keys: name, partitions, payload_type, segments, retention_policy, max_age_seconds, max_bytes, max_messages,
 --       max_message_bytes, dedupe_window_seconds, priorities, versions, frames, owner. A missing key keeps the present value, or takes the default.
 -- Priorities are lanes, streams of their own below this one (priority.sql), which follow it in everything.
--- Raises: MR004 for what can never be done, with what to do instead; MR007 it has another owner.
+-- Raises: 42501 need_owner; MR004 for what can never be done, with what to do instead; MR007 it has another owner.
 create or replace function millrace_engine.apply_stream(p_spec jsonb) returns integer
 language plpgsql volatile
 set client_min_messages = warning as $$
@@ -13,6 +13,7 @@ declare
     wanted millrace_engine.stream;
     step record;
 begin
+    perform millrace_engine.need_owner();
     select x.* into s from millrace_engine.stream x where x.name = p_spec ->> 'name';
     perform millrace_engine.refuse_lane(s);
     if p_spec ->> 'name' is null or p_spec ->> 'name' !~ '^[a-z][a-z0-9_]{0,47}$' then

@@ -8,7 +8,7 @@
 -- Creates a memory, or changes what is given of its settings; returns its id. Repeating it is harmless, and brings back indexes that are missing.
 --   table                   default millrace."<name>.memory". A table that is there is taken over when it has the right structure, with what is in it.
 --   keep_completed_seconds  how long maintenance leaves completed workflows; 0, the default: for ever.
--- Raises: MR004 bad name or value, another table than it has, or a table whose structure is another, with what differs.
+-- Raises: 42501 need_owner; MR004 bad name or value, another table than it has, or a table whose structure is another, with what differs.
 create or replace function millrace.create_memory(p_name text, p_table text default null, p_keep_completed_seconds bigint default null) returns integer
 language plpgsql volatile
 set client_min_messages = warning as $$
@@ -18,6 +18,7 @@ declare
     target regclass;
     i record;
 begin
+    perform millrace_engine.need_owner();
     if p_name is null or p_name !~ '^[a-z][a-z0-9_]{0,47}$' then
         raise exception 'memory name % is not usable', coalesce(quote_literal(p_name), 'null') using errcode = 'MR004',
             hint = 'Use a lower case letter, then up to 47 lower case letters, digits or underscores.';
@@ -193,6 +194,7 @@ declare
     m millrace_engine.memory;
     f record;
 begin
+    perform millrace_engine.need_owner();
     perform pg_advisory_xact_lock(1836019570, 1);
     delete from millrace_engine.memory x where x.name = p_name returning * into m;
     if not found then

@@ -12,13 +12,14 @@
 -- The document has the message's key, or the text at the path document_id in its payload, so that one document can be made of many entities; a payload without it
 -- is not projected. version counts the changes of the document.
 -- What was appended before is not projected; millrace.rebuild_projection does that.
--- Raises: MR002 no such stream or group; MR004 a stream, group, function or table that cannot be; MR007 a Kubernetes resource declares it.
+-- Raises: 42501 need_owner; MR002 no such stream or group; MR004 a stream, group, function or table that cannot be; MR007 a Kubernetes resource declares it.
 create or replace function millrace.create_projection(p_stream text, p_name text, p_function text, p_documents text default null,
     p_document_id text[] default null, p_group text default null) returns void
 language plpgsql volatile as $$
 declare
     p millrace_engine.projection;
 begin
+    perform millrace_engine.need_owner();
     p := millrace_engine.checked_projection(p_stream, p_name, p_function, p_documents, p_document_id, p_group);
     perform millrace_engine.refuse_declared(p);
     perform millrace_engine.make_documents(p_documents);
@@ -146,12 +147,13 @@ return (select format('%I.%I', n.nspname, c.relname) from pg_class c join pg_nam
 
 -- millrace.drop_projection(stream, name) returns boolean
 -- Ends a projection; what it has written stays. False when there was none.
--- Raises: MR002 no such stream; MR007 a Kubernetes resource declares it.
+-- Raises: 42501 need_owner; MR002 no such stream; MR007 a Kubernetes resource declares it.
 create or replace function millrace.drop_projection(p_stream text, p_name text) returns boolean
 language plpgsql volatile as $$
 declare
     p millrace_engine.projection;
 begin
+    perform millrace_engine.need_owner();
     select * into p from millrace_engine.projection x where x.stream_id = millrace_engine.stream_id(p_stream) and x.name = p_name;
     perform millrace_engine.refuse_declared(p);
     delete from millrace_engine.projection x where x.id = p.id;

@@ -11,7 +11,7 @@
 --        waits for the receive lock, when it acks and receives in one call. Claims that were made meanwhile are tried, and if one of them is being
 --        settled everything but the claims' locks is given up for a moment. The stream's row is locked without its key, to which
 --        publishers refer, and the group's row only at the end, because whoever gives a claim back changes it under the claim's lock.
--- Raises: MR002 no such stream or group; MR003 isolation level; MR004 no such place; MR008 a position that retention has removed; 55P03 when somebody
+-- Raises: 42501 need_owner; MR002 no such stream or group; MR003 isolation level; MR004 no such place; MR008 a position that retention has removed; 55P03 when somebody
 --         keeps a claim locked for ten seconds: call it again.
 create or replace function millrace.reset_group(p_stream text, p_group text, p_from text, p_position bigint default null, p_time timestamptz default null)
 returns bigint
@@ -27,6 +27,7 @@ declare
     c record;
     removed bigint;
 begin
+    perform millrace_engine.need_owner();
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'a group can be reset only at isolation level read committed, not %', current_setting('transaction_isolation')
             using errcode = 'MR003', hint = 'An older snapshot does not see every open claim.';

@@ -4,6 +4,8 @@
 -- messages:             last - first + 1, so an upper bound: positions that rolled back, and messages of open transactions, count.
 -- stalled_for, _by:     the open transaction that holds the horizon back, 'pid 123' or 'prepared transaction <gid>', and how long that
 --                       may have lasted: since it began, or since the newest message that it lets through, whichever is later. Null when there is none.
+--                       Where the caller may not see when it began (another role's session, without pg_read_all_stats), it is how long the oldest message that
+--                       others committed behind it has been kept back: 0 while there is none. A stream that was quiet for hours would look stalled for hours otherwise.
 -- published_per_second: positions from the first of the last minute on (millrace.position_at), divided by sixty.
 -- delayed:              messages that wait for their time to be delivered.
 -- segments_used:        when it equals segments, nothing can be rotated: retention keeps the ring full.
@@ -61,15 +63,16 @@ begin
         edge := null;
         if s.last >= s.first_position and (can_look or s.holder is not null) then
             execute format('select (select m.created_at from millrace.%1$I m order by m."position" desc limit 1),
-                case when $1 is not null then (select m.created_at from millrace.%1$I m where m."position" <= $1 order by m."position" desc limit 1) end', s.name)
-                into newest, edge using case when s.holder is not null then s.horizon end;
+                case when $2 then (select m.created_at from millrace.%1$I m where m."position" <= $1 order by m."position" desc limit 1)
+                     when not $2 then (select m.created_at from millrace.%1$I m where m."position" > $1 order by m."position" limit 1) end', s.name)
+                into newest, edge using s.horizon, case when s.holder is not null then s.since is not null end;
         end if;
         if can_look and newest > now_ - interval '1 minute' then
             execute format('select millrace_engine.position_at_%s($1)', s.id) into from_ using now_ - interval '1 minute';
             published_per_second := published_per_second + greatest(s.last - from_ + 1, 0) / 60.0;
         end if;
         if s.holder is not null then
-            held := greatest(now_ - greatest(s.since, edge), interval '0');
+            held := coalesce(greatest(now_ - greatest(s.since, edge), interval '0'), interval '0');
             if stalled_by is null or held > stalled_for then
                 stalled_by := s.holder;
                 stalled_for := held;

@@ -7,7 +7,7 @@
 -- messages, for there is no common end to trim. Entities without a / in their keys belong to no tenant; with one, to a tenant that has been added, or the append is refused.
 -- Cost:   every reader of the stream looks into one table more.
 -- Locks:  no reader and no publisher waits.
--- Raises: MR002 no such stream; MR004 a stream without versions or with limits, or a bad name.
+-- Raises: 42501 need_owner; MR002 no such stream; MR004 a stream without versions or with limits, or a bad name.
 create or replace function millrace.add_tenant(p_stream text, p_tenant text) returns void
 language plpgsql volatile
 set client_min_messages = warning as $$
@@ -15,6 +15,7 @@ declare
     s millrace_engine.stream;
     step record;
 begin
+    perform millrace_engine.need_owner();
     if p_tenant is null or p_tenant !~ '^[a-z0-9]([a-z0-9_.-]{0,38}[a-z0-9])?$' or length(p_stream) + length(p_tenant) > 62 then
         raise exception 'tenant name % is not usable', coalesce(quote_literal(p_tenant), 'null') using errcode = 'MR004',
             hint = 'Use 1 to 40 lower case letters and digits, with dashes, underscores and dots between them, and with the name of the stream no more than 62.';
@@ -41,7 +42,7 @@ comment on function millrace.add_tenant(text, text) is 'Gives a tenant of an eve
 -- that name documents by the key. Projections with a document id are rebuilt without it: the rebuild begins here, and goes on by the controller or by millrace.rebuild_projection.
 -- False when there was none. Groups go past what was there.
 -- Locks:  access exclusive on the stream's table, until the end of the transaction: call it in one of its own.
--- Raises: MR002 no such stream; 55P03 when a transaction keeps the table locked for ten seconds: call it again.
+-- Raises: 42501 need_owner; MR002 no such stream; 55P03 when a transaction keeps the table locked for ten seconds: call it again.
 create or replace function millrace.drop_tenant(p_stream text, p_tenant text) returns boolean
 language plpgsql volatile
 set lock_timeout = '10s' as $$
@@ -51,6 +52,7 @@ declare
     low constant text := p_tenant || '/';
     high constant text := p_tenant || '0';   -- the character after /
 begin
+    perform millrace_engine.need_owner();
     perform pg_advisory_xact_lock(1836019570, 1);
     select * into s from millrace_engine.stream x where x.id = millrace_engine.stream_id(p_stream) for no key update;
     delete from millrace_engine.tenant t where t.stream_id = s.id and t.name = p_tenant;

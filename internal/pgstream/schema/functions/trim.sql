@@ -9,7 +9,7 @@
 -- A stream with priorities is trimmed by number and age in each priority; a position is one of the stream itself.
 -- Locks:  the stream's row, its groups' rows; each segment that is freed, until the end of the transaction, so the call stands in one of its own.
 -- Cost:   by number, a scan of the index over the messages that stay.
--- Raises: MR002 no such stream; MR003 isolation level, or a standby; MR004 bad argument; 55P03 when a transaction keeps a group's row locked for ten
+-- Raises: 42501 need_owner; MR002 no such stream; MR003 isolation level, or a standby; MR004 bad argument; 55P03 when a transaction keeps a group's row locked for ten
 --         seconds: call it again.
 create or replace function millrace.trim(p_stream text, p_before bigint default null, p_max_messages bigint default null,
     p_max_age_seconds double precision default null, p_exact boolean default true) returns bigint
@@ -27,6 +27,7 @@ declare
     by_number bigint;
     by_age bigint;
 begin
+    perform millrace_engine.need_owner();
     if current_setting('transaction_isolation') <> 'read committed' then
         raise exception 'trim needs isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
             hint = 'An older snapshot does not see all that it would remove.';

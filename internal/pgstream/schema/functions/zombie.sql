@@ -4,8 +4,12 @@
 -- expired longer ago than the setting zombie_after_seconds (default 60). Its transaction rolls back, its ack with it, and the claim is taken over.
 -- Only a transaction that held the lock at an earlier call, too, is looked at (seen is what that call returned): a late ack that is just committing lives. Takeover and
 -- maintenance hold the lock exclusively and are never touched. A prepared transaction has no session: it is reported and left to whoever prepared it.
--- zombies: [{pid or gid, user, application, stream, group, expired_at, ended, problem}, …]; problem says what to do when it could not be ended.
--- Needs the same role as the session, or pg_signal_backend; the session of a superuser can be ended by a superuser only.
+-- The other lock that one client can keep from all is a group's receive lock: whoever receives holds it to the end of the transaction. A driver that begins transactions by itself leaves
+-- that one open, and then nobody else of the group receives anything, without a word. So a session is ended, too, that has idled in such a transaction for the same time while somebody
+-- waits for the lock. One that is busy, and one whose state the caller may not see, is reported when somebody has waited for as long.
+-- zombies: [{pid or gid, user, application, stream, group, receiving, expired_at, ended, problem}, …]; receiving: it holds the receive lock, and there is no expired_at; problem says what
+-- to do when it could not be ended.
+-- Needs the same role as the session, or pg_signal_backend, and pg_read_all_stats for the receive lock; the session of a superuser can be ended by a superuser only.
 create or replace function millrace_engine.end_zombies(p_seen jsonb default null, out seen jsonb, out zombies jsonb)
 language plpgsql volatile as $$
 declare
@@ -19,22 +23,43 @@ declare
     gid_ text;
     ended boolean;
     problem text;
+    busy text;   -- why a session that receives is not ended
 begin
     seen := '{}';
     zombies := '[]';
     for h in
-        select k.pid, k.virtualtransaction as vx, k.classid, k.objid, k.classid::bigint - 1073741824 as lane,
+        with lock as materialized (
+            select k.pid, k.virtualtransaction, k.classid, k.objid, k.classid::bigint as area, k.mode, k.granted, k.waitstart
+            from pg_locks k
+            where k.locktype = 'advisory' and k.objsubid = 2
+              and k.database = (select d.oid from pg_database d where d.datname = current_database())
+        ), waiter as (
+            select k.classid, min(k.waitstart) as since from lock k where not k.granted and k.area between 536870913 and 1073741823 and k.objid = 0 group by k.classid
+        )
+        select k.pid, k.virtualtransaction as vx, k.classid, k.objid, k.area - 1073741824 as lane, k.mode, w.since as waits_since, w.classid is not null as receiving,
                format('%s %s %s', k.virtualtransaction, k.classid, k.objid) as name
-        from pg_locks k
-        where k.locktype = 'advisory' and k.objsubid = 2 and k.mode = 'ShareLock' and k.granted
-          and k.classid::bigint between 1073741824 and 1610612735
-          and k.database = (select d.oid from pg_database d where d.datname = current_database())
+        from lock k
+        left join waiter w on w.classid = k.classid and k.objid = 0
+        where k.granted and (k.mode = 'ShareLock' and k.area between 1073741824 and 1610612735 or w.classid is not null)
           and k.pid is distinct from pg_backend_pid()
     loop
         seen := seen || jsonb_build_object(h.name, true);
         continue when not coalesce(p_seen ? h.name, false);
+        busy := null;
+        if h.receiving then
+            select s.id as stream_id, s.name as stream, g.name as "group", null::timestamptz as expired_at into c
+                from millrace_engine.consumer_group g
+                join millrace_engine.stream s on s.id = g.stream_id
+                where g.id = h.lane + 536870912;
+            continue when not found;
+            select case when a.state is null and h.pid is not null then format('role %I may not see whether it idles; end it: select pg_terminate_backend(%s); or once and for all: grant pg_read_all_stats, pg_signal_backend to %I',
+                            current_user, h.pid, current_user)
+                        when a.state like 'idle in transaction%' and a.state_change + limit_ <= now_ then null
+                        else format('it is busy; let it commit, or end it: select pg_terminate_backend(%s)', h.pid) end
+                into busy from (select) one left join pg_stat_activity a on a.pid = h.pid;
+            continue when busy is not null and (h.waits_since + limit_ <= now_) is not true;
         -- The lock knows 31 bits of claim or nonce. Should two share them, both must have ended.
-        if h.lane > 0 then
+        elsif h.lane > 0 then
             select s.id as stream_id, s.name as stream, g.name as "group", max(o.expires_at) as expired_at into c
                 from millrace_engine.lane l
                 join millrace_engine.consumer_group g on g.id = l.group_id
@@ -51,7 +76,7 @@ begin
                 where d.nonce & 2147483647 = h.objid::bigint
                 having count(*) > 0;
         end if;
-        continue when c.expired_at is null or c.expired_at + limit_ > now_;
+        continue when not h.receiving and (c.expired_at is null or c.expired_at + limit_ > now_);
 
         ended := false;
         problem := null;
@@ -67,10 +92,14 @@ begin
             problem := format('commit or roll back the prepared transaction %L', gid_);
         else
             select a.usename, a.application_name into who, whose from pg_stat_activity a where a.pid = h.pid;
+        end if;
+        if h.pid is not null and busy is not null then
+            problem := busy;
+        elsif h.pid is not null then
             begin
                 -- Only if it is still the same transaction.
                 select pg_terminate_backend(k.pid, 1000) into ended from pg_locks k
-                    where k.locktype = 'advisory' and k.objsubid = 2 and k.mode = 'ShareLock' and k.granted and k.pid = h.pid
+                    where k.locktype = 'advisory' and k.objsubid = 2 and k.mode = h.mode and k.granted and k.pid = h.pid
                       and k.virtualtransaction = h.vx and k.classid = h.classid and k.objid = h.objid;
                 continue when ended is null;   -- it has just ended by itself
                 if ended then
@@ -86,7 +115,7 @@ begin
             end;
         end if;
         zombies := zombies || jsonb_build_object('pid', h.pid, 'gid', gid_, 'user', who, 'application', whose, 'stream', c.stream, 'group', c."group",
-            'expired_at', c.expired_at, 'ended', ended, 'problem', problem);
+            'receiving', h.receiving, 'expired_at', c.expired_at, 'ended', ended, 'problem', problem);
     end loop;
 end $$;
-comment on function millrace_engine.end_zombies(jsonb) is 'Ends sessions whose open transaction keeps a long expired claim from being taken over.';
+comment on function millrace_engine.end_zombies(jsonb) is 'Ends sessions whose open transaction keeps a long expired claim from being taken over, or everybody else of a group from receiving.';
