@@ -153,14 +153,15 @@ func TestAPythonShopLosesAndRepeatsNothing(t *testing.T) {
 	}
 }
 
-// TestAPythonShopWorksBehindPgBouncer runs the producer and the members of the Ordered group through a pool by transaction, with their listeners beside it.
+// TestAPythonShopWorksBehindPgBouncer runs the producer and the members of the Ordered group through a pool by transaction, with their listeners beside it. They share
+// one session, so a statement that one of them has prepared is in the way of the others.
 func TestAPythonShopWorksBehindPgBouncer(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
 	s := newShop(ctx, t)
 	direct := strings.TrimPrefix(s.env[0], "DATABASE_URL=")
-	s.env = append(s.env[1:], "DATABASE_URL="+pgbouncer.New(t, direct, pgbouncer.Options{}).DSN(), "LISTEN_URL="+direct)
+	s.env = append(s.env[1:], "DATABASE_URL="+pgbouncer.New(t, direct, pgbouncer.Options{Settings: map[string]string{"default_pool_size": "1"}}).DSN(), "LISTEN_URL="+direct)
 	members := []*process.Process{s.start("projection-1", "projection.py", "projection-1"), s.start("projection-2", "projection.py", "projection-2")}
 	s.succeeds(s.start("producer", "producer.py", "60"))
 	s.until("every order is projected", func() bool {
