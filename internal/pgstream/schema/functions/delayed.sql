@@ -11,7 +11,7 @@ begin
         if p_deliver_at is not null then
             raise exception 'a message has both a delay and a time' using errcode = 'MR004', hint = 'Pass p_delay_seconds or p_deliver_at.';
         end if;
-        if p_delay_seconds not between 0 and 3155760000 then   -- NaN is above everything
+        if not millrace_engine.is_duration(p_delay_seconds) then
             raise exception 'a message cannot be delayed by % seconds', p_delay_seconds using errcode = 'MR004',
                 hint = 'Pass 0 or more, up to a hundred years, or null to publish at once.';
         end if;

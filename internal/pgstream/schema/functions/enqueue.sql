@@ -13,7 +13,7 @@
 -- one message must not keep a group from receiving.
 create or replace function millrace_engine.queue_key(p_key text) returns text
 language sql immutable parallel safe
-return case when octet_length(p_key) > 2048 then 'sha256:' || encode(sha256(convert_to(p_key, 'UTF8')), 'hex') else coalesce(p_key, '') end;
+return case when octet_length(p_key) > millrace_engine.longest_key() then 'sha256:' || encode(sha256(convert_to(p_key, 'UTF8')), 'hex') else coalesce(p_key, '') end;
 comment on function millrace_engine.queue_key(text) is 'What a queued group counts the messages of a key by.';
 
 -- millrace_engine.enqueue(group, nonce) returns boolean

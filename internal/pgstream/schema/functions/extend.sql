@@ -8,7 +8,7 @@ declare
     c millrace_engine.claim;
     ends timestamptz;
 begin
-    if p_seconds is null or p_seconds <= 0 or p_seconds > 3155760000 then   -- NaN is above everything
+    if (p_seconds > 0 and millrace_engine.is_duration(p_seconds)) is not true then
         raise exception 'cannot extend a claim by % seconds', coalesce(p_seconds::text, 'null') using errcode = 'MR004',
             hint = 'Pass a positive number of seconds, up to a hundred years.';
     end if;

@@ -33,15 +33,3 @@ begin
     end loop;
 end $$;
 comment on function millrace.leave(text, text, text) is 'Ends a membership and gives everything it holds back at once.';
-
--- millrace_engine.groups_of(stream, group) returns setof millrace_engine.consumer_group
--- The group, and its mirrors in the priority lanes of the stream, the highest priority first. Nothing when it does not exist.
--- Raises: MR002 no such stream.
-create or replace function millrace_engine.groups_of(p_stream text, p_group text) returns setof millrace_engine.consumer_group
-language plpgsql stable as $$
-begin
-    return query select x.* from millrace_engine.consumer_group g
-        join millrace_engine.consumer_group x on x.id = g.id or x.parent_id = g.id
-        join millrace_engine.stream s on s.id = x.stream_id
-        where g.stream_id = millrace_engine.stream_id(p_stream) and g.name = p_group order by s.priority desc;
-end $$;

@@ -29,12 +29,8 @@ begin
     end if;
     perform pg_advisory_xact_lock(1836019570, 1);   -- as for streams
     select * into m from millrace_engine.memory x where x.name = p_name for no key update;
-    begin
-        wanted := case when p_table is not null then array_to_string(array(select quote_ident(x) from unnest(parse_ident(p_table)) x), '.')
-            else coalesce(m.relation, format('millrace.%I', p_name || '.memory')) end;   -- no stream has a name with this dot
-    exception when invalid_parameter_value then
-        raise exception '% is not the name of a table', quote_literal(p_table) using errcode = 'MR004', hint = 'Write it as in SQL, with its schema: shop.order_state.';
-    end;
+    wanted := case when p_table is not null then millrace_engine.table_name(p_table, 'shop.order_state')
+        else coalesce(m.relation, format('millrace.%I', p_name || '.memory')) end;   -- no stream has a name with this dot
     target := to_regclass(wanted);
     if m.id is not null and m.relation is distinct from coalesce(millrace_engine.qualified(target), wanted) then
         raise exception 'memory "%" has the table %, and not %', p_name, m.relation, wanted using errcode = 'MR004',

@@ -17,7 +17,7 @@ declare
     c millrace_engine.claim;
     n integer;
 begin
-    if p_delay_seconds not between 0 and 3155760000 then   -- NaN is above everything
+    if not millrace_engine.is_duration(p_delay_seconds) then
         raise exception 'a message cannot come back after % seconds', p_delay_seconds using errcode = 'MR004',
             hint = 'Pass 0 or more, up to a hundred years, or null for the backoff of the group.';
     end if;

@@ -21,8 +21,8 @@ declare
 begin
     update millrace_engine.consumer_group x set parks = true where x.id = p_group and not x.parks;
     select array_agg(distinct x order by x) into wanted from unnest(p_keys) x where x is not null;
-    if exists (select from unnest(wanted) x where octet_length(x) > 2048) then   -- more does not fit into an index
-        raise exception 'a message whose key has more than 2048 bytes cannot be parked' using errcode = 'MR004',
+    if exists (select from unnest(wanted) x where octet_length(x) > millrace_engine.longest_key()) then
+        raise exception 'a message whose key has more than % bytes cannot be parked', millrace_engine.longest_key() using errcode = 'MR004',
             hint = 'Publish with a shorter key, such as a hash. Settle this message with ack_messages or dead_letter, or redrive it to another stream.';
     end if;
     foreach k in array coalesce(wanted, '{}') loop

@@ -22,7 +22,7 @@ begin
     perform millrace_engine.need_owner();
     p := millrace_engine.checked_projection(p_stream, p_name, p_function, p_documents, p_document_id, p_group);
     perform millrace_engine.refuse_declared(p);
-    perform millrace_engine.make_documents(p_documents);
+    perform millrace_engine.make_documents(p.documents);
     insert into millrace_engine.projection (stream_id, name, function, documents, document_id, group_id)
         values (p.stream_id, p.name, p.function, p.documents, p.document_id, p.group_id)
         on conflict on constraint projection_pkey do update set function = excluded.function, documents = excluded.documents,
@@ -46,6 +46,7 @@ declare
     p millrace_engine.projection;
     arguments constant text := case when p_documents is null then '(text,text,bigint,bigint,jsonb,jsonb)' else '(jsonb,jsonb,jsonb)' end;
     f regprocedure;
+    t text;
     d regclass;
 begin
     select * into s from millrace_engine.stream x where x.id = millrace_engine.stream_id(p_stream);
@@ -63,8 +64,7 @@ begin
     if p_group is not null then
         select * into g from millrace_engine.consumer_group x where x.stream_id = s.id and x.name = p_group;
         if not found then
-            raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
-                hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
+            perform millrace_engine.no_such_group(p_group);
         end if;
         if g.mode <> 'Ordered' then
             raise exception 'consumer group "%" is Shared, and a projection needs the messages of a key in order', p_group using errcode = 'MR004',
@@ -80,12 +80,8 @@ begin
             hint = 'Create it first, with exactly these arguments, and name its schema if it is not in the search path.';
     end if;
     if p_documents is not null then
-        begin
-            perform parse_ident(p_documents);
-        exception when invalid_parameter_value then
-            raise exception '% is not the name of a table', quote_literal(p_documents) using errcode = 'MR004', hint = 'Write it as in SQL, with its schema: shop.cart.';
-        end;
-        d := to_regclass(p_documents);
+        t := millrace_engine.table_name(p_documents, 'shop.cart');
+        d := to_regclass(t);
         if d is not null and (select count(*) from pg_attribute a where a.attrelid = d and (a.attname, a.atttypid) in
                 (('key', 'text'::regtype), ('document', 'jsonb'::regtype), ('version', 'bigint'::regtype))) < 3 then
             raise exception 'table % cannot hold documents', d using errcode = 'MR004',
@@ -97,9 +93,8 @@ begin
     p.stream_id := s.id;
     p.name := p_name;
     p.function := millrace_engine.qualified(f);
-    p.documents := case when p_documents is null then null when d is not null then millrace_engine.qualified(d)
-        else (select case when cardinality(x) = 1 then quote_ident(current_schema()) || '.' else '' end
-                || array_to_string(array(select quote_ident(y) from unnest(x) y), '.') from parse_ident(p_documents) x) end;
+    p.documents := case when d is not null then millrace_engine.qualified(d)
+        when cardinality(parse_ident(t)) = 1 then quote_ident(current_schema()) || '.' || t else t end;
     p.document_id := p_document_id;
     p.group_id := g.id;
     return p;
@@ -117,22 +112,20 @@ begin
 end $$;
 
 -- millrace_engine.make_documents(table) returns void
--- Makes a table of documents when it is missing, for the runtime role too, which projects.
+-- Makes a table of documents, with its schema and quoted, when it is missing; for the runtime role too, which projects.
 create or replace function millrace_engine.make_documents(p_documents text) returns void
 language plpgsql volatile
 set client_min_messages = warning as $$
 declare
-    t text;
     runtime text;
 begin
     if p_documents is null or to_regclass(p_documents) is not null then
         return;
     end if;
-    t := array_to_string(array(select quote_ident(x) from unnest(parse_ident(p_documents)) x), '.');
-    execute format('create table %s (key text primary key, document jsonb not null, version bigint not null)', t);
+    execute format('create table %s (key text primary key, document jsonb not null, version bigint not null)', p_documents);
     select v.value into runtime from millrace_engine.setting v where v.name = 'runtime_role';
     if runtime is not null then
-        execute format('grant select, insert, update, delete on %s to %I', t, runtime);
+        execute format('grant select, insert, update, delete on %s to %I', p_documents, runtime);
     end if;
 end $$;
 

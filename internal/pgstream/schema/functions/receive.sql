@@ -16,7 +16,7 @@ declare
     priorities_ integer;
     hot         text;
 begin
-    if p_lease_seconds not between 0 and 3155760000 then   -- NaN is above everything
+    if not millrace_engine.is_duration(p_lease_seconds) then
         raise exception 'cannot claim for % seconds', p_lease_seconds using errcode = 'MR004',
             hint = 'Pass a positive number of seconds, up to a hundred years, or null for the group''s ack wait.';
     end if;

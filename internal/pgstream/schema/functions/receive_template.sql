@@ -90,8 +90,7 @@ begin
         into g
         from millrace_engine.consumer_group x where x.stream_id = c_stream and x.name = p_group;
     if not found then
-        raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
-            hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
+        perform millrace_engine.no_such_group(p_group);
     end if;
     if g.lapsed_at is not null then
         raise exception 'consumer group "%" has lapsed: %', p_group, g.lapse_reason using errcode = 'MR010',

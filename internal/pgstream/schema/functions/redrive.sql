@@ -54,17 +54,6 @@ return p_filter is null or coalesce(
     and (p_filter -> 'dead_after' is null or p_at >= (p_filter ->> 'dead_after')::timestamptz)
     and (p_filter -> 'dead_before' is null or p_at < (p_filter ->> 'dead_before')::timestamptz), false);
 
--- millrace_engine.need_group(stream, group) returns void
--- Raises: MR002 no such stream or group.
-create or replace function millrace_engine.need_group(p_stream text, p_group text) returns void
-language plpgsql stable as $$
-begin
-    if not exists (select from millrace_engine.groups_of(p_stream, p_group)) then
-        raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
-            hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
-    end if;
-end $$;
-
 -- millrace.dead_letters(stream, group, filter, max) returns the dead letters, the oldest positions first
 -- max null: all of them.
 -- Raises: MR002 no such stream or group; MR004 bad filter or max.

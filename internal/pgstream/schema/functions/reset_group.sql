@@ -37,8 +37,7 @@ begin
     perform from millrace_engine.stream x where x.parent_id = stream order by x.priority for no key update;
     select * into g from millrace_engine.consumer_group x where x.stream_id = stream and x.name = p_group;
     if not found then
-        raise exception 'consumer group % does not exist', coalesce('"' || p_group || '"', 'null') using errcode = 'MR002',
-            hint = 'Create it with a ConsumerGroup resource or with millrace.create_group.';
+        perform millrace_engine.no_such_group(p_group);
     end if;
     if p_from = 'Position' and p_position < s.first_position then
         raise exception 'position % is below %, the first that is still there', p_position, s.first_position using errcode = 'MR008',

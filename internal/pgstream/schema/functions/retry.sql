@@ -38,7 +38,7 @@ begin
     if current_setting('transaction_isolation') <> 'read committed' then
         perform millrace_engine.refuse_isolation();
     end if;
-    if (p_min_idle_seconds between 0 and 3155760000 and p_delay_seconds between 0 and 3155760000 and p_max >= 1) is not true or p_max_attempts < 1 then
+    if (millrace_engine.is_duration(p_min_idle_seconds) and millrace_engine.is_duration(p_delay_seconds) and p_max >= 1) is not true or p_max_attempts < 1 then
         raise exception 'an option of the retry is out of range' using errcode = 'MR004',
             hint = 'Times are 0 seconds or more, up to a hundred years; p_max and p_max_attempts are 1 or more.';
     end if;
