@@ -3,6 +3,7 @@ package pgstream_test
 import (
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -196,6 +197,59 @@ func TestASettingThatIsLeftOutStaysAsItIs(t *testing.T) {
 	}
 }
 
+// Whatever a resource can declare, SQL can: no setting of a specification is left at its zero value by these two calls.
+func TestEverySettingIsAParameterInSQL(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.run(`select millrace.create_stream('orders', 16, 'Bytes', 5, p_priorities => 2, p_dedupe_window_seconds => 60, p_max_age_seconds => 3600, p_max_bytes => 1000000,
+		p_max_messages => 1000, p_retention => 'Interest', p_max_message_bytes => 4096)`)
+	e.run("select millrace.create_stream('carts', p_versions => true), millrace.create_stream('runs', p_frames => '{}')")
+	orders, err := pgstream.DescribeStream(e.ctx, e, "orders")
+	must(t, err)
+	if orders.Spec.MaxMessageBytes != 4096 {
+		t.Errorf("messages may have %d bytes, want 4096", orders.Spec.MaxMessageBytes)
+	}
+	// A stream with versions or frames has no priorities; tenants, projections and owners have functions of their own, or none.
+	zero(t, orders.Spec, "Versions", "Frames", "Tenants", "Projections", "Owner")
+
+	e.run(`select millrace.create_group('orders', 'g', 'Ordered', 'Position', '{"keys": ["a"]}', 'Park', 3, 1.5, 7, p_paused => true, p_backoff_initial_seconds => 0.5,
+		p_backoff_max_seconds => 60, p_lapse_after_seconds => 3600, p_lapse_lag => 1000)`)
+	want := pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered, StartFrom: pgstream.StartPosition, StartPosition: 7, AckWait: 1500 * time.Millisecond,
+		MaxAttempts: 3, BackoffInitial: 500 * time.Millisecond, BackoffMax: time.Minute, FailurePolicy: pgstream.FailurePark, QueuePolicy: pgstream.QueueStandard, Paused: true,
+		Filter: pgstream.Filter{Keys: []string{"a"}}, LapseAfter: time.Hour, LapseLag: 1000}
+	described := func() {
+		t.Helper()
+		info, err := pgstream.DescribeGroup(e.ctx, e, "orders", "g")
+		must(t, err)
+		if !reflect.DeepEqual(info.Spec, want) {
+			t.Errorf("described as %+v, want %+v", info.Spec, want)
+		}
+	}
+	described()
+	zero(t, want, "StartTime", "Owner")
+	e.run("select millrace.create_group('orders', 'g')")
+	described()
+	want.Paused = false
+	e.run("select millrace.create_group('orders', 'g', p_paused => false)")
+	described()
+	for _, bad := range []string{"p_mode => 'Shared'", "p_start => 'Latest'", "p_position => 7", "p_position => 8"} {
+		if _, err := e.Exec(e.ctx, "select millrace.create_group('orders', 'g', "+bad+")"); sqlState(err) != "MR004" {
+			t.Errorf("%s: %v; want MR004", bad, err)
+		}
+	}
+}
+
+// zero reports fields that are zero, but for those that have to be.
+func zero(t *testing.T, spec any, but ...string) {
+	t.Helper()
+	v := reflect.ValueOf(spec)
+	for i := range v.NumField() {
+		if name := v.Type().Field(i).Name; v.Field(i).IsZero() != slices.Contains(but, name) {
+			t.Errorf("%s is %v", name, v.Field(i))
+		}
+	}
+}
+
 func TestSQLUsersDoNotChangeWhatAResourceOwns(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -269,14 +323,16 @@ func TestASettingThatIsNotPossibleIsExplained(t *testing.T) {
 	e := newEngine(t)
 	e.stream("orders")
 	for _, bad := range []string{"p_partitions => 0", "p_partitions => 1025", "p_payload_type => 'XML'", "p_segments => 1", "p_segments => 17", "p_priorities => 0",
-		"p_priorities => 9", "p_dedupe_window_seconds => -1", "p_dedupe_window_seconds => 99999999", "p_max_age_seconds => -1", "p_max_bytes => -1",
+		"p_priorities => 9", "p_dedupe_window_seconds => -1", "p_dedupe_window_seconds => 99999999", "p_max_age_seconds => -1", "p_max_age_seconds => 9223372036854775807", "p_max_message_bytes => 0", "p_max_bytes => -1",
 		"p_max_messages => -1", "p_retention => 'Forever'"} {
 		if _, err := e.Exec(e.ctx, "select millrace.create_stream('x', "+bad+")"); sqlState(err) != "MR004" || hint(err) == "" {
 			t.Errorf("%s: %v, hint %q; want MR004 and a hint", bad, err, hint(err))
 		}
 	}
 	for _, bad := range []string{"p_mode => 'Sideways'", "p_start => 'Never'", "p_start => 'Position'", "p_start => 'Position', p_position => 0", "p_start => 'Time'",
-		"p_failure_policy => 'Hope'", "p_failure_policy => 'Park'", "p_max_attempts => -1", "p_ack_wait_seconds => 0", "p_ack_wait_seconds => -1"} {
+		"p_failure_policy => 'Hope'", "p_failure_policy => 'Park'", "p_max_attempts => -1", "p_ack_wait_seconds => 0", "p_ack_wait_seconds => -1",
+		"p_position => 5", "p_backoff_initial_seconds => -1", "p_backoff_initial_seconds => 400", "p_backoff_max_seconds => 'NaN'", "p_backoff_max_seconds => 1e12",
+		"p_lapse_after_seconds => -1", "p_lapse_after_seconds => 9223372036854775807", "p_lapse_lag => -1"} {
 		if _, err := e.Exec(e.ctx, "select millrace.create_group('orders', 'g', "+bad+")"); sqlState(err) != "MR004" || hint(err) == "" {
 			t.Errorf("%s: %v, hint %q; want MR004 and a hint", bad, err, hint(err))
 		}

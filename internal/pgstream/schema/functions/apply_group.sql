@@ -105,10 +105,11 @@ begin
     if p_group.mode not in ('Ordered', 'Shared') then
         raise exception 'mode % is not known', quote_literal(p_group.mode) using errcode = 'MR004', hint = 'Use Ordered or Shared.';
     end if;
-    if p_group.ack_wait_ms not between 1 and 3155760000000 or p_group.max_attempts < 0 or p_group.backoff_initial_ms < 0 or p_group.backoff_max_ms < p_group.backoff_initial_ms then
+    if not millrace_engine.is_duration(p_group.ack_wait_ms / 1000.0) or p_group.ack_wait_ms = 0 or p_group.max_attempts < 0 or p_group.backoff_initial_ms < 0
+            or p_group.backoff_max_ms < p_group.backoff_initial_ms or not millrace_engine.is_duration(p_group.backoff_max_ms / 1000.0) then
         raise exception 'an ack wait of % ms, % attempts and a backoff of % to % ms are not possible', p_group.ack_wait_ms, p_group.max_attempts,
             p_group.backoff_initial_ms, p_group.backoff_max_ms using errcode = 'MR004',
-            hint = 'The ack wait is positive, up to a hundred years, attempts are 0 (no limit) or more, and the longest backoff is at least the first.';
+            hint = 'The ack wait is positive, attempts are 0 (no limit) or more, the longest backoff is at least the first, and both times are up to a hundred years.';
     end if;
     if p_group.failure_policy not in ('Block', 'Park', 'Skip') then
         raise exception 'failure policy % is not known', quote_literal(p_group.failure_policy) using errcode = 'MR004', hint = 'Use Block, Park or Skip.';
@@ -125,9 +126,9 @@ begin
         raise exception 'a Shared group cannot park: it has no order to keep' using errcode = 'MR004',
             hint = 'In a Shared group a failed message waits alone anyway. Leave the policy out, or use mode Ordered.';
     end if;
-    if p_group.lapse_after_seconds < 0 or p_group.lapse_lag < 0 then
+    if not millrace_engine.is_duration(p_group.lapse_after_seconds) or p_group.lapse_lag < 0 then
         raise exception 'a group cannot lapse after % seconds or % messages', p_group.lapse_after_seconds, p_group.lapse_lag using errcode = 'MR004',
-            hint = 'Both are positive, or 0 for never.';
+            hint = 'Both are positive, or 0 for never, and the time is up to a hundred years.';
     end if;
 end $$;
 
@@ -179,24 +180,6 @@ language sql stable
 return a ->> 'from' is not distinct from b ->> 'from'
     and (a ->> 'from' is distinct from 'Position' or (a ->> 'position')::bigint is not distinct from (b ->> 'position')::bigint)
     and (a ->> 'from' is distinct from 'Time' or (a ->> 'time')::timestamptz is not distinct from (b ->> 'time')::timestamptz);
-
--- millrace.create_group(stream, group, mode, start, filter, failure_policy, max_attempts, ack_wait_seconds, position, time, queue_policy) returns integer
--- For users without Kubernetes. Creates the group, or changes what is given of the settings that can change; null leaves a setting as it is, or takes its
--- default. mode is Shared or Ordered; queue_policy is Standard, Short, Singleton or Stately (enqueue.sql); start is Earliest, Latest, Position (with position) or Time (with time). An empty filter, '{}', ends filtering.
--- Raises: as apply_group.
-create or replace function millrace.create_group(p_stream text, p_group text, p_mode text default 'Shared', p_start text default 'Earliest',
-    p_filter jsonb default null, p_failure_policy text default null, p_max_attempts integer default null, p_ack_wait_seconds double precision default null,
-    p_position bigint default null, p_time timestamptz default null, p_queue_policy text default null)
-returns integer
-language sql volatile
-return millrace_engine.apply_group(jsonb_build_object('stream', p_stream, 'name', p_group, 'mode', p_mode,
-    'start', jsonb_strip_nulls(jsonb_build_object('from', p_start, 'position', p_position,
-        'time', to_char(p_time at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'))),
-    'failure_policy', p_failure_policy, 'max_attempts', p_max_attempts, 'ack_wait_ms', case when p_ack_wait_seconds not between -1e15 and 1e15 then 1e18 else p_ack_wait_seconds * 1000 end::bigint,
-    'queue_policy', p_queue_policy)
-    || case when p_filter is null then '{}' else jsonb_build_object('filter', p_filter) end);
-comment on function millrace.create_group(text, text, text, text, jsonb, text, integer, double precision, bigint, timestamptz, text) is
-    'Creates a consumer group of a stream, or changes its settings. Repeating it is harmless.';
 
 -- millrace_engine.drop_group(stream, group) returns void
 -- Removes the group with its deliveries and dead letters, in every priority lane. What it had not settled, and no other group's filter takes, goes to the

@@ -120,6 +120,10 @@ begin
         raise exception 'retention policy % is not known', quote_literal(p_stream.retention_policy) using errcode = 'MR004',
             hint = 'Use Limits, Interest or WorkQueue.';
     end if;
+    if p_stream.max_age_seconds > 0 and not millrace_engine.is_duration(p_stream.max_age_seconds) then
+        raise exception 'a stream cannot keep messages for % seconds', p_stream.max_age_seconds using errcode = 'MR004',
+            hint = 'Use 0, for ever, to 3155760000, a hundred years.';
+    end if;
     if least(p_stream.max_age_seconds, p_stream.max_bytes, p_stream.max_messages) < 0 or p_stream.max_message_bytes <= 0 then
         raise exception 'a limit of a stream cannot be negative' using errcode = 'MR004',
             hint = 'Use 0 for no limit of age, bytes or messages. A message may have at least 1 byte.';

@@ -14,6 +14,13 @@ language sql immutable parallel safe
 return p_seconds between 0 and 3155760000;
 comment on function millrace_engine.is_duration(double precision) is 'Whether so many seconds can be waited.';
 
+-- millrace_engine.milliseconds(seconds) returns bigint
+-- What no bigint can hold becomes more than any time that is_duration takes.
+create or replace function millrace_engine.milliseconds(p_seconds double precision) returns bigint
+language sql immutable parallel safe
+return case when p_seconds not between -1e15 and 1e15 then 1e18 else p_seconds * 1000 end::bigint;
+comment on function millrace_engine.milliseconds(double precision) is 'Seconds in milliseconds, rounded.';
+
 -- millrace_engine.table_name(name, example) returns text
 -- The name of a table as it was written, with quotes where they are needed, so that it can stand in a statement.
 -- Raises: MR004 it is none.
