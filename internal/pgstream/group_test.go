@@ -213,3 +213,30 @@ func TestTheFirstOfTwoOwnersWins(t *testing.T) {
 		rollback(e, b)
 	}
 }
+
+// A poll of a paused group is over before anybody asks how far reading is safe, which may take milliseconds.
+func TestAPausedGroupsPollDoesNotLookForTheHorizon(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	modes := map[string]pgstream.Mode{"shared": pgstream.ModeShared, "ordered": pgstream.ModeOrdered}
+	for group, mode := range modes {
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: group, Mode: mode})
+		e.publish("orders", 3)
+		e.run("select millrace.ack(claim) from (select distinct claim from millrace.receive('orders', $1, 'm')) x", group)
+	}
+	e.run("select millrace.create_group('orders', g, p_paused => true) from unnest(array['shared', 'ordered']) g")
+	e.publish("orders", 3)
+	for _, function := range []string{"horizon", "horizon_from"} {
+		e.run(`do $$ begin execute replace(pg_get_functiondef('millrace_engine.` + function + `'::regproc), 'begin', 'begin raise exception ''looked for the horizon'';'); end $$`)
+	}
+	for group := range modes {
+		if n := one[int](e, "select count(*) from millrace.receive('orders', $1, 'm')", group); n != 0 {
+			t.Errorf("the paused group %s got %d messages", group, n)
+		}
+		e.run("select millrace.create_group('orders', $1, p_paused => false)", group)
+		if _, err := e.Exec(e.ctx, "select millrace.receive('orders', $1, 'm')", group); err == nil || !strings.Contains(err.Error(), "looked for the horizon") {
+			t.Errorf("%s: %v; this test does not see who looks for the horizon", group, err)
+		}
+	}
+}

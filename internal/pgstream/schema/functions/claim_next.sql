@@ -31,7 +31,7 @@ begin
             and pg_current_xact_id_if_assigned() is null
             and (p_ack is null or p_ack ~ '^[0-9]+\.[0-9]+\.[0-9]+\.[0-9]+$' and (length(p_ack) < 25 or p_ack !~ '[0-9]{19}')) then
         if p_ack is null then
-            select x.id, x.lane_id into group_, lane_ from millrace_engine.consumer_group x where x.stream_id = p_stream and x.name = p_group;
+            select x.id, x.lane_id into group_, lane_ from millrace_engine.consumer_group x where x.stream_id = p_stream and x.name = p_group and not x.paused;
         else
             group_ := split_part(p_ack, '.', 1);
             lane_ := split_part(p_ack, '.', 2);
