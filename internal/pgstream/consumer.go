@@ -316,10 +316,14 @@ func (c *Consumer) Extend(ctx context.Context, token string, d time.Duration) (t
 	return ends, c.wrap("extend", err)
 }
 
-// Leave gives up membership and everything still held, so that other members take over at once. Call it after the last settle.
+// Leave gives up membership and everything still held, so that other members take over at once. Call it after the last settle. When the group was
+// dropped meanwhile, there is nothing to leave, and that is no error.
 func (c *Consumer) Leave(ctx context.Context) error {
 	_, err := c.pool.Exec(ctx, "select millrace.leave($1, $2, $3)", c.cfg.Stream, c.cfg.Group, c.cfg.Member)
-	return c.wrap("leave", err)
+	if err := c.wrap("leave", err); !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return nil
 }
 
 func (c *Consumer) settle(ctx context.Context, verb, sql string, args ...any) error {

@@ -214,6 +214,31 @@ func TestTheFirstOfTwoOwnersWins(t *testing.T) {
 	}
 }
 
+func TestLeavingIsHarmlessForWhoIsNoMember(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	for _, mode := range []pgstream.Mode{pgstream.ModeShared, pgstream.ModeOrdered} {
+		group := strings.ToLower(string(mode))
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: group, Mode: mode})
+		e.publish("orders", 3)
+		held := mustReceive(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: group, Member: "m"}))
+		e.run("select millrace.leave('orders', $1, 'somebody'), millrace.leave('orders', $1, null)", group)
+		e.run("select millrace.extend($1, 60)", held.Token) // nothing of others has ended
+		leaving := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: group, Member: "m"})
+		must(t, leaving.Leave(e.ctx))
+		must(t, leaving.Leave(e.ctx))
+		if _, err := e.Exec(e.ctx, "select millrace.extend($1, 60)", held.Token); sqlState(err) != "MR001" {
+			t.Errorf("%s: a claim of the member that has left: %v; want MR001", mode, err)
+		}
+		must(t, pgstream.DropGroup(e.ctx, e, "orders", group, pgstream.Owner{}))
+		must(t, leaving.Leave(e.ctx)) // there is nothing to leave
+		if _, err := e.Exec(e.ctx, "select millrace.leave('orders', $1, 'm')", group); sqlState(err) != "MR002" || hint(err) == "" {
+			t.Errorf("%s: leaving an unknown group: %v; want MR002 and a hint", mode, err)
+		}
+	}
+}
+
 // A poll of a paused group is over before anybody asks how far reading is safe, which may take milliseconds.
 func TestAPausedGroupsPollDoesNotLookForTheHorizon(t *testing.T) {
 	t.Parallel()

@@ -1,6 +1,8 @@
 -- millrace.leave(stream, group, member) returns void
 -- Ends a membership: open claims of the member go back at once without counting an attempt, and in an Ordered group its partitions are
--- free for others. What it is settling this moment is left to that transaction. Covers the priority lanes. Harmless when there is no such member.
+-- free for others. What it is settling this moment is left to that transaction. Covers the priority lanes. Harmless when there is no such member,
+-- as after a second call, or when the group has given its place away. A group that is unknown is an error, or a misspelt one would go unseen until the leases end.
+-- Raises: MR002 no such stream or group.
 create or replace function millrace.leave(p_stream text, p_group text, p_member text) returns void
 language plpgsql volatile as $$
 declare
@@ -9,6 +11,7 @@ declare
     o millrace_engine.claim;
     held bigint;
 begin
+    perform millrace_engine.need_group(p_stream, p_group);
     for g in select x.* from millrace_engine.groups_of(p_stream, p_group) x loop
         perform pg_advisory_xact_lock(536870912 + g.id, 0);
         for l in select x.id, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and not f.idle loop
