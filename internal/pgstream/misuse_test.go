@@ -47,7 +47,7 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 		of[name] = map[string]string{"p_stream": "'runs'", "p_from": "'-'"}
 	}
 	strange := map[string][]string{
-		"text":                     {"null", "''", "'nope'", "repeat('x', 3000)"},
+		"text":                     {"null", "''", "'nope'", "(select string_agg(md5(n::text), '') from generate_series(1, 300) n)"},
 		"integer":                  {"null", "-1", "0", "2147483647"},
 		"bigint":                   {"null", "-1", "0", "9223372036854775807"},
 		"double precision":         {"null", "-1", "'NaN'", "1e300", "'-Infinity'"},
@@ -56,7 +56,7 @@ func TestWhateverIsPassedIsAnsweredInWords(t *testing.T) {
 		"boolean":                  {"null", "true"},
 		"timestamp with time zone": {"null", "'infinity'", "'-infinity'"},
 		"bigint[]":                 {"null", "'{}'", "'{null}'", "'{-1}'", "'{{1,2},{3,4}}'"},
-		"text[]":                   {"null", "'{}'", "'{null}'", "'{{a,b},{c,d}}'"},
+		"text[]":                   {"null", "'{}'", "'{null}'", "'{{a,b},{c,d}}'", "array[(select string_agg(md5(n::text), '') from generate_series(1, 300) n)]"},
 		"jsonb[]":                  {"null", "'{}'", "'{null}'", "'{{1,2},{3,4}}'"},
 		"bytea[]":                  {"null", "'{}'", "'{null}'", "'{{a,b},{c,d}}'"},
 	}
@@ -162,5 +162,49 @@ func TestALongKeyDoesNotKeepAQueueFromReceiving(t *testing.T) {
 	}
 	if n := one[int](e, "select max(length(key)) from millrace_engine.delivery"); n != 9600 {
 		t.Errorf("the longest key that was kept has %d characters, want 9600", n)
+	}
+}
+
+// Whatever is put into an index has a limit, which is told in words. A plain INSERT into an event store is PostgreSQL's own affair.
+func TestTextsThatAreTooLongForAnIndexAreRefusedInWords(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.run("select millrace.create_stream('carts', p_versions => true), millrace.create_stream('runs', p_frames => '{}'), millrace.create_stream('orders')")
+	e.run("create function evolve(jsonb, jsonb, jsonb) returns jsonb language sql return $2")
+	e.run("create function longest(n integer) returns text language sql return left((select string_agg(md5(n::text), '') from generate_series(1, 300) n), n)")
+	e.run(`select millrace.create_group('carts', 'documents', 'Ordered'), millrace.create_group('orders', 'lanes', 'Ordered'), millrace.create_group('orders', 'all'),
+		millrace.create_projection('carts', 'by_name', 'evolve', 'by_name', array['name'], 'documents')`)
+	e.run("select millrace.publish('orders', '{}', longest(3000))")
+	e.run("select millrace.dead_letter(claim, array[position], 'unwanted') from millrace.receive('orders', 'all', 'm')")
+	e.run("insert into millrace.carts (key, payload, version) values ('k', jsonb_build_object('name', longest(3000)), 1)")
+	conn := e.connect()
+	for _, call := range []string{
+		"millrace.append('carts', %s, array['{}']::jsonb[])",
+		"millrace.publish('carts', '{}', %s)",
+		"millrace.publish('carts', '{}', %s, p_delay_seconds => 60)",
+		"millrace.publish('carts', '{}', %s, p_dedupe_key => 'd')",
+		"millrace.publish_batch('carts', array['{}', '{}']::jsonb[], array['k', %s])",
+		"millrace.publish_batch('carts', array['{}']::jsonb[], array[%s], p_delay_seconds => 60)",
+		"millrace.receive('orders', 'lanes', %s)",
+		"millrace.append_frame('runs', left(%s, 1025), '{}')",
+		"millrace.wait_for_frames('runs', left(%s, 1025))",
+	} {
+		for length, want := range map[int]string{2048: "", 2049: "MR004"} {
+			if strings.Contains(call, "1025") {
+				want = "MR004"
+			}
+			tx, err := conn.Begin(e.ctx)
+			must(t, err)
+			_, err = tx.Exec(e.ctx, "select "+fmt.Sprintf(call, fmt.Sprintf("longest(%d)", length)))
+			if sqlState(err) != want || want != "" && hint(err) == "" {
+				t.Errorf("%s with %d bytes: %v, hint %q; want %q", call, length, err, hint(err), want)
+			}
+			must(t, tx.Rollback(e.ctx))
+		}
+	}
+	for _, call := range []string{"millrace.redrive('orders', 'all', p_to => 'carts')", "millrace.project('carts', 'documents', array[1])", "millrace.rebuild_projection('carts', 'by_name')"} {
+		if _, err := e.Exec(e.ctx, "select "+call); sqlState(err) != "MR004" || hint(err) == "" {
+			t.Errorf("%s: %v, hint %q; want MR004 and a hint", call, err, hint(err))
+		}
 	}
 }

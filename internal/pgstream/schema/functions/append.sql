@@ -8,8 +8,8 @@
 -- Order:  of one key, versions, positions and commits are in one order.
 -- Locks:  the key's row of millrace_engine.entity until the end of the transaction, before the position is allocated, so that who waits holds no reader back. Transactions
 --         that append to several keys should do it in the order of the keys: two that cross end in a deadlock error for one.
--- Raises: MR011 the version is another, with the present one as the error's detail; nothing is appended. MR002 no such stream; MR004 a stream without versions, no key, no
---         payload, a key of a tenant that the stream does not have (tenant.sql), or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
+-- Raises: MR011 the version is another, with the present one as the error's detail; nothing is appended. MR002 no such stream; MR004 a stream without versions, no key or
+--         one of more than 2,048 bytes, no payload, a key of a tenant that the stream does not have (tenant.sql), or as publish; 40001 in REPEATABLE READ and SERIALIZABLE when the key has changed since the snapshot.
 -- Cost:   in a stream without tenants two statements: one finds the stream, compares and advances, the other inserts. Whatever is refused goes a longer way, which says what
 --         is wrong.
 create or replace function millrace.append(p_stream text, p_key text, p_payloads jsonb[], p_expected_version bigint default null,
@@ -26,8 +26,9 @@ declare
     positions bigint[];
     tenant text;
 begin
-    if p_key is null or p_key = '' then
-        raise exception 'an append needs a key' using errcode = 'MR004', hint = 'Pass the id of the entity whose history it is.';
+    if (p_key <> '' and octet_length(p_key) <= millrace_engine.longest_key()) is not true then
+        raise exception 'an append needs a key of 1 to % bytes', millrace_engine.longest_key() using errcode = 'MR004',
+            hint = 'Pass the id of the entity whose history it is.';
     end if;
     if n = 0 or n > 10000 then
         raise exception 'cannot append % messages at once', n using errcode = 'MR004', hint = 'Append 1 to 10000; several calls in one transaction are as atomic as one.';
@@ -96,6 +97,19 @@ begin
 end $$;
 comment on function millrace.append(text, text, jsonb[], bigint, jsonb[]) is
     'Appends messages to the history of one key of a stream with versions, if the key has the expected version.';
+
+-- millrace_engine.check_entity_keys(keys) returns void
+-- In a stream with versions every key is in an index, also that of a message that is published and has no version.
+-- Raises: MR004 a key that does not fit.
+create or replace function millrace_engine.check_entity_keys(p_keys text[]) returns void
+language plpgsql immutable as $$
+begin
+    if exists (select from unnest(p_keys) k where octet_length(k) > millrace_engine.longest_key()) then
+        raise exception 'a key of a stream with versions cannot have more than % bytes', millrace_engine.longest_key() using errcode = 'MR004',
+            hint = 'Use a shorter one, such as a hash, or a stream without versions.';
+    end if;
+end $$;
+comment on function millrace_engine.check_entity_keys(text[]) is 'Raises when a key is too long for a stream with versions.';
 
 -- millrace_engine.append_template(key, payloads, headers, first version) returns bigint
 -- Copied once per stream with versions (install_functions.sql). Inserts, runs the stream's inline projections, and returns the positions.

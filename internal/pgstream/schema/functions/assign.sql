@@ -3,6 +3,7 @@
 -- lanes nearer to a fair share: the live members, in the order they joined, each get an equal run of partitions. A lane is split, merged
 -- or handed over only while none of its claims is open, so there is no moment at which two members hold one key, and nobody else stops.
 -- A lane of a dead member is taken over with its open claim; receive fences that claim before it delivers again.
+-- Raises: MR004 a name that is too long for an index.
 create or replace function millrace_engine.assign(p_group integer, p_member text, p_partitions integer, p_now timestamptz, p_lease_ms bigint)
 returns void
 language plpgsql volatile as $$
@@ -17,6 +18,10 @@ declare
     left_high smallint;
     left_frontier bigint;
 begin
+    if octet_length(p_member) > millrace_engine.longest_key() then
+        raise exception 'a member of an Ordered group cannot have a name of more than % bytes', millrace_engine.longest_key() using errcode = 'MR004',
+            hint = 'Pass a short name that is unique per process.';
+    end if;
     update millrace_engine.member m set expires_at = p_now + make_interval(secs => p_lease_ms / 1000.0)
         where m.group_id = p_group and m.name = p_member and m.expires_at < p_now + make_interval(secs => p_lease_ms / 2000.0);
     insert into millrace_engine.member (group_id, name, expires_at)

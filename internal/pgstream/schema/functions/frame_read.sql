@@ -128,14 +128,14 @@ comment on function millrace_engine.read_frames_template(text, bigint, bigint, i
 -- Asks whoever appends frames to the key to notify for the next ten seconds, and returns the payload that these notifications have, on the channel millrace.
 -- Call it again before the time is over, and look for frames after it: those that were appended before it has committed are not announced.
 -- Cost:   a look at one row; it is written at most every five seconds.
--- Raises: MR002 no such stream; MR004 no key.
+-- Raises: MR002 no such stream; MR004 no key, or one that is too long for frames.
 create or replace function millrace.wait_for_frames(p_stream text, p_key text) returns text
 language plpgsql volatile as $$
 declare
     stream constant integer := millrace_engine.stream_id(p_stream);
 begin
-    if p_key is null then
-        raise exception 'frames are waited for by key' using errcode = 'MR004', hint = 'Pass the key that they are appended to.';
+    if (octet_length(p_key) between 1 and 1024) is not true then
+        raise exception 'frames have a key of 1 to 1024 bytes' using errcode = 'MR004', hint = 'Pass the key that they are appended to.';
     end if;
     if not exists (select from millrace_engine.frame_waiter w where w.stream_id = stream and w.key = p_key and w.until > clock_timestamp() + interval '5 seconds') then
         insert into millrace_engine.frame_waiter as w (stream_id, key, until) values (stream, p_key, clock_timestamp() + interval '10 seconds')

@@ -31,6 +31,9 @@ begin
         end if;
         source := replace(source, '_template', '_' || p_stream);
         source := millrace_engine.each_ring(source);
+        if s.versions then
+            source := replace(source, '-- with versions: ', '');
+        end if;
         if s.payload_type = 'Bytes' then
             source := replace(source, '/* json, bytes */ m.payload, null::bytea', 'null::jsonb, m.payload');
         end if;

@@ -103,6 +103,9 @@ declare
 begin
     s := millrace_engine.check_publish(p_stream, p_type, p_size, p_headers);
     target := s.id;
+    if s.versions then
+        perform millrace_engine.check_entity_keys(array[p_key]);
+    end if;
     if p_priority <> 0 then
         target := millrace_engine.priority_stream(p_stream, p_priority);
     end if;

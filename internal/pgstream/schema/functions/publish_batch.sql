@@ -63,6 +63,9 @@ begin
     end if;
     s := millrace_engine.check_publish(p_stream, p_type, case when array_position(p_payloads, null) is null then p_largest end, bad);
     target := s.id;
+    if s.versions then
+        perform millrace_engine.check_entity_keys(p_keys);
+    end if;
     if p_priority <> 0 then
         target := millrace_engine.priority_stream(p_stream, p_priority);
     end if;

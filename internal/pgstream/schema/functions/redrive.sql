@@ -169,6 +169,9 @@ begin
         raise exception 'stream "%" has payloads of type %, and "%" of type %', source.name, source.payload_type, target.name, target.payload_type
             using errcode = 'MR004', hint = 'Redrive to a stream with the same payload type.';
     end if;
+    if target.versions then
+        perform millrace_engine.check_entity_keys(array(select d.key from millrace_engine.dead_letter d where d.id = any (p_ids)));
+    end if;
     payload := case source.payload_type when 'JSON' then 'payload' else 'payload_bytes' end;
     execute format('select max(pg_column_size(d.%I)) from millrace_engine.dead_letter d where d.id = any ($1)', payload) into largest using p_ids;
     if largest > target.max_message_bytes then
