@@ -8,7 +8,7 @@ create or replace function millrace_engine.apply_stream(p_spec jsonb) returns in
 language plpgsql volatile
 set client_min_messages = warning as $$
 declare
-    spec constant jsonb := jsonb_strip_nulls(p_spec) - '{id,incarnation,parent_id,priority,first_position,segment_started_at,created_at,has_tenants}'::text[];
+    spec constant jsonb := jsonb_strip_nulls(p_spec) - '{id,parent_id,priority,first_position,segment_started_at,created_at,has_tenants}'::text[];
     s millrace_engine.stream;
     wanted millrace_engine.stream;
     step record;

@@ -49,7 +49,7 @@ begin
             update millrace_engine.lane x set member = null where x.id = l.id;
             left_id := null;
         elsif l.free and l.slot_low < mine_high and l.slot_high > mine_low then
-            update millrace_engine.lane x set member = p_member, epoch = x.epoch + 1 where x.id = l.id;
+            update millrace_engine.lane x set member = p_member where x.id = l.id;
             left_id := null;
         elsif l.mine and l.idle and left_id is not null and left_high = l.slot_low and left_frontier = l.frontier and l.settled is null then
             -- Two idle neighbours of one member at one place: read them as one.
@@ -134,8 +134,7 @@ language plpgsql volatile as $$
 declare
     result bigint;
 begin
-    insert into millrace_engine.lane (group_id, slot_low, slot_high, member, epoch)
-        values (p_group, p_low, p_high, p_member, (p_member is not null)::integer) returning id into result;
+    insert into millrace_engine.lane (group_id, slot_low, slot_high, member) values (p_group, p_low, p_high, p_member) returning id into result;
     if exists (select from millrace_engine.consumer_group x where x.id = p_group and x.mode = 'Shared') then  -- members, who split Ordered lanes, may not
         update millrace_engine.consumer_group x set lane_id = result where x.id = p_group;
     end if;
