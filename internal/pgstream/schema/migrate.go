@@ -316,7 +316,11 @@ func grants(role string) []string {
 		"grant insert, update on millrace_engine.entity to " + to,
 		"grant insert on millrace_engine.live_frame, millrace_engine.live_frame_0, millrace_engine.live_frame_1 to " + to,
 		"grant insert, update on millrace_engine.frame_summary, millrace_engine.frame_waiter to " + to,
-		"grant usage, select on all sequences in schema millrace_engine to " + to,
+		// Looking at them is what consuming needs. Those that a stream's publishers move are granted with the stream (stream_repairs.sql).
+		"grant select on all sequences in schema millrace_engine to " + to,
+		"grant usage on sequence millrace_engine.memory_token to " + to,
+		// Version 1 let the role move them, and whoever moves a ring by hand loses what is in it.
+		"revoke usage on sequence millrace_engine.ring, millrace_engine.live_frame_ring, millrace_engine.live_frame_kept from " + to,
 	}
 }
 

@@ -348,6 +348,10 @@ func TestTheRuntimeRoleCanPublishAndConsumeAndNothingElse(t *testing.T) {
 	run(t, app, "select millrace_engine.wait_for(array[1, 2, 3])")
 	run(t, app, "select millrace.publish('orders', '{}')") // now that somebody waits
 	run(t, app, "listen millrace")
+	// What was lost is granted again with what is made anew.
+	run(t, owner, "drop sequence millrace_engine.state_1, millrace_engine.notified_1")
+	run(t, owner, "select millrace.create_stream('before')")
+	run(t, app, "select millrace.publish('before', '{}')")
 
 	for _, sql := range []string{
 		"create table millrace.mine (n int)",
@@ -357,6 +361,8 @@ func TestTheRuntimeRoleCanPublishAndConsumeAndNothingElse(t *testing.T) {
 		"drop table millrace.orders",
 		"truncate millrace.orders",
 		"truncate millrace_engine.claim_0",
+		"select nextval('millrace_engine.ring')",
+		"select nextval('millrace_engine.live_frame_ring')",
 		"alter table millrace.orders add column x int",
 		"alter table millrace.orders disable trigger publish_guard",
 		"alter sequence millrace_engine.position_1 cache 20",

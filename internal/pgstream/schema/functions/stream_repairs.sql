@@ -173,6 +173,8 @@ begin
 
     if runtime is not null and (parent is null or not has_any_column_privilege(runtime, parent, 'insert')
             or not has_table_privilege(runtime, parent, 'select')
+            or exists (select from unnest(array['position', 'state', 'notified'] || case when s.frames is not null then array['high'] else '{}' end) q
+                where has_sequence_privilege(runtime, to_regclass(format('millrace_engine.%s_%s', q, p_stream)), 'usage') is not true)
             or s.versions and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'version' and has_column_privilege(runtime, parent, a.attnum, 'insert'))
             or s.frames is not null and not exists (select from pg_attribute a where a.attrelid = parent and a.attname = 'frame' and has_column_privilege(runtime, parent, a.attnum, 'insert'))) then
         target := quote_ident(runtime);
