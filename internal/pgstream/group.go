@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"reflect"
 	"slices"
 	"strconv"
@@ -122,8 +121,7 @@ func (g GroupSpec) spec() map[string]any {
 		"queue_policy":       orDefault(g.QueuePolicy, QueueStandard),
 		"paused":             g.Paused,
 		"filter":             nil,
-		// Rounded up, because zero would mean never.
-		"lapse_after_seconds": int64(math.Ceil(g.LapseAfter.Seconds())),
+		"lapse_after_seconds": wholeSeconds(g.LapseAfter),
 		"lapse_lag":           g.LapseLag,
 	}
 	if !g.Filter.isZero() {

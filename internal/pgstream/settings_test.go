@@ -197,6 +197,22 @@ func TestASettingThatIsLeftOutStaysAsItIs(t *testing.T) {
 	}
 }
 
+func TestAFractionOfASecondIsNotForEver(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	plan, err := pgstream.PlanStream(e.ctx, e, pgstream.StreamSpec{Name: "orders", Retention: pgstream.Retention{MaxAge: time.Millisecond}, DedupeWindow: time.Millisecond})
+	must(t, err)
+	must(t, pgstream.ApplyStream(e.ctx, e, plan))
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", LapseAfter: time.Millisecond})
+	stream, err := pgstream.DescribeStream(e.ctx, e, "orders")
+	must(t, err)
+	group, err := pgstream.DescribeGroup(e.ctx, e, "orders", "g")
+	must(t, err)
+	if stream.Spec.Retention.MaxAge != time.Second || stream.Spec.DedupeWindow != time.Second || group.Spec.LapseAfter != time.Second {
+		t.Errorf("a millisecond became %s, %s and %s; want a second", stream.Spec.Retention.MaxAge, stream.Spec.DedupeWindow, group.Spec.LapseAfter)
+	}
+}
+
 // Whatever a resource can declare, SQL can: no setting of a specification is left at its zero value by these two calls.
 func TestEverySettingIsAParameterInSQL(t *testing.T) {
 	t.Parallel()

@@ -42,7 +42,7 @@ const (
 // Retention limits what a stream keeps. A zero limit means no limit.
 type Retention struct {
 	Policy      RetentionPolicy
-	MaxAge      time.Duration
+	MaxAge      time.Duration // in seconds
 	MaxBytes    int64
 	MaxMessages int64
 }
@@ -119,11 +119,11 @@ func (s StreamSpec) spec() map[string]any {
 	m := map[string]any{
 		"name":                  s.Name,
 		"retention_policy":      orDefault(s.Retention.Policy, RetentionLimits),
-		"max_age_seconds":       int64(s.Retention.MaxAge.Seconds()),
+		"max_age_seconds":       wholeSeconds(s.Retention.MaxAge),
 		"max_bytes":             s.Retention.MaxBytes,
 		"max_messages":          s.Retention.MaxMessages,
 		"max_message_bytes":     orDefault(s.MaxMessageBytes, 1<<20),
-		"dedupe_window_seconds": int64(math.Ceil(max(orDefault(s.DedupeWindow, 2*time.Minute), 0).Seconds())),
+		"dedupe_window_seconds": wholeSeconds(max(orDefault(s.DedupeWindow, 2*time.Minute), 0)),
 	}
 	put(m, "partitions", s.Partitions)
 	put(m, "payload_type", s.PayloadType)
@@ -134,6 +134,9 @@ func (s StreamSpec) spec() map[string]any {
 	put(m, "owner", s.Owner)
 	return m
 }
+
+// wholeSeconds rounds up, because zero would mean without a limit, or never.
+func wholeSeconds(d time.Duration) int64 { return int64(math.Ceil(d.Seconds())) }
 
 // put sets m[name] unless v is zero.
 func put[T comparable](m map[string]any, name string, v T) {
