@@ -80,7 +80,7 @@ func translate(err error) error {
 	case "26000", "42P05": // invalid_sql_statement_name, duplicate_prepared_statement
 		return fmt.Errorf("%w. If the connection goes through a transaction-pooling proxy, add default_query_exec_mode=cache_describe "+
 			"to its connection string", err)
-	case "23502", "23514", "22P02", "22023": // a value that a constraint or a type refuses
+	case "23502", "23514", "22P02", "22023", "54000": // a value that a constraint or a type refuses, or that does not fit into an index
 		return fmt.Errorf("%w: %s", ErrRefused, text)
 	}
 	return err

@@ -165,7 +165,7 @@ func TestALongKeyDoesNotKeepAQueueFromReceiving(t *testing.T) {
 	}
 }
 
-// Whatever is put into an index has a limit, which is told in words. A plain INSERT into an event store is PostgreSQL's own affair.
+// Whatever is put into an index has a limit, which is told in words. A plain INSERT into an event store is answered in PostgreSQL's.
 func TestTextsThatAreTooLongForAnIndexAreRefusedInWords(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -206,5 +206,9 @@ func TestTextsThatAreTooLongForAnIndexAreRefusedInWords(t *testing.T) {
 		if _, err := e.Exec(e.ctx, "select "+call); sqlState(err) != "MR004" || hint(err) == "" {
 			t.Errorf("%s: %v, hint %q; want MR004 and a hint", call, err, hint(err))
 		}
+	}
+	key := one[string](e, "select longest(3000)")
+	if _, err := pgstream.Publish(e.ctx, e, "carts", pgstream.NewMessage{Key: &key, Payload: []byte("{}")}); !errors.Is(err, pgstream.ErrRefused) {
+		t.Errorf("a plain INSERT: %v; want ErrRefused", err)
 	}
 }

@@ -3,7 +3,7 @@
 -- What is below the trim mark goes whatever the policy; under Interest and WorkQueue a group that has lapsed keeps nothing (lapse.sql).
 -- Locks:  the stream's row, so that no group begins at what is removed meanwhile; the segments that it removes, for a moment.
 -- A segment that somebody is busy with is left to a later round.
--- Raises: 55P03 when the stream's row is busy; call it again later.
+-- Raises: MR003 isolation level; 55P03 when the stream's row is busy: call it again later.
 create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
 language plpgsql volatile
 set lock_timeout = '50ms' as $$

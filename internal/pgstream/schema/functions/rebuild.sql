@@ -39,7 +39,8 @@ declare
     g text;
 begin
     if current_setting('transaction_isolation') <> 'read committed' then
-        perform millrace_engine.refuse_isolation();
+        raise exception 'documents are rebuilt at isolation level read committed, not %', current_setting('transaction_isolation') using errcode = 'MR003',
+            hint = 'An older snapshot does not see all messages up to the horizon.';
     end if;
     if p_max is null or p_max not between 1 and 100000 then
         raise exception 'cannot rebuild % messages at once', coalesce(p_max::text, 'null') using errcode = 'MR004', hint = 'Pass 1 to 100000.';

@@ -1,4 +1,4 @@
--- millrace_engine.take_over(lane, mode, newest row, max, now, out taken, out aside, out blocked, out next_check)
+-- millrace_engine.take_over(lane, mode, floor, stragglers, max, now, out taken, out aside, out blocked, out next_check)
 -- Looks at the lane's open claims, under the group's receive lock, and takes over one whose lease has ended: `taken` is that claim, to be handed
 -- out again. In a Shared group a claim that expired twice, or is larger than max, is set aside as single deliveries instead (`aside`). `blocked` says
 -- that a claim is still held by somebody; `next_check` is when the next one ends.
