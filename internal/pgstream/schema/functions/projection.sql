@@ -252,21 +252,19 @@ begin
     end loop;
 end $$;
 
--- millrace_engine.check_document_key(key) returns void
--- Raises: MR004 it is too long for an index.
-create or replace function millrace_engine.check_document_key(p_key text) returns void
+-- millrace_engine.refuse_document_key() returns void
+-- Raises: MR004, always.
+create or replace function millrace_engine.refuse_document_key() returns void
 language plpgsql immutable as $$
 begin
-    if octet_length(p_key) > millrace_engine.longest_key() then
-        raise exception 'a document cannot have a key of more than % bytes', millrace_engine.longest_key() using errcode = 'MR004',
-            hint = 'Leave such messages out with a filter of the group, or give the projection a document id that is shorter.';
-    end if;
+    raise exception 'a document cannot have a key of more than % bytes', millrace_engine.longest_key() using errcode = 'MR004',
+        hint = 'Leave such messages out with a filter of the group, or give the projection a document id that is shorter.';
 end $$;
-comment on function millrace_engine.check_document_key(text) is 'Raises when a key is too long for a table of documents.';
+comment on function millrace_engine.refuse_document_key() is 'Raises that a key is too long for a table of documents.';
 
 -- millrace_engine.project_documents(projection, keys, payloads, headers) returns void
 -- Locks:  the documents' rows. Two that make the same new document meet at its key, and the second goes on from what the first has written.
--- Raises: as check_document_key; what the function raises.
+-- Raises: MR004 a key that is too long for an index; what the function raises.
 create or replace function millrace_engine.project_documents(p millrace_engine.projection, p_keys text[], p_payloads jsonb[], p_headers jsonb[]) returns void
 language plpgsql volatile as $$
 declare
@@ -276,7 +274,9 @@ declare
     n integer;
 begin
     for c in select * from millrace_engine.changes(p.document_id, p_keys, p_payloads, p_headers) loop
-        perform millrace_engine.check_document_key(c.id);
+        if octet_length(c.id) > millrace_engine.longest_key() then
+            perform millrace_engine.refuse_document_key();
+        end if;
         loop
             execute format('select document, version from %s where key = $1 for update', p.documents) into old using c.id;
             new := millrace_engine.evolve(p.function, c.payloads, c.headers, old.document, old.version);

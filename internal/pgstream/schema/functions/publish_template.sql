@@ -7,7 +7,7 @@ language plpgsql volatile as $$
 declare
     result bigint;
 begin
-    -- with versions: perform millrace_engine.check_entity_keys(array[p_key]);
+    -- with versions: if octet_length(p_key) > millrace_engine.longest_key() then perform millrace_engine.check_entity_keys(array[p_key]); end if;
     insert into millrace.stream_template (key, headers, payload) values (p_key, p_headers, p_payload) returning "position" into result;
     return result;
 end $$;

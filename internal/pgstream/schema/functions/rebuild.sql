@@ -132,7 +132,9 @@ begin
                 case when p.next_group_id is null then 'm.version is not null' else 'millrace_engine.matches($4, m.key, m.headers)' end)
             into m using rebuilt, p_to, least(chunk, p_max - messages), filter;
         for c in select * from millrace_engine.changes(p.next_document_id, m.keys, m.payloads, m.headers) loop
-            perform millrace_engine.check_document_key(c.id);
+            if octet_length(c.id) > millrace_engine.longest_key() then
+                perform millrace_engine.refuse_document_key();
+            end if;
             select b.document, b.version into old from millrace_engine.building b where b.projection_id = p.id and b.key = c.id;
             new := millrace_engine.evolve(p.next_function, c.payloads, c.headers, old.document, old.version);
             if new.document is null then
