@@ -35,6 +35,9 @@ type Reader struct {
 
 	next int64 // where the next read begins: behind the last message seen, and never at the horizon
 	safe int64 // a horizon that a read was told; what it covers is read without computing another
+	// On which connection it was told. While that lives, the server has not crashed: one that did may hand out positions again that it had not made durable. The pool may replace
+	// connections that a crash has ended without anybody hearing of it.
+	told *pgx.Conn
 }
 
 // NewReader returns a reader whose first message is the first at or above position from, or as ReadFirst and ReadNext say. listener may be nil:
@@ -91,8 +94,13 @@ func (r *Reader) Next(ctx context.Context, maximum int) ([]Message, error) {
 func (r *Reader) TryNext(ctx context.Context, maximum int) ([]Message, error) {
 	ctx, cancel := limited(ctx, r.CallTimeout)
 	defer cancel()
+	conn, err := r.pool.Acquire(ctx)
+	if err != nil {
+		return nil, r.wrap(err)
+	}
+	defer conn.Release()
 	var safe *int64
-	if r.safe >= r.next {
+	if r.safe >= r.next && r.told == conn.Conn() {
 		safe = &r.safe
 	}
 	var messages []Message
@@ -108,11 +116,6 @@ func (r *Reader) TryNext(ctx context.Context, maximum int) ([]Message, error) {
 		return err
 	})
 	batch.Queue("commit")
-	conn, err := r.pool.Acquire(ctx)
-	if err != nil {
-		return nil, r.wrap(err)
-	}
-	defer conn.Release()
 	if err := conn.SendBatch(ctx, batch).Close(); err != nil {
 		if conn.Conn().PgConn().TxStatus() == 'E' {
 			// The batch stopped before its commit. A pool closes connections that come back like that, and being out of range is normal.
@@ -122,13 +125,13 @@ func (r *Reader) TryNext(ctx context.Context, maximum int) ([]Message, error) {
 	}
 	if len(messages) > 0 {
 		r.next = messages[len(messages)-1].Position + 1
-		r.safe = horizon
+		r.safe, r.told = horizon, conn.Conn()
 	}
 	return messages, nil
 }
 
 func (r *Reader) wrap(err error) error {
-	r.safe = 0 // a server that crashed may hand out positions again that it had not made durable
+	r.told = nil
 	var pg *pgconn.PgError
 	if errors.As(err, &pg) && (pg.Code == "42883" || pg.Code == "42P01") {
 		return fmt.Errorf("read stream %q: it was dropped: %w", r.name, ErrNotFound)

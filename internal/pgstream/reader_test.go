@@ -270,6 +270,50 @@ func TestAReaderWaitsForWhatComesNext(t *testing.T) {
 	}
 }
 
+// A crash may forget that positions were handed out, with transactions that nobody waited for, and then they are handed out again. A reader that knew an old horizon
+// goes on behind the last message that it saw, and looks at the publishers' locks again, whether it hears of the crash or its pool has replaced the connections before.
+func TestAReaderForgetsItsHorizonWithACrash(t *testing.T) {
+	t.Parallel()
+	for name, crash := range map[string]func(e *engine){
+		"that it hears of": func(e *engine) {
+			exec(e, e.connect(), "select pg_terminate_backend(pid, 60000) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()")
+		},
+		"that only its pool has noticed": func(e *engine) { e.Reset() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.stream("orders")
+			e.publish("orders", 5)
+			tx := e.begin()
+			for range 3 {
+				publishIn(e, tx, "orders")
+			}
+			rollback(e, tx)
+			r := e.reader(1)
+			got, err := r.Next(e.ctx, 10)
+			must(t, err)
+			same(t, "before", read(got), []int64{1, 2, 3, 4, 5}) // and the horizon is 8
+			crash(e)
+			exec(e, e.connect(), "select setval('millrace_engine.position_1', 5)")
+			late, other := e.begin(), e.begin()
+			publishIn(e, late, "orders")
+			publishIn(e, other, "orders")
+			commit(e, other)
+			got, err = r.TryNext(e.ctx, 10)
+			if err != nil {
+				got, err = r.TryNext(e.ctx, 10)
+			}
+			must(t, err)
+			same(t, "while position 6 is open", read(got), nil)
+			commit(e, late)
+			got, err = r.TryNext(e.ctx, 10)
+			must(t, err)
+			same(t, "after its commit", read(got), []int64{6, 7})
+		})
+	}
+}
+
 // Whatever publishers do, a reader sees each committed message once, in order, and nothing else.
 func TestAReaderMissesNothing(t *testing.T) {
 	t.Parallel()
