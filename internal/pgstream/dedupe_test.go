@@ -3,6 +3,7 @@ package pgstream_test
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -201,6 +202,22 @@ func TestWhoComesSecondWithADedupeKeyWaitsForTheFirst(t *testing.T) {
 			same(t, "delivered after the commit", drain(e, c), []int64{kept})
 		})
 	}
+}
+
+// Two batches with the same keys in opposite orders meet in the middle, at a key that somebody has: one waits for the other, and neither ends in a deadlock.
+func TestBatchesTakeTheirDedupeKeysInOneOrder(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	tx := e.begin()
+	e.once(tx, "m")
+	there, back := e.onceBeside("a", "m", "z"), e.onceBeside("z", "m", "a")
+	rollback(e, tx)
+	first, second := <-there, <-back
+	must(t, first.err)
+	must(t, second.err)
+	slices.Reverse(second.positions)
+	same(t, "positions of the same keys", first.positions, second.positions)
 }
 
 func TestADedupeKeyIsNotPublishedTwiceInAnOlderSnapshot(t *testing.T) {

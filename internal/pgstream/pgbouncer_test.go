@@ -192,6 +192,9 @@ func TestAListenerThroughPgBouncerIsFoundSilentAndConsumersPoll(t *testing.T) {
 	if n := len(reports); n > 0 {
 		t.Errorf("it was reported %d more times", n)
 	}
+	if one[int64](direct, "select pg_sequence_last_value('millrace_engine.state_1') >> 4") != 0 {
+		t.Error("a consumer asked publishers to notify whom nobody hears")
+	}
 }
 
 // The remedy: the pool stays behind PgBouncer, and the listener has a connection string of its own.

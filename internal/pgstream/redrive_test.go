@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,9 @@ func TestAThrottledRedriveOfOneKeyKeepsItsRate(t *testing.T) {
 	claim := mustReceive(e, c)
 	must(t, c.DeadLetter(e.ctx, claim.Token, positions(claim), "no"))
 	redrive(e, pgstream.RedriveOptions{Rate: 2})
+	if n := one[int](e, "select count(*) from millrace_engine.delivery where visible_at < 'infinity'"); n != 1 {
+		t.Errorf("a receive looks at %d messages of one key", n)
+	}
 	for i := range int64(4) {
 		same(t, "due", drain(e, c), []int64{i + 1})
 		e.jump(500 * time.Millisecond)
@@ -282,6 +286,30 @@ func TestARedriveToAnotherStreamIsThrottledByDelays(t *testing.T) {
 	}
 	if span := one[float64](e, `select extract(epoch from max(due_at) - millrace_engine.clock())::float8 from millrace_engine.delayed`); span != 2 {
 		t.Errorf("the last is due after %v seconds, want 2", span)
+	}
+}
+
+// The rate is that of the whole call, whatever the priorities.
+func TestARedriveOfPrioritiesKeepsItsRate(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.run("select millrace.create_stream('orders', p_priorities => 2)")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.stream("other")
+	for to, due := range map[string]string{
+		"":      "select visible_at as at from millrace_engine.delivery",
+		"other": "select due_at as at from millrace_engine.delayed union all select millrace_engine.clock() from millrace.other",
+	} {
+		e.run(`insert into millrace_engine.dead_letter (group_id, "position", payload, created_at, attempts, reason, dead_at)
+			select g.id, n, '{}', now(), 1, 'no', now() from millrace_engine.consumer_group g, generate_series(1, 2) n`)
+		if n := redrive(e, pgstream.RedriveOptions{To: to, Rate: 2}); n != 4 {
+			t.Errorf("to %q: %d were moved, want 4", to, n)
+		}
+		got := one[[]float64](e, "select array_agg(extract(epoch from x.at - millrace_engine.clock())::float8 order by x.at) from ("+due+") x")
+		if !slices.Equal(got, []float64{0, 0.5, 1, 1.5}) {
+			t.Errorf("to %q: due after %v seconds, want one each half second", to, got)
+		}
 	}
 }
 

@@ -119,6 +119,12 @@ func TestNotificationsWake(t *testing.T) {
 			must(t, pgstream.PublishCopy(e.ctx, e, "runs", []pgstream.NewMessage{{Payload: []byte(`{}`)}}))
 		})
 	}
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "runs", Group: "g", PollInterval: never, Listener: l})
+	e.run(`insert into millrace_engine.dead_letter (group_id, "position", key, payload, created_at, attempts, reason, dead_at)
+		select g.id, n, 'k', '{}', now(), 1, 'no', now() from millrace_engine.consumer_group g, generate_series(1000001, 1010000) n where g.name = 'g'`)
+	e.mustBeWoken("by a redrive", func(ctx context.Context) (bool, error) { return pgstream.WaitForMessages(ctx, c) }, func() {
+		e.run("select millrace.redrive('runs', 'g', p_max => 1)")
+	})
 	tail := e.tail("a", "0", pgstream.TailOptions{Listener: l, Poll: never})
 	for _, mode := range []pgstream.FrameMode{pgstream.FrameDurable, pgstream.FrameBestEffortLive} {
 		e.mustBeWoken(string(mode), func(ctx context.Context) (bool, error) { return pgstream.WaitForFrames(ctx, tail) }, func() { e.frame(e, "a", mode, `{}`) })
