@@ -303,21 +303,17 @@ func freeze(p *process.Process) ([]int, error) {
 	if err := p.Signal(syscall.SIGSTOP); err != nil {
 		return nil, err
 	}
-	// The signal may reach the postmaster in the middle of making one more child, so two lists have to agree.
-	var children []int
-	for {
-		again, err := process.Children(p.Pid())
-		if err != nil {
-			return children, err
+	// The signal may reach the postmaster in the middle of making one more child, and on a busy machine that may take a while.
+	for began := time.Now(); !process.Frozen(p.Pid()); time.Sleep(time.Millisecond) {
+		if time.Since(began) > stopTimeout {
+			return nil, errors.New("the postmaster does not stop")
 		}
-		for _, pid := range again {
-			_ = syscall.Kill(pid, syscall.SIGSTOP)
-		}
-		if slices.Equal(children, again) {
-			return children, nil
-		}
-		children = again
 	}
+	children, err := process.Children(p.Pid())
+	for _, pid := range children {
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
+	}
+	return children, err
 }
 
 // ownedBy gives a file to the user that the server runs as.

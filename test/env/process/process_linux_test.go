@@ -81,6 +81,24 @@ func TestStop(t *testing.T) {
 	})
 }
 
+func TestFrozen(t *testing.T) {
+	p, child := startWithChild(t, "sleep 600 & echo $!; wait")
+	for _, pid := range []int{p.Pid(), child} {
+		if process.Frozen(pid) {
+			t.Fatal("a process that runs is frozen")
+		}
+		_ = syscall.Kill(pid, syscall.SIGSTOP)
+		until(t, func() bool { return process.Frozen(pid) })
+		_ = syscall.Kill(pid, syscall.SIGCONT)
+		until(t, func() bool { return !process.Frozen(pid) })
+	}
+	p.Kill()
+	if !process.Frozen(p.Pid()) {
+		t.Fatal("a process that has ended is not frozen")
+	}
+	until(t, func() bool { return process.Frozen(child) })
+}
+
 func TestExitTellsTheEndOfTheLog(t *testing.T) {
 	log := filepath.Join(t.TempDir(), "log")
 	p, err := process.Start(process.Command{Path: "/bin/sh", Args: []string{"-c", "echo the reason; exit 3"}, Log: log})

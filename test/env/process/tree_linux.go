@@ -37,6 +37,12 @@ func gone(pid int) bool {
 	return len(stat) == 0 || stat[0] == "Z"
 }
 
+// Frozen tells whether the process does nothing more until it is continued: it has been stopped, or has ended. A signal says only that it will be.
+func Frozen(pid int) bool {
+	stat := stat(pid)
+	return len(stat) == 0 || stat[0] == "T" || stat[0] == "Z"
+}
+
 // stat returns the state, the parent and what follows them in /proc/<pid>/stat.
 func stat(pid int) []string {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")

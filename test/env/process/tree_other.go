@@ -7,6 +7,8 @@ import (
 	"bytes"
 	"fmt"
 	"os/exec"
+	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -27,6 +29,13 @@ func Children(parent int) ([]int, error) {
 		}
 	}
 	return children, nil
+}
+
+// Frozen tells whether the process does nothing more until it is continued: it has been stopped, or has ended. A signal says only that it will be.
+func Frozen(pid int) bool {
+	state, _ := exec.Command("ps", "-o", "state=", "-p", strconv.Itoa(pid)).Output() // an error when there is no such process
+	text := strings.TrimSpace(string(state))
+	return text == "" || text[0] == 'T' || text[0] == 'Z'
 }
 
 // gone tells whether the process has ended.
