@@ -184,6 +184,19 @@ func TestAFilterThatGoesLeavesNothingBehind(t *testing.T) {
 	same(t, "a", e.takeAll("a"), []int64{p})
 }
 
+func TestWhatARouteLeavesBehindIsNotWhatWasTrimmed(t *testing.T) {
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(route("a", "a"))
+	e.group(unrouted)
+	for range 3 {
+		e.send("a", "k")
+	}
+	e.run("select millrace.trim('orders', 3)") // the segment stays, for its last message
+	e.run("select millrace_engine.drop_group('orders', 'a')")
+	same(t, "dropped", e.takeAll("unrouted"), []int64{3})
+}
+
 func TestUnroutedMessagesOfEveryPriority(t *testing.T) {
 	e := newEngine(t)
 	e.run("select millrace.create_stream('orders', p_priorities => 2)")

@@ -33,7 +33,8 @@ end $$;
 
 -- millrace_engine.hand_over(group, its former filter, dropped) returns void
 -- Gives the groups for unrouted messages what the group took by its former filter and has not settled, and what no filter takes any more: all that it has not been
--- given, and what members hold, for nobody knows what becomes of that. Retries go along when the group is dropped, and stay with it otherwise.
+-- given, and what members hold, for nobody knows what becomes of that. Nothing from below the trim mark, though it may still be there. Retries go along when the
+-- group is dropped, and stay with it otherwise.
 -- After route_all, in the same transaction; the group's row has its new filter.
 create or replace function millrace_engine.hand_over(p_group integer, p_filter jsonb, p_dropped boolean) returns void
 language plpgsql volatile as $$
@@ -50,7 +51,7 @@ begin
     if p_filter is null or p_filter ? 'unrouted' then
         return;
     end if;
-    for part in select g.id, g.stream_id, s.name, case s.payload_type when 'JSON' then 'm.payload, null::bytea' else 'null::jsonb, m.payload' end as payload
+    for part in select g.id, g.stream_id, s.name, s.first_position, case s.payload_type when 'JSON' then 'm.payload, null::bytea' else 'null::jsonb, m.payload' end as payload
                 from millrace_engine.consumer_group g join millrace_engine.stream s on s.id = g.stream_id where g.id = p_group or g.parent_id = p_group loop
         routes := millrace_engine.routes(part.stream_id, case when p_dropped then part.id end);
         for u in select g.id, g.filter, c.frontier from millrace_engine.consumer_group g
@@ -74,6 +75,7 @@ begin
                 select $1, m."position", m.key, m.headers, %s, m.created_at, 0, millrace_engine.clock(), millrace_engine.queue_key(m.key)
                 from millrace.%I m
                 where m."position" > (select min(x) from unnest($2) x) and m."position" <= (select max(x) from unnest($3) x)
+                  and m."position" >= $10
                   and millrace_engine.matches($7, m.key, m.headers) and millrace_engine.matches($8, m.key, m.headers)
                   and not exists (select from unnest($9) r(filter) where millrace_engine.matches(r.filter, m.key, m.headers))
                   and exists (select from unnest($2, $3, $4, $5, $6) z(low, high, slot_low, slot_high, settled)
@@ -81,7 +83,7 @@ begin
                         and millrace_engine.slot(m.key, m."position") between z.slot_low and z.slot_high - 1)
                 order by m."position"
                 on conflict on constraint delivery_position_unique do nothing', part.payload, part.name)
-                using u.id, lows, highs, slots_from, slots_to, settled_, p_filter, u.filter, routes;
+                using u.id, lows, highs, slots_from, slots_to, settled_, p_filter, u.filter, routes, part.first_position;
             if p_dropped then
                 insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, errors, queue_key)
                     select u.id, m."position", m.key, m.headers, m.payload, m.payload_bytes, m.created_at, 0, millrace_engine.clock(), m.errors, millrace_engine.queue_key(m.key)
