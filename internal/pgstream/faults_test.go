@@ -175,7 +175,7 @@ func (c *crash) handle(consumer *pgstream.Consumer, group string, token *string)
 	}
 	c.received(group, claim, confirmed)
 	switch group {
-	case "async":
+	case "async", "prefetch":
 		*token = claim.Token // with the next receive
 		return true, nil
 	case "acks":
@@ -218,6 +218,29 @@ func (c *crash) consume(consumer *pgstream.Consumer, group string) {
 	}
 }
 
+// prefetch handles single messages that the client fetches ahead of need, and lets it settle them when it likes.
+func (c *crash) prefetch(consumer *pgstream.Consumer, group string) {
+	ctx := c.e.ctx
+	messages := consumer.Prefetch(pgstream.PrefetchConfig{FlushInterval: 20 * time.Millisecond})
+	for n := 0; !c.stop.Load(); n++ {
+		confirmed := c.confirmedAcks()
+		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+		d, err := messages.Next(short)
+		cancel()
+		if err != nil {
+			c.pause(err)
+			continue
+		}
+		c.received(group, &pgstream.Claim{Messages: []pgstream.Message{d.Message}}, confirmed)
+		if n%7 == 0 {
+			c.pause(d.Nack(ctx, 0, "again"))
+		} else {
+			d.Ack()
+		}
+	}
+	c.pause(messages.Stop(ctx))
+}
+
 // kill ends the server, or makes it recover by killing a backend. Both lose what was committed asynchronously a moment ago.
 func (c *crash) kill(s *postgres.Server, r *rand.Rand) string {
 	e := c.e
@@ -258,7 +281,7 @@ func TestACrashLosesNothingThatWasCommitted(t *testing.T) {
 	length := soak(t, 4*time.Second)
 	e, server := ownServer(t)
 	e.extendDeadline(length)
-	groups := []string{"async", "acks", "effects", "ordered"}
+	groups := []string{"async", "prefetch", "acks", "effects", "ordered"}
 	e.stream("orders")
 	c := &crash{e: e, fate: map[string]string{}, got: map[string]map[string]int{}, acked: map[string]int{}}
 	for _, g := range groups {
@@ -282,7 +305,11 @@ func TestACrashLosesNothingThatWasCommitted(t *testing.T) {
 	for _, g := range groups {
 		for i := range 2 {
 			member := consumer(g, fmt.Sprintf("m%d", i))
-			load.Go(func() { c.consume(member, g) })
+			if g == "prefetch" {
+				load.Go(func() { c.prefetch(member, g) })
+			} else {
+				load.Go(func() { c.consume(member, g) })
+			}
 		}
 	}
 	start := time.Now()
