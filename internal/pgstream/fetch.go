@@ -39,7 +39,7 @@ func fetchStatements(stream int32, name string, mode Mode) (claim, fetch string)
 	}
 	claim = fmt.Sprintf(`select r.claim, r.low, r.high, %s, r.expires_at
 		from millrace_engine.%scase when set_config('synchronous_commit', 'off', true) is not null then $1 end, $2, $3, $4, $5, $6%s) r
-		where r.claim is not null`, messages, function, arguments)
+		where r.low is not null`, messages, function, arguments)
 	fetch = fmt.Sprintf(`select m."position", m.key, m.headers, m.payload, m.created_at
 		from (select c.low, c.high, c.nonce from millrace_engine.claim c where c.lane_id = $1 order by c.claim desc limit 64) c %s,
 			lateral (select * from millrace.%s x where x."position" > c.low and x."position" <= c.high %s order by x."position") m
@@ -107,6 +107,8 @@ func (c *Consumer) claimAndFetch(ctx context.Context, conn *pgxpool.Conn, lease 
 		return nil, err
 	case err != nil:
 		return nil, err
+	case made.nothing:
+		return nil, nil
 	case claim == nil:
 		return c.receive(ctx, conn, lease, ack)
 	case len(claim.Messages) == 0:
@@ -115,8 +117,11 @@ func (c *Consumer) claimAndFetch(ctx context.Context, conn *pgxpool.Conn, lease 
 	return claim, nil
 }
 
-// made is the range of a claim, and the number of messages that it was made for.
-type made struct{ low, high, messages int64 }
+// made is the range of a claim, and the number of messages that it was made for; or that nothing is there.
+type made struct {
+	low, high, messages int64
+	nothing             bool
+}
 
 // pipeline sends both transactions at once and reads the answers.
 func (c *Consumer) pipeline(ctx context.Context, conn *pgxpool.Conn, f *facts, lease *int64, ack *string) (claim *Claim, m made, err error) {
@@ -183,6 +188,10 @@ func readPipeline(p *pgconn.Pipeline) (claim *Claim, m made, err error) {
 			values := reader.Values()
 			switch answer {
 			case 0:
+				if values[0] == nil {
+					m.nothing = true
+					continue
+				}
 				claim = &Claim{Token: string(values[0]), ExpiresAt: binaryTime(values[4])}
 				m = made{low: binaryInt(values[1]), high: binaryInt(values[2]), messages: binaryInt(values[3])}
 				claim.Messages = make([]Message, 0, m.messages)

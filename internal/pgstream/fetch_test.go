@@ -1,11 +1,13 @@
 package pgstream_test
 
 import (
+	"errors"
 	"fmt"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/millrace-dev/millrace/internal/pgstream"
@@ -240,19 +242,31 @@ func TestConnectionCutBetweenClaimAndFetchLosesNothing(t *testing.T) {
 	same(t, "received", append(got, drain(e, c)...), want)
 }
 
-// A session keeps what it has called once. What it keeps for another stream are the two functions and the statements that read messages; a copy of the claim, too, made that 1.2 MB.
+// A session keeps what it has called once. What it keeps for another stream, however long it receives from it, are the two functions and the statements that read messages; a copy of
+// the claim, too, made that 1.2 MB, and a receive that found nothing or looked for expired claims 1.9.
 func TestASessionServesManyStreams(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
+	e.stopClock()
 	conn := e.connect()
-	const streams, most = 10, 800_000
+	const streams, claims, most = 10, 20, 800_000
 	receive := func(stream string) {
 		e.stream(stream)
-		e.group(pgstream.GroupSpec{Stream: stream, Name: "g"})
-		e.publish(stream, 3)
+		e.group(pgstream.GroupSpec{Stream: stream, Name: "g", AckWait: time.Second})
+		e.publish(stream, claims)
 		token := ""
-		for range 3 {
-			must(t, conn.QueryRow(e.ctx, "select claim from millrace.receive($1, 'g', 'm', 1, p_ack => nullif($2, ''))", stream, token).Scan(&token))
+		receive := func() error {
+			return conn.QueryRow(e.ctx, "select claim from millrace.receive($1, 'g', 'm', 1, p_ack => nullif($2, ''))", stream, token).Scan(&token)
+		}
+		for range claims {
+			must(t, receive())
+		}
+		for range 3 { // to the end of the log, and past the end of the lease
+			if err := receive(); !errors.Is(err, pgx.ErrNoRows) {
+				t.Fatal(err)
+			}
+			token = ""
+			e.jump(2 * time.Second)
 		}
 	}
 	memory := func() int {
@@ -271,27 +285,28 @@ func TestASessionServesManyStreams(t *testing.T) {
 	}
 }
 
-// What claim_next checks of the claim to ack is needed: without each check, a claim that has ended is acked by the call that makes the next.
+// What claim_next checks of the claim to ack is needed: without each check, a claim that has ended is acked by the call that makes the next, or that finds nothing.
 func TestHotPathIsSeenBrokenWithout(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
 		name     string
-		ended    func(e *engine, old, other *pgstream.Consumer) string // the token of a claim of old that has ended, with more messages to claim
+		needs    int                                                   // how many messages that takes, with the first, which other has acked
+		ended    func(e *engine, old, other *pgstream.Consumer) string // the token of a claim of old that has ended
 		old, new string
 	}{
-		{"the nonce", func(e *engine, old, other *pgstream.Consumer) string {
+		{"the nonce", 2, func(e *engine, old, other *pgstream.Consumer) string {
 			lost := mustReceive(e, old)
 			e.forget(lost.Token)
 			mustReceive(e, other)
 			return lost.Token
 		}, "y.nonce = nonce_", "true"},
-		{"the settlement of a takeover", func(e *engine, old, other *pgstream.Consumer) string {
+		{"the settlement of a takeover", 2, func(e *engine, old, other *pgstream.Consumer) string {
 			claim := mustReceive(e, old)
 			e.jump(2 * time.Second)
 			mustReceive(e, other)
 			return claim.Token
 		}, "y.kind in ('A', 'T', 'R')", "y.kind in ('A', 'R')"},
-		{"the claim that settles", func(e *engine, old, _ *pgstream.Consumer) string {
+		{"the claim that settles", 3, func(e *engine, old, _ *pgstream.Consumer) string {
 			claim := mustReceive(e, old)
 			if _, err := old.AckAndTryReceive(e.ctx, claim.Token); err != nil {
 				e.t.Fatal(err)
@@ -301,24 +316,26 @@ func TestHotPathIsSeenBrokenWithout(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			acksEnded := func(e *engine) bool {
+			acksEnded := func(e *engine, n int) bool {
 				e.stopClock()
 				e.stream("orders")
 				e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeShared, AckWait: time.Second})
-				e.publish("orders", 10)
+				e.publish("orders", n)
 				old := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "old", MaxMessages: 1})
 				other := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "other", MaxMessages: 1})
 				must(t, other.Ack(e.ctx, mustReceive(e, other).Token)) // the hint of the segment is learned
 				_, err := old.AckAndTryReceive(e.ctx, c.ended(e, old, other))
 				return err == nil
 			}
-			if acksEnded(newEngine(t)) {
-				t.Fatal("a claim that had ended was acked")
-			}
-			e := newEngine(t)
-			e.mutate("millrace_engine.claim_next", c.old, c.new)
-			if !acksEnded(e) {
-				t.Error("nothing was seen without it")
+			for _, n := range []int{10, c.needs} {
+				if acksEnded(newEngine(t), n) {
+					t.Fatalf("of %d messages a claim that had ended was acked", n)
+				}
+				e := newEngine(t)
+				e.mutate("millrace_engine.claim_next", c.old, c.new)
+				if !acksEnded(e, n) {
+					t.Errorf("of %d messages nothing was seen without it", n)
+				}
 			}
 		})
 	}

@@ -188,11 +188,11 @@ func TestPrefetchReportsTroubleOfTheDatabaseAndGoesOn(t *testing.T) {
 	e.stream("orders")
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
 	m := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"}).Prefetch(pgstream.PrefetchConfig{})
-	e.run("alter function millrace_engine.receive_1(text, text, integer, bigint, text, boolean) rename to receive_away")
+	e.run("alter function millrace_engine.receive_shared_1(text, text, integer, bigint, text) rename to receive_away")
 	if _, err := m.Next(e.ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("without its function: %v", err)
 	}
-	e.run("alter function millrace_engine.receive_away rename to receive_1")
+	e.run("alter function millrace_engine.receive_away rename to receive_shared_1")
 	want := e.publish("orders", 1)
 	for {
 		d, err := m.Next(e.ctx)

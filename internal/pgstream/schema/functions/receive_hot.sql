@@ -44,6 +44,8 @@ begin
         end if;
         p_ack := null;   -- settled with an empty claim: rollbacks left nothing there, go on behind it
         perform set_config('millrace.receiving', pg_current_xact_id_if_assigned()::text, true);
+    elsif taken.low is not null then
+        return;   -- nothing is there
     end if;
     return query select * from millrace_engine.receive_template(p_group, p_member, p_max, p_lease_ms, p_ack);
 end $$;
