@@ -66,7 +66,7 @@ func (l limit) Open(ctx context.Context, pool *pgxpool.Pool, shape engine.Shape)
 				key        text,
 				headers    jsonb,
 				payload    jsonb not null
-			) with (autovacuum_vacuum_insert_threshold = -1);
+			) with (autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 2147483647);
 			create index on %[1]s (position)`, t.table)); err != nil {
 			return nil, err
 		}

@@ -120,6 +120,25 @@ func (e *engine) waitsForLock(pid uint32) {
 	})
 }
 
+// pass is what a function that a test has wrapped does to stand at the gate.
+const pass = "perform pg_advisory_xact_lock(42, 42)"
+
+// gate keeps whoever wants to pass until the test opens it. reached waits until somebody stands there.
+func (e *engine) gate() (reached, open func()) {
+	e.t.Helper()
+	tx := e.begin()
+	_, err := tx.Exec(e.ctx, "select pg_advisory_xact_lock(42, 42)")
+	must(e.t, err)
+	return func() {
+			e.eventually("somebody stands at the gate", func() bool {
+				return one[bool](e, `select exists (select from pg_locks where locktype = 'advisory' and classid = 42 and not granted
+					and database = (select oid from pg_database where datname = current_database()))`)
+			})
+		}, func() {
+			commit(e, tx)
+		}
+}
+
 func pid(tx pgx.Tx) uint32 { return tx.Conn().PgConn().PID() }
 
 // receive returns the next claim, nil when there is none.

@@ -1,6 +1,7 @@
 package pgstream_test
 
 import (
+	"errors"
 	"fmt"
 	"testing"
 	"time"
@@ -262,4 +263,67 @@ func TestALedgerThatIsInUseWaitsForTheNextRound(t *testing.T) {
 	mustRefuseAll(e, claim.Token)
 	e.jump(time.Hour)
 	same(t, "left", drain(e, c), nil)
+}
+
+// Nobody waits while the oldest ring is looked at: with many groups that takes long.
+func TestNobodyWaitsWhileTheOldestLedgerIsLookedAt(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.publish("orders", 10)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	claim := receive(e, c)
+	e.run("select setval('millrace_engine.ring', 2)") // the ring with the claim is the oldest now
+
+	// Looking at a lane takes as long as the test holds the lock.
+	e.run("alter function millrace_engine.lane_progress(bigint) rename to look_at_lane")
+	e.run(`create function millrace_engine.lane_progress(l bigint, out floor bigint, out stragglers bigint[]) language plpgsql set lock_timeout = 0 as $$ begin
+		` + pass + `;
+		select p.floor, p.stragglers into floor, stragglers from millrace_engine.look_at_lane(l) p; end $$`)
+	reached, open := e.gate()
+	emptied := make(chan error, 1)
+	go func() {
+		var empty bool
+		err := e.QueryRow(e.ctx, "select millrace_engine.truncate_ledger()").Scan(&empty)
+		if err == nil && empty {
+			err = errors.New("a ring with an open claim was emptied")
+		}
+		emptied <- err
+	}()
+	reached()
+	tx := e.begin()
+	_, err := tx.Exec(e.ctx, "set local lock_timeout = '5s'")
+	must(t, err)
+	if err := c.AckTx(e.ctx, tx, claim.Token); err != nil {
+		t.Fatalf("an ack: %v", err)
+	}
+	commit(e, tx)
+	open()
+	must(t, <-emptied)
+}
+
+// Statistics of what only grows and is emptied help nobody, and collecting them invalidates plans in every session.
+func TestWhatOnlyGrowsIsNotAnalyzed(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run(`select millrace.create_stream('runs', p_frames => '{}')`)
+	analyzed, found := []string{}, 0
+	rows, err := e.Query(e.ctx, `select c.relname, c.reloptions @> '{autovacuum_vacuum_insert_threshold=-1,autovacuum_analyze_threshold=2147483647}'
+		from pg_class c where c.relnamespace = 'millrace_engine'::regnamespace and c.relkind = 'r' and c.relispartition`)
+	must(t, err)
+	for rows.Next() {
+		var name string
+		var left *bool
+		must(t, rows.Scan(&name, &left))
+		found++
+		if left == nil || !*left {
+			analyzed = append(analyzed, name)
+		}
+	}
+	must(t, rows.Err())
+	if len(analyzed) > 0 || found < 16 {
+		t.Errorf("of %d tables autovacuum collects statistics of %v", found, analyzed)
+	}
 }

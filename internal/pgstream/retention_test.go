@@ -184,6 +184,48 @@ func TestATruncationWaitsForLatePublishers(t *testing.T) {
 	}
 }
 
+// Finding out how old a segment's youngest message is means reading all of it, which may be a gigabyte.
+func TestNobodyWaitsWhileMaintenanceReadsASegment(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{MaxAge: time.Second})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	e.run("select millrace_engine.set_state(1, 0, null)")
+	e.publish("orders", 10)
+	e.run("update millrace.orders set created_at = created_at - interval '1 hour'")
+	e.run("select millrace_engine.set_state(1, 1, null)")
+
+	// Reading takes as long as the test holds the lock.
+	e.run("alter function millrace_engine.newest(integer, integer, boolean) rename to read_newest")
+	e.run(`create function millrace_engine.newest(s integer, k integer, youngest boolean, out "position" bigint, out created_at timestamptz) language plpgsql set lock_timeout = 0 as $$ begin
+		if youngest then ` + pass + `; end if;
+		select * into "position", created_at from millrace_engine.read_newest(s, k, youngest); end $$`)
+	reached, open := e.gate()
+	maintained := make(chan error, 1)
+	go func() {
+		_, err := pgstream.Maintain(e.ctx, e)
+		maintained <- err
+	}()
+	reached()
+	tx := e.begin()
+	_, err := tx.Exec(e.ctx, "set local lock_timeout = '5s'")
+	must(t, err)
+	publishIn(e, tx, "orders")
+	if _, err := tx.Exec(e.ctx, "select from millrace.orders"); err != nil {
+		t.Fatalf("a reader: %v", err)
+	}
+	commit(e, tx)
+	if got := drain(e, c); len(got) != 11 {
+		t.Errorf("%d messages, want 11", len(got))
+	}
+	open()
+	must(t, <-maintained)
+	if n := e.kept(); n != 1 {
+		t.Errorf("%d messages are kept, want the one of the current segment", n)
+	}
+}
+
 func TestMaintenanceNeedsReadCommitted(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

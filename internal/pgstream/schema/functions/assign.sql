@@ -113,7 +113,9 @@ comment on function millrace_engine.settled_assignment(integer, text, timestampt
 create or replace function millrace_engine.lane_progress(p_lane bigint,
     out frontier bigint, out horizon bigint, out floor bigint, out stragglers bigint[], out next_check timestamptz, out claim bigint,
     out settled int8multirange, out idle boolean)
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+as $$
 begin
     select c.frontier, c.horizon, c.floor, c.stragglers, c.next_check, c.claim, nullif(c.settled * int8multirange(int8range(c.frontier, null, '()')), '{}')
         into frontier, horizon, floor, stragglers, next_check, claim, settled

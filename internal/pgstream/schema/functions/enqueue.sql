@@ -23,6 +23,7 @@ comment on function millrace_engine.queue_key(text) is 'What a queued group coun
 -- Raises: MR003 isolation level.
 create or replace function millrace_engine.enqueue(p_group integer, p_nonce bigint) returns boolean
 language plpgsql volatile
+set enable_seqscan = off
 set jit = off   -- which takes longer than copying what there usually is
 as $$
 declare
@@ -85,6 +86,8 @@ comment on function millrace_engine.enqueue(integer, bigint) is 'Copies messages
 -- The queued groups whose stream has positions that they have not come to: for maintenance. Whoever receives needs none.
 create or replace function millrace_engine.groups_to_enqueue() returns setof integer
 language sql volatile
+set enable_seqscan = off
+set jit = off
 begin atomic
     select g.id from millrace_engine.consumer_group g
         cross join lateral (select c.frontier from millrace_engine.claim c where c.lane_id = g.lane_id order by c.claim desc limit 1) c

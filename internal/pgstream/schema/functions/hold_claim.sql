@@ -4,7 +4,9 @@
 -- To settle it waits for other transactions that do so for this claim. What was settled since the claim was made is added to its settled.
 -- Raises: MR001 when the claim has ended; MR003 isolation level.
 create or replace function millrace_engine.hold_claim(p_token bigint[], p_to_settle boolean default true) returns millrace_engine.claim
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the ledgers were nearly empty
+as $$
 declare
     c millrace_engine.claim;
 begin

@@ -1,7 +1,8 @@
 -- millrace_engine.maintain_stream(stream id) returns text[]
 -- One round of rotation, lapsing and retention for a stream; returns what it did. Publishing and consuming never wait for it and never need it.
 -- What is below the trim mark goes whatever the policy; under Interest and WorkQueue a group that has lapsed keeps nothing (lapse.sql).
--- Locks:  the stream's row, so that no group begins at what is removed meanwhile; the segments that it removes, for a moment.
+-- Locks:  the stream's row, so that no group begins at what is removed meanwhile; share on a segment that it looks at, which only those who publish to an
+-- old segment notice, and access exclusive for a moment when it is removed.
 -- A segment that somebody is busy with is left to a later round.
 -- Raises: MR003 isolation level; 55P03 when the stream's row is busy: call it again later.
 create or replace function millrace_engine.maintain_stream(p_stream integer) returns text[]
@@ -68,30 +69,46 @@ begin
         continue when not used;
         select coalesce(sum(pg_total_relation_size(format('millrace_engine.segment_%s_%s', p_stream, i)::regclass)), 0) into bytes
             from generate_series(0, s.segments - 1) i;
-        execute format('select "position", created_at from millrace_engine.segment_%s_%s order by "position" desc limit 1', p_stream, next_) into top;
+        top := millrace_engine.newest(p_stream, next_, false);
         if not millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
             exit;   -- segments after it are younger
         end if;
         begin
+            -- Nobody publishes there from here on. Finding the youngest message may take long, and readers do not notice.
+            execute format('lock table millrace_engine.segment_%s_%s in share mode', p_stream, next_);
+            top := millrace_engine.newest(p_stream, next_, s.max_age_seconds > 0);
+            if not millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
+                exit;
+            end if;
             execute format('lock table millrace_engine.segment_%s_%s in access exclusive mode', p_stream, next_);
-        exception when lock_not_available then
+        exception when lock_not_available or deadlock_detected then
             exit;   -- somebody publishes or reads there: a later round has it, and what this one did before stays
         end;
-        execute format('select max("position") as "position", max(created_at) as created_at from millrace_engine.segment_%s_%s', p_stream, next_) into top;
-        if millrace_engine.removable(s, top."position", top.created_at, keep_from, newest, bytes) then
-            execute format('truncate millrace_engine.segment_%s_%s', p_stream, next_);
-            update millrace_engine.stream x set first_position = greatest(x.first_position, top."position" + 1) where x.id = p_stream;
-            -- Receive looks at the group's row. One that a transaction holds is passed over: what is truncated is out of its reach anyway.
-            update millrace_engine.consumer_group x set first_position = top."position" + 1
-                where x.id in (select y.id from millrace_engine.consumer_group y where y.stream_id = p_stream and y.first_position <= top."position"
-                    for no key update skip locked);
-            did := did || format('truncated segment %s up to position %s', next_ + 1, top."position");
-        end if;
+        execute format('truncate millrace_engine.segment_%s_%s', p_stream, next_);
+        update millrace_engine.stream x set first_position = greatest(x.first_position, top."position" + 1) where x.id = p_stream;
+        -- Receive looks at the group's row. One that a transaction holds is passed over: what is truncated is out of its reach anyway.
+        update millrace_engine.consumer_group x set first_position = top."position" + 1
+            where x.id in (select y.id from millrace_engine.consumer_group y where y.stream_id = p_stream and y.first_position <= top."position"
+                for no key update skip locked);
+        did := did || format('truncated segment %s up to position %s', next_ + 1, top."position");
         exit;   -- one segment per round: locks stay short
     end loop;
     return did;
 end $$;
 comment on function millrace_engine.maintain_stream(integer) is 'One round of segment rotation and retention.';
+
+-- millrace_engine.newest(stream id, segment, youngest) returns record
+-- The highest position in a segment, and when that message was created; or the youngest one, which may be another and is only found by reading all.
+create or replace function millrace_engine.newest(p_stream integer, p_segment integer, p_youngest boolean,
+    out "position" bigint, out created_at timestamptz)
+language plpgsql volatile as $$
+begin
+    execute format('select m."position", m.created_at from millrace_engine.segment_%s_%s m order by m."position" desc limit 1', p_stream, p_segment)
+        into "position", created_at;
+    if p_youngest then
+        execute format('select max(m.created_at) from millrace_engine.segment_%s_%s m', p_stream, p_segment) into created_at;
+    end if;
+end $$;
 
 -- millrace_engine.removable(stream, highest position, newest created_at, settled up to, last position, bytes) returns boolean
 -- The retention policy's verdict on a segment.

@@ -81,7 +81,10 @@ comment on function millrace.reset_group(text, text, text, bigint, timestamptz) 
 -- millrace_engine.claim_locks(group) returns table (class, object)
 -- The advisory locks of everything that members of the group and of its mirrors hold: open claims, and claims of single deliveries.
 create or replace function millrace_engine.claim_locks(p_group integer) returns table (class integer, object integer)
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set jit = off
+as $$
 #variable_conflict use_column
 begin
     return query
@@ -104,7 +107,10 @@ end $$;
 -- receive lock. Every lane gets a row that says where it is, as carry_over and open_lane do; nothing up to its own number is open after it. The
 -- keys of parked messages are unparked by the trigger on deliveries.
 create or replace function millrace_engine.move_group(p_group integer, p_stream millrace_engine.stream, p_place jsonb) returns bigint
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set jit = off
+as $$
 declare
     target integer;
     first_ bigint;

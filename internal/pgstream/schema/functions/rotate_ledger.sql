@@ -94,10 +94,14 @@ comment on function millrace_engine.carry_over(integer) is 'Copies the open clai
 
 -- millrace_engine.truncate_ledger() returns boolean
 -- Empties the ring that is neither current nor previous, when no lane needs it. True when it is empty afterwards.
--- Raises: 55P03 when readers keep it busy; call it again later.
+-- Locks:  the ring: share while it finds out, access exclusive for the moment that TRUNCATE takes.
+-- Raises: 55P03 when somebody keeps it busy; call it again later.
 create or replace function millrace_engine.truncate_ledger() returns boolean
 language plpgsql volatile
-set lock_timeout = '50ms' as $$
+set lock_timeout = '50ms'
+set enable_seqscan = off
+set jit = off
+as $$
 declare
     cur smallint;
     old smallint;
@@ -112,8 +116,9 @@ begin
     if not exists (select from millrace_engine.claim c where c.ring = old) and not exists (select from millrace_engine.settlement s where s.ring = old) then
         return true;
     end if;
-    execute format('lock table millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s in access exclusive mode', old);
-    -- A new statement after the lock: writers that had this ring in mind are done now.
+    -- Readers may come while all lanes are looked at, which takes longer the more there are. Whoever writes had this ring in mind since it was the current one.
+    execute format('lock table millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s in share mode', old);
+    -- A new statement after the lock: such writers are done now.
     select exists (
         select from millrace_engine.lane l, lateral millrace_engine.lane_progress(l.id) f
         where (select c.ring from millrace_engine.claim c where c.lane_id = l.id order by c.claim desc limit 1) = old
@@ -123,6 +128,7 @@ begin
     if needed then
         return false;
     end if;
+    execute format('lock table millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s in access exclusive mode', old);
     execute format('truncate millrace_engine.claim_%1$s, millrace_engine.settlement_%1$s', old);
     return true;
 end $$;

@@ -96,7 +96,7 @@ begin
             -- All that a segment needs in one step and in as few statements as can be: they are most of the time that a new stream takes.
             summary := format('create segment %s of %s, with its indexes and its guard', k + 1, s.segments);
             statement := format('create table millrace_engine.%1$s partition of millrace.%2$I (segment default %3$s) for values in (%3$s)
-                    with (autovacuum_vacuum_insert_threshold = -1);
+                    with (autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_threshold = 2147483647);
                 create index %1$s_position_idx on millrace_engine.%1$s ("position");
                 create trigger publish_guard before insert on millrace_engine.%1$s for each statement
                     execute function millrace_engine.publish_guard_%4$s();

@@ -37,7 +37,10 @@ end $$;
 -- group is dropped, and stay with it otherwise.
 -- After route_all, in the same transaction; the group's row has its new filter.
 create or replace function millrace_engine.hand_over(p_group integer, p_filter jsonb, p_dropped boolean) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set jit = off
+as $$
 declare
     part record;
     u record;

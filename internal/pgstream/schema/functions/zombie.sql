@@ -11,7 +11,10 @@
 -- to do when it could not be ended.
 -- Needs the same role as the session, or pg_signal_backend, and pg_read_all_stats for the receive lock; the session of a superuser can be ended by a superuser only.
 create or replace function millrace_engine.end_zombies(p_seen jsonb default null, out seen jsonb, out zombies jsonb)
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off
+set jit = off
+as $$
 declare
     limit_ constant interval := make_interval(secs => coalesce((select s.value::double precision from millrace_engine.setting s
         where s.name = 'zombie_after_seconds'), 60));
