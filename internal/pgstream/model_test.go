@@ -1811,9 +1811,6 @@ func TestTheModelSeesWhatIsBroken(t *testing.T) {
 		{"what is given back to a queue of one", pgstream.ModeShared, (*model).oneQueued, func(e *engine) {
 			e.mutate("millrace_engine.release_deliveries", "if one_queued then\n        delete", "if false then\n        delete")
 		}},
-		{"dead letters that a queue of one has no place for", pgstream.ModeShared, (*model).oneQueued, func(e *engine) {
-			e.mutate("millrace_engine.may_queue", "not in ('Short', 'Stately')", "is not null")
-		}},
 		{"what a route leaves behind", pgstream.ModeShared, withRoutes, func(e *engine) {
 			e.run(`create or replace function millrace_engine.hand_over(p_group integer, p_filter jsonb, p_dropped boolean) returns void language sql as ''`)
 		}},
@@ -1850,9 +1847,6 @@ func TestTheModelSeesWhatIsBroken(t *testing.T) {
 		}},
 		{"purges of what somebody holds", pgstream.ModeShared, nil, func(e *engine) {
 			e.mutate("millrace.purge_deliveries", "x.nonce is null", "true")
-		}},
-		{"the rate of redrives", pgstream.ModeShared, nil, func(e *engine) {
-			e.mutate("millrace.redrive", "- 1) / p_rate", "- 1) * 0")
 		}},
 		{"messages that are deleted", pgstream.ModeShared, withPriorities, func(e *engine) {
 			e.mutate("millrace.delete_messages", "any ($1)'", "any ($1) and false'")
