@@ -252,12 +252,19 @@ func (m *Messages) upkeep() {
 		case <-m.ctx.Done():
 			return
 		case <-m.flushNow:
-			m.flush(m.ctx)
+			m.flushWhole()
 		case <-ticker.C:
-			m.flush(m.ctx)
+			m.flushWhole()
 			m.extend()
 		}
 	}
+}
+
+// flushWhole is a flush that Stop does not cut short: whether an ack has happened would not be known, and acking again would look like a lost claim.
+func (m *Messages) flushWhole() {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), m.c.lease())
+	defer cancel()
+	m.flush(ctx)
 }
 
 // flush settles in the database what is acked in memory.

@@ -93,6 +93,35 @@ func TestStoppingGivesBackWhatWasNotHandled(t *testing.T) {
 	})
 }
 
+// Whether an ack that was cut short has happened is not known, and acking again would look like a claim that was lost.
+func TestStoppingWaitsForAcksThatAreUnderWay(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.publish("orders", 1)
+	m := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"}).Prefetch(pgstream.PrefetchConfig{FlushInterval: time.Millisecond})
+	d := next(e, m)
+	tx := e.begin()
+	_, err := tx.Exec(e.ctx, "lock table millrace_engine.settlement in exclusive mode")
+	must(t, err)
+	d.Ack()
+	e.eventually("the ack waits", func() bool {
+		return one[bool](e, "select exists (select from pg_locks where relation = 'millrace_engine.settlement'::regclass and not granted)")
+	})
+	ended, end := context.WithCancel(e.ctx)
+	end() // so that Stop itself cannot ack
+	stopped := make(chan error, 1)
+	go func() { stopped <- m.Stop(ended) }()
+	for err = nil; err == nil; _, err = m.Next(e.ctx) {
+	}
+	rollback(e, tx)
+	must(t, <-stopped)
+	if s := e.stats("orders", "g"); s.InFlight != 0 || s.AckFloor != 1 || m.Fenced() != 0 {
+		t.Errorf("after the stop: %+v, %d fenced", s, m.Fenced())
+	}
+}
+
 func TestWhatIsAckedIsFlushedWhileOthersAreAtWork(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
