@@ -394,9 +394,13 @@ func (m *model) dropRoute() {
 	m.route = nil
 }
 
-// handOver queues what the route had before it, or holds, and has no more.
+// handOver queues what the route had before it, or holds, and has no more. A dead letter stays one.
 func (m *model) handOver(left func(modelMessage) bool, held int64) {
+	dead := m.buried()
 	for p, msg := range m.messages {
+		if slices.Contains(dead, p) {
+			continue
+		}
 		if (p > m.route.read[of(p)] && p <= m.read[of(p)] || p == held) && msg.committed && !msg.gone && !msg.deleted && m.queue[p] == nil && left(*msg) {
 			delete(m.settled, p)
 			m.queue[p] = &queued{due: m.now}

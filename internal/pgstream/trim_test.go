@@ -251,3 +251,24 @@ func TestMaintenanceFreesWhatIsBelowTheMark(t *testing.T) {
 		})
 	}
 }
+
+// A receive that finds nothing ends there; a claim with nothing left must not be what it finds.
+func TestClaimsThatWereTrimmedHideNoOthers(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode})
+		want := e.publish("orders", 4)
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 2})
+		claims := []*pgstream.Claim{mustReceive(e, c)}
+		if mode == pgstream.ModeShared {
+			claims = append(claims, mustReceive(e, c))
+		}
+		for _, claim := range claims {
+			must(t, c.Release(e.ctx, claim.Token))
+		}
+		e.run("select millrace.trim('orders', $1)", want[3])
+		same(t, "received", positions(receive(e, c)), want[3:])
+	})
+}

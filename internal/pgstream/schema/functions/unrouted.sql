@@ -33,8 +33,8 @@ end $$;
 
 -- millrace_engine.hand_over(group, its former filter, dropped) returns void
 -- Gives the groups for unrouted messages what the group took by its former filter and has not settled, and what no filter takes any more: all that it has not been
--- given, and what members hold, for nobody knows what becomes of that. Nothing from below the trim mark, though it may still be there. Retries go along when the
--- group is dropped, and stay with it otherwise.
+-- given, and what members hold, for nobody knows what becomes of that. Nothing from below the trim mark, though it may still be there. What they have as a dead
+-- letter, from before there was the route, stays one. Retries go along when the group is dropped, and stay with it otherwise.
 -- After route_all, in the same transaction; the group's row has its new filter.
 create or replace function millrace_engine.hand_over(p_group integer, p_filter jsonb, p_dropped boolean) returns void
 language plpgsql volatile
@@ -84,6 +84,7 @@ begin
                   and exists (select from unnest($2, $3, $4, $5, $6) z(low, high, slot_low, slot_high, settled)
                       where m."position" > z.low and m."position" <= z.high and not z.settled @> m."position"
                         and millrace_engine.slot(m.key, m."position") between z.slot_low and z.slot_high - 1)
+                  and not exists (select from millrace_engine.dead_letter d where d.group_id = $1 and d."position" = m."position")
                 order by m."position"
                 on conflict on constraint delivery_position_unique do nothing', part.payload, part.name)
                 using u.id, lows, highs, slots_from, slots_to, settled_, p_filter, u.filter, routes, part.first_position;
@@ -93,6 +94,7 @@ begin
                     from millrace_engine.delivery m
                     where m.group_id = part.id and millrace_engine.matches(u.filter, m.key, m.headers)
                       and not exists (select from unnest(routes) r(filter) where millrace_engine.matches(r.filter, m.key, m.headers))
+                      and not exists (select from millrace_engine.dead_letter d where d.group_id = u.id and d."position" = m."position")
                     order by m."position"
                     on conflict on constraint delivery_position_unique do nothing;
             end if;
