@@ -77,9 +77,10 @@ type model struct {
 	r     *rand.Rand
 	spec  pgstream.GroupSpec
 	seed  uint64
-	steps int   // done so far
-	skip  []int // steps that are left out
-	ops   []op  // with the weights of this schedule
+	steps int      // done so far
+	skip  []int    // steps that are left out
+	ops   []op     // with the weights of this schedule
+	begun []pgx.Tx // every transaction, ended or not
 
 	retention  pgstream.RetentionPolicy
 	limit      int // of messages; 0: none
@@ -584,6 +585,7 @@ func (m *model) endSettling() {
 func (m *model) transaction() pgx.Tx {
 	tx, err := m.e.Begin(m.e.ctx) // a connection of the pool's: making one costs more than a step
 	m.must(err)
+	m.begun = append(m.begun, tx)
 	return tx
 }
 
@@ -1568,6 +1570,9 @@ func try(e *engine, mode pgstream.Mode, s schedule, play func(*model)) (m *model
 	}()
 	<-done
 	if a.said != "" {
+		for _, tx := range m.begun { // or their connections never come back to the pool
+			_ = tx.Rollback(e.ctx)
+		}
 		e.endTransactions()
 		e.forgetStreams()
 	}
