@@ -143,9 +143,16 @@ func (c *claim) handle(i int) bool {
 	var err error
 	d.Message, err = messageOf(m)
 	ctx, span := c.w.c.tracing.processing(c.ctx, c.w, d, c.received)
+	ended := false
+	defer func() {
+		if !ended && d.tx != nil { // the handler has ended its goroutine, as a test's FailNow does: its connection must not be lost to the pool
+			_ = c.endTx(d, errors.New("the handler did not return"))
+		}
+	}()
 	if err == nil {
 		err = c.call(ctx, d)
 	}
+	ended = true
 	result, err := c.settle(ctx, d, err)
 	processed(span, result, err)
 	return err == nil || result == "dead_lettered"
