@@ -232,7 +232,7 @@ func (i *inspection) describeStream(ctx context.Context) error {
 	t := table{{"HOLDER", "PRIORITY", "SINCE", "USER", "APPLICATION", "CLIENT", "STATE"}}
 	for _, h := range stallers {
 		unseen = unseen || h.Since.IsZero()
-		t.row(h.Holder, strconv.Itoa(h.Priority), ageSince(h.Since, i.now), orNone(h.User), orNone(plain(h.Application)), orNone(h.Client), orNone(h.State))
+		t.row(i.transactionRow(h)...)
 	}
 	i.w.table("Open transactions that readers wait for", t, "Readers go on when it has ended. Ask its owner, or: select pg_terminate_backend(<pid>)"+unseenText(unseen))
 	t = table{{"SEGMENT", "PRIORITY", "FIRST", "LAST", "SIZE", "CURRENT"}}
@@ -271,6 +271,11 @@ func delayedText(n int64, due time.Time, scouted bool, now time.Time) string {
 	}
 }
 
+// transactionRow is the cells of a transaction that others wait for, from HOLDER to STATE.
+func (i *inspection) transactionRow(o pgstream.OpenTransaction) []string {
+	return []string{o.Holder, strconv.Itoa(o.Priority), ageSince(o.Since, i.now), orNone(o.User), orNone(plain(o.Application)), orNone(o.Client), orNone(o.State)}
+}
+
 // unseenText says what a role needs to see more of others' sessions.
 func unseenText(unseen bool) string {
 	if !unseen {
@@ -279,7 +284,11 @@ func unseenText(unseen bool) string {
 	return ". To see since when, and its state, a role needs pg_read_all_stats"
 }
 
-func newStreamJSON(info pgstream.StreamInfo, stats pgstream.StreamStats, stallers []pgstream.Staller, segments []pgstream.Segment, groups []lagJSON) streamJSON {
+func newStallerJSON(o pgstream.OpenTransaction) stallerJSON {
+	return stallerJSON{o.Priority, o.Holder, timePointer(o.Since), o.User, o.Application, o.Client, o.State}
+}
+
+func newStreamJSON(info pgstream.StreamInfo, stats pgstream.StreamStats, stallers []pgstream.OpenTransaction, segments []pgstream.Segment, groups []lagJSON) streamJSON {
 	s := info.Spec
 	out := streamJSON{Stream: s.Name, PayloadType: string(s.PayloadType), Partitions: s.Partitions, Priorities: max(s.Priorities, 1), Versions: s.Versions,
 		DedupeWindow: max(s.DedupeWindow, 0).Seconds(), MaxBytes: s.MaxMessageBytes,
@@ -287,7 +296,7 @@ func newStreamJSON(info pgstream.StreamInfo, stats pgstream.StreamStats, staller
 		Owner:     newOwnerJSON(s.Owner), Messages: stats.Messages, FirstPosition: stats.FirstPosition, LastPosition: stats.LastPosition, Horizon: stats.Horizon,
 		Bytes: stats.Bytes, Delayed: stats.Delayed, Published: stats.PublishedPerSecond, Stallers: []stallerJSON{}, Segments: []segmentJSON{}, Groups: groups}
 	for _, h := range stallers {
-		out.Stallers = append(out.Stallers, stallerJSON{h.Priority, h.Holder, timePointer(h.Since), h.User, h.Application, h.Client, h.State})
+		out.Stallers = append(out.Stallers, newStallerJSON(h))
 	}
 	for _, g := range segments {
 		out.Segments = append(out.Segments, segmentJSON(g))
@@ -436,7 +445,7 @@ func (i *inspection) group(ctx context.Context, name string) error {
 		t = table{{"HOLDER", "PRIORITY", "SINCE", "USER", "APPLICATION", "CLIENT", "STATE", "WAITING"}}
 		for _, r := range receivers {
 			unseen = unseen || r.Since.IsZero()
-			t.row(r.Holder, strconv.Itoa(r.Priority), ageSince(r.Since, i.now), orNone(r.User), orNone(plain(r.Application)), orNone(r.Client), orNone(r.State), strconv.Itoa(r.Waiting))
+			t.row(append(i.transactionRow(r.OpenTransaction), strconv.Itoa(r.Waiting))...)
 		}
 		i.w.table("Received, and left the transaction open", t, "Nobody else of the group receives until it has ended. Receive in autocommit, or commit at once. End it: select pg_terminate_backend(<pid>)"+
 			unseenText(unseen))
@@ -463,7 +472,7 @@ func newGroupJSON(g lagJSON, info pgstream.GroupInfo, filter string, receivers [
 		out.Filter = json.RawMessage(filter)
 	}
 	for _, r := range receivers {
-		out.Receivers = append(out.Receivers, receiverJSON{stallerJSON{r.Priority, r.Holder, timePointer(r.Since), r.User, r.Application, r.Client, r.State}, r.Waiting})
+		out.Receivers = append(out.Receivers, receiverJSON{newStallerJSON(r.OpenTransaction), r.Waiting})
 	}
 	for _, r := range retries {
 		out.Waiting = append(out.Waiting, retryJSON{r.Priority, r.Position, r.Key, r.Attempt, r.Member, r.Parked, timePointer(r.Due), r.Error})

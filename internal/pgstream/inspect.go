@@ -68,10 +68,10 @@ func Segments(ctx context.Context, db DB, stream string) ([]Segment, error) {
 	}, stream)
 }
 
-// Staller is an open transaction that has published, so that readers wait for its end at what it has published first.
-type Staller struct {
+// OpenTransaction is a transaction that others wait for.
+type OpenTransaction struct {
 	Priority    int
-	Holder      string    // "pid 123" or "prepared transaction <gid>"
+	Holder      string    // "pid 123", "prepared transaction <gid>" or, where no gid is known, "a prepared transaction"
 	Since       time.Time // when it began; zero where the caller may not see it
 	User        string
 	Application string
@@ -79,38 +79,33 @@ type Staller struct {
 	State       string // as in pg_stat_activity
 }
 
-// Stallers lists the open transactions that have published to a stream, one for each priority: the one that holds readers back furthest.
-func Stallers(ctx context.Context, db DB, stream string) ([]Staller, error) {
-	return inspect(ctx, db, "open transactions of stream "+stream, stallersSQL, func(row pgx.CollectableRow) (s Staller, err error) {
-		var since *time.Time
-		err = row.Scan(&s.Priority, &s.Holder, &since, &s.User, &s.Application, &s.Client, &s.State)
-		if since != nil {
-			s.Since = *since
-		}
-		return s, err
+// scan reads the transaction's columns, and then others.
+func (t *OpenTransaction) scan(row pgx.CollectableRow, more ...any) error {
+	var since *time.Time
+	err := row.Scan(append([]any{&t.Priority, &t.Holder, &since, &t.User, &t.Application, &t.Client, &t.State}, more...)...)
+	t.Since = orZero(since)
+	return err
+}
+
+// Stallers lists the open transactions that have published to a stream, so that readers wait at what each has published first. There is one for each
+// priority: the one that holds readers back furthest.
+func Stallers(ctx context.Context, db DB, stream string) ([]OpenTransaction, error) {
+	return inspect(ctx, db, "open transactions of stream "+stream, stallersSQL, func(row pgx.CollectableRow) (t OpenTransaction, err error) {
+		err = t.scan(row)
+		return t, err
 	}, stream)
 }
 
 // Receiver is an open transaction that has received from a group, so that nobody else of the group can before it ends.
 type Receiver struct {
-	Priority    int
-	Holder      string    // "pid 123" or "a prepared transaction"
-	Since       time.Time // when it began; zero where the caller may not see it
-	User        string
-	Application string
-	Client      string // address; empty for a local one
-	State       string // as in pg_stat_activity
-	Waiting     int    // how many sessions wait for it
+	OpenTransaction
+	Waiting int // how many sessions wait for it
 }
 
 // Receivers lists the transactions that have received from a group and stay open. None when every member receives in a transaction of its own.
 func Receivers(ctx context.Context, db DB, stream, group string) ([]Receiver, error) {
 	return inspect(ctx, db, "open receives of group "+group, receiversSQL, func(row pgx.CollectableRow) (r Receiver, err error) {
-		var since *time.Time
-		err = row.Scan(&r.Priority, &r.Holder, &since, &r.User, &r.Application, &r.Client, &r.State, &r.Waiting)
-		if since != nil {
-			r.Since = *since
-		}
+		err = r.scan(row, &r.Waiting)
 		return r, err
 	}, stream, group)
 }
@@ -121,10 +116,7 @@ func Delays(ctx context.Context, db DB, stream string) (first time.Time, scouted
 	if err := db.QueryRow(ctx, delaysSQL, stream).Scan(&due, &scouted); err != nil {
 		return time.Time{}, false, fmt.Errorf("look at the delayed messages of stream %s: %w", stream, translate(err))
 	}
-	if due != nil {
-		first = *due
-	}
-	return first, scouted, nil
+	return orZero(due), scouted, nil
 }
 
 // Retry is a message that waits for another delivery, or is having it.
