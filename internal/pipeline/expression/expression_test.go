@@ -191,7 +191,8 @@ func TestCheckSaysWhatIsWrong(t *testing.T) {
 	}
 }
 
-// E3: whatever an expression does with a document, it ends, and does not grow without bounds.
+// E3: whatever an expression does with a document, it ends, and does not grow without bounds. Without bounds some of these would run for hours: the
+// timeout of the tests is what sees that.
 func TestEvaluationIsBounded(t *testing.T) {
 	list := "[" + strings.Repeat("1,", 4000) + "1]"
 	text := strings.Repeat("a", 1<<20)
@@ -207,13 +208,9 @@ func TestEvaluationIsBounded(t *testing.T) {
 		"a slow pattern":    {`doc.s.matches("(a*)*b" + doc.s.substring(0, 100000))`, `{"s":"` + text + `"}`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			begin := time.Now()
 			v, err := compileT(t, tc.text).EvalJSON(&variables{doc: tc.doc})
 			if err == nil {
 				t.Fatalf("it gave %d bytes", len(v))
-			}
-			if took := time.Since(begin); took > 20*time.Second {
-				t.Errorf("it took %v", took)
 			}
 			if len(err.Error()) > 400 {
 				t.Errorf("the error has %d bytes", len(err.Error()))

@@ -180,6 +180,9 @@ func NewServer(tb testing.TB, o Options) *Server {
 // administer runs one statement on the shared server. It has its own deadline, because it also runs in cleanups, after
 // the test's context has ended.
 func administer(sql string) error {
+	// go test shows a kept result while what the tests have read is the same. It notes that once they have begun, and Main read these before.
+	_, _ = os.LookupEnv("PG")
+	_, _ = os.LookupEnv("MILLRACE_TEST_POSTGRES")
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, shared.dsn("postgres"))
