@@ -174,6 +174,34 @@ func TestAPoisonMessageIsIsolated(t *testing.T) {
 	}
 }
 
+// A receive that settles a claim takes the claim's locks one after the other and then the group's. Whoever takes claims back holds the group's already,
+// so waiting for the claim would be a deadlock.
+func TestWhoTakesClaimsBackWaitsForNobodyThatSettles(t *testing.T) {
+	t.Parallel()
+	takes := map[string]string{
+		"leave": `select 1 from millrace.leave('orders', 'g', 'old')`,
+		"retry": `select 1 from millrace.retry('orders', 'g', 'old')`,
+	}
+	for name, sql := range takes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+				e, old, _ := twoMembers(t, mode)
+				claim := mustReceive(e, old)
+				var lane, number int32
+				must(t, e.QueryRow(e.ctx, "select split_part($1, '.', 2)::integer, split_part($1, '.', 3)::integer", claim.Token).Scan(&lane, &number))
+				tx := e.begin()
+				exec(e, tx, "select pg_advisory_xact_lock(1610612736 + $1, $2)", lane, number) // the first lock of a receive
+				conn := e.connect()
+				exec(e, conn, "set lock_timeout = '1s'") // what waits here would wait for ever
+				exec(e, conn, sql)
+				commit(e, tx)
+				must(t, old.Ack(e.ctx, claim.Token))
+			})
+		})
+	}
+}
+
 func TestLeaveGivesEverythingBackAtOnce(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {

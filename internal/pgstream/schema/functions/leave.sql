@@ -4,7 +4,10 @@
 -- as after a second call, or when the group has given its place away. A group that is unknown is an error, or a misspelt one would go unseen until the leases end.
 -- Raises: MR002 no such stream or group.
 create or replace function millrace.leave(p_stream text, p_group text, p_member text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the deliveries were few
+set jit = off
+as $$
 declare
     g millrace_engine.consumer_group;
     l record;
@@ -16,7 +19,7 @@ begin
         perform pg_advisory_xact_lock(536870912 + g.id, 0);
         for l in select x.id, f.floor, f.stragglers from millrace_engine.lane x, millrace_engine.lane_progress(x.id) f where x.group_id = g.id and not f.idle loop
             for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x where x.member = p_member and x.nonce <> 0 loop  -- 0: given back already
-                if pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer) then
+                if millrace_engine.try_claim(l.id, o.claim) then
                     begin
                         perform millrace.release(g.id || '.' || l.id || '.' || o.claim || '.' || o.nonce);
                     exception when sqlstate 'MR001' then

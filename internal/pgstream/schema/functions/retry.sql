@@ -107,7 +107,7 @@ begin
             for o in select * from millrace_engine.open_claims(l.id, l.floor, l.stragglers) x
                     where x.nonce <> 0 and x.expires_at <= latest and (p_member is null or x.member = p_member) loop   -- 0: given back already
                 exit when left_ <= 0;
-                continue when not pg_try_advisory_xact_lock((1073741824 + l.id)::integer, (o.claim & 2147483647)::integer);
+                continue when not millrace_engine.try_claim(l.id, o.claim);
                 begin
                     c := millrace_engine.hold_claim(array[g.id, l.id, o.claim, o.nonce]);
                 exception when sqlstate 'MR001' then
