@@ -389,6 +389,12 @@ func TestAProjectionIsRebuiltBesideTheLiveOne(t *testing.T) {
 	if got := one[string](e, "select sum((document ->> 'total')::int) || '/' || sum(version) from public.totals"); got != "1202/601" {
 		t.Errorf("all documents together: %s", got)
 	}
+	// A projection that is replaced forgets what a rebuild has made of it.
+	e.run("select millrace.rebuild_step('accounts', 'totals', 10)")
+	e.run("select millrace.create_projection('accounts', 'totals', 'public.total', 'public.totals')")
+	if n := one[int](e, "select count(*) from millrace_engine.building"); n != 0 {
+		t.Errorf("%d documents are left of a rebuild that was given up", n)
+	}
 	for _, sql := range []string{"select millrace.rebuild_projection('accounts', 'none')", "select millrace.rebuild_projection('accounts', null)"} {
 		if _, err := e.Exec(e.ctx, sql); sqlState(err) != "MR004" {
 			t.Errorf("%s: %v", sql, err)

@@ -235,7 +235,7 @@ func TestForbiddenScansAreNotCompiled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	byIndex := regexp.MustCompile(`^(ack|settle_messages|set_aside|held_positions|open_claims|is_settled|take_over|raise_floor|receive_(deliveries|parked|template|.*_template)|claim_.*|divert_.*|park|unpark.*|end_expired|` +
+	byIndex := regexp.MustCompile(`^(ack|ack_messages|nack|dead_letter|release_deliveries|settle_messages|set_aside|held_positions|open_claims|is_settled|take_over|raise_floor|receive_(parked|template|.*_template)|claim_.*|divert_.*|park|unpark.*|end_expired|` +
 		`read|position_at|remember.*|purge_.*|move_due.*|settled_assignment|assign.*|hold_claim|lane_progress|append|entity_version|nobody_writes|next_parked|note_.*|read_template|position_at_template|append_frame_template|read_frames_template)$`)
 	for _, n := range names {
 		if !byIndex.MatchString(n) {

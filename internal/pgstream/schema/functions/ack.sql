@@ -41,7 +41,9 @@ comment on function millrace.ack(text) is 'Settles all messages of a claim, in t
 -- Settles some messages of the claim; the rest stay held. The last of them settles the claim.
 -- Raises: MR001 the claim has ended, or one of the messages is settled already; MR004 a position that the claim does not hold.
 create or replace function millrace.ack_messages(p_claim text, p_positions bigint[]) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the deliveries were few
+as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
     c millrace_engine.claim;

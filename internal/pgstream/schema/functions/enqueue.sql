@@ -234,7 +234,9 @@ end $$;
 -- handed out for the first time is queued again: of two of a key that are queued then, the later one is passed over.
 -- Locks: with Short and Stately the group's receive lock, after the claim's.
 create or replace function millrace_engine.release_deliveries(p_group integer, p_nonce bigint) returns boolean
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the deliveries were few
+as $$
 declare
     one_queued constant boolean := exists (select from millrace_engine.consumer_group g where g.id = p_group and g.queue_policy in ('Short', 'Stately'));
     keys text[];

@@ -10,7 +10,9 @@
 -- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold (where only the claim ends, they are not looked at), or no such delay.
 create or replace function millrace.nack(p_claim text, p_positions bigint[], p_delay_seconds double precision default null, p_reason text default null)
 returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the deliveries were few
+as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
     g millrace_engine.consumer_group;
@@ -79,7 +81,9 @@ comment on function millrace.nack(text, bigint[], double precision, text) is
 -- Moves messages of the claim to the dead letters at once, whatever their attempt; the rest of the claim stays held.
 -- Raises: MR001 the claim has ended; MR004 a position that the claim does not hold.
 create or replace function millrace.dead_letter(p_claim text, p_positions bigint[], p_reason text) returns void
-language plpgsql volatile as $$
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the deliveries were few
+as $$
 declare
     t bigint[] := millrace_engine.parse_token(p_claim);
     c millrace_engine.claim;

@@ -93,6 +93,7 @@ create or replace function millrace_engine.append_chosen(p_stream millrace_engin
     p_headers jsonb[], p_due timestamptz, p_dedupe_keys text[], p_until timestamptz) returns bigint[]
 language plpgsql volatile
 set enable_nestloop = off   -- the planner takes an array of 100,000 for one of ten
+set jit = off             -- and two of them for a join of billions of rows
 as $$
 declare
     known_keys text[];

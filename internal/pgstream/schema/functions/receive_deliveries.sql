@@ -10,6 +10,7 @@ set plan_cache_mode = force_generic_plan
 set enable_seqscan = off
 set enable_bitmapscan = off
 set enable_sort = off
+set jit = off   -- before PostgreSQL 18 what is forbidden, and yet needed, costs so much that it is worth compiling: half a second at each receive
 as $$
 #variable_conflict use_column
 begin
