@@ -26,7 +26,7 @@ func (e *engine) stopClock() {
 	if one[bool](e, `select to_regclass('public.test_clock') is not null`) {
 		return // a function that is replaced again makes every session plan everything again
 	}
-	e.run(`create table public.test_clock (now timestamptz not null)`)
+	e.run(`create table public.test_clock (now timestamptz primary key)`)
 	e.run(`insert into public.test_clock values (clock_timestamp())`)
 	e.run(`create or replace function millrace_engine.clock() returns timestamptz language sql volatile parallel safe
 		as 'select now from public.test_clock'`)

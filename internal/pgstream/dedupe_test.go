@@ -347,6 +347,7 @@ func TestExpiredDedupeKeysArePurged(t *testing.T) {
 	e.jump(time.Minute)
 	tx := e.begin()
 	e.once(tx, "old0") // taken anew by an open transaction: not waited for
+	e.run("alter function millrace_engine.purge_dedupe set lock_timeout = '5s'")
 	if n := one[int](e, "select millrace_engine.purge_dedupe(3)"); n != 3 {
 		t.Errorf("%d keys were purged, want as many as were asked for, 3", n)
 	}
@@ -356,6 +357,36 @@ func TestExpiredDedupeKeysArePurged(t *testing.T) {
 	commit(e, tx)
 	if again := e.once(e, "young"); again != young {
 		t.Errorf("a key within its window was purged: position %d, want %d", again, young)
+	}
+}
+
+// Between finding a key and reading its position the key can expire. A purge that took it there would leave the publisher without an answer.
+func TestADuplicateKeepsItsKeyFromBeingPurged(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	first := e.once(e, "a")
+	e.mutate("millrace_engine.remember", "return query", pass+"; return query")
+	reached, open := e.gate()
+	conn := e.connect()
+	done := make(chan answer, 1)
+	go func() {
+		position, err := onceIn(e.ctx, conn, "a")
+		done <- answer{[]int64{position}, err}
+	}()
+	reached()
+	e.jump(2 * time.Minute)
+	e.run("alter function millrace_engine.purge_dedupe set lock_timeout = '5s'")
+	if n := one[int](e, "select millrace_engine.purge_dedupe(100)"); n != 0 {
+		t.Errorf("%d keys were purged while a publisher has found them", n)
+	}
+	open()
+	again := <-done
+	must(t, again.err)
+	same(t, "found before the window's end", again.positions, []int64{first})
+	if n := one[int](e, "select millrace_engine.purge_dedupe(100)"); n != 1 {
+		t.Errorf("%d keys were purged when nobody had them any more, want 1", n)
 	}
 }
 

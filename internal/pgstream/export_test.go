@@ -23,6 +23,34 @@ func WaitForFrames(ctx context.Context, t *FrameTail) (woken bool, err error) {
 	return t.waiter.waitOnce(ctx, t.topic)
 }
 
+// WaitWhileHeard is WaitForMessages when the listener hears of messages in the moment in which the consumer looks for them.
+func WaitWhileHeard(ctx context.Context, c *Consumer) (woken bool, err error) {
+	t := messagesOf(c.facts.Load().stream)
+	_, woken, err = c.waiter.once(ctx, t, func() (bool, error) {
+		c.waiter.listener.wake(t.payload)
+		return false, nil
+	}, time.Now().Add(-time.Hour))
+	return woken, err
+}
+
+// Pause is how long a consumer waits before it looks again, when the last reason to look is so old. A nil listener: it polls.
+func Pause(l *Listener, poll, since time.Duration) time.Duration {
+	return (&waiter{listener: l, poll: poll}).pause(since)
+}
+
+// Waiting says for how many payloads somebody waits, and how many do.
+func Waiting(l *Listener) (payloads, waiters int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range l.waiting {
+		waiters += s.waiters
+	}
+	return len(l.waiting), waiters
+}
+
+// Hear does what the listener does with a notification.
+func Hear(l *Listener, payload string) { l.wake(payload) }
+
 func (w *waiter) waitOnce(ctx context.Context, t topic) (woken bool, err error) {
 	nothing := func() (bool, error) { return false, nil }
 	_, woken, err = w.once(ctx, t, nothing, time.Now().Add(-time.Hour)) // long ago: the pauses have grown

@@ -255,6 +255,50 @@ func TestATailMissesNoFrame(t *testing.T) {
 	}
 }
 
+// Both ends of a range are included, a millisecond with all of its frames; a tail begins behind its cursor.
+func TestRangesOfFrames(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.frames(pgstream.DefaultFrames)
+	e.stopClock()
+	var all []string
+	for range 2 {
+		for _, mode := range []pgstream.FrameMode{pgstream.FrameDurable, pgstream.FrameBestEffortLive, pgstream.FrameDurableSummary} {
+			all = append(all, e.frame(e, "a", mode, `{}`))
+		}
+		e.jump(time.Millisecond)
+	}
+	ms := func(id string) string { return strings.Split(id, "-")[0] }
+	for _, c := range []struct {
+		r    pgstream.FrameRange
+		want []string
+	}{
+		{pgstream.FrameRange{}, all},
+		{pgstream.FrameRange{To: ms(all[0])}, all[:3]},
+		{pgstream.FrameRange{From: ms(all[3])}, all[3:]},
+		{pgstream.FrameRange{From: all[1], To: all[4]}, all[1:5]},
+		{pgstream.FrameRange{From: all[1], To: all[4], Max: 2}, all[1:3]},
+		{pgstream.FrameRange{From: all[4], To: all[1]}, nil},
+	} {
+		if got := ids(e.readFrames("a", c.r)); !slices.Equal(got, c.want) {
+			t.Errorf("%+v: %v, not %v", c.r, got, c.want)
+		}
+	}
+	for i, after := range all {
+		if frames, err := e.tail("a", after, pgstream.TailOptions{}).TryNext(e.ctx, 10); err != nil || !slices.Equal(ids(frames), all[i+1:]) {
+			t.Errorf("behind %s: %v, not %v, %v", after, ids(frames), all[i+1:], err)
+		}
+	}
+	// What was trimmed is gone, wherever it still lies.
+	e.run("select millrace.trim('runs', p_max_messages => 1)")
+	if got := ids(e.readFrames("a", pgstream.FrameRange{DurableOnly: true})); !slices.Equal(got, all[5:]) {
+		t.Errorf("after all but one were trimmed, %v are read", got)
+	}
+	if got := ids(e.readFrames("a", pgstream.FrameRange{})); !slices.Equal(got, []string{all[1], all[4], all[5]}) {
+		t.Errorf("after all durable ones but one were trimmed, %v are read", got)
+	}
+}
+
 // rotateFrames brings best-effort frames through a whole turn of the rings.
 func (e *engine) rotateFrames() {
 	e.t.Helper()
@@ -346,10 +390,47 @@ func TestRotationKeepsWhatIsWithinTheBound(t *testing.T) {
 	if a, b := e.readFrames("a", pgstream.FrameRange{}), e.readFrames("b", pgstream.FrameRange{}); len(a) != 5 || len(b) != 12 {
 		t.Errorf("a has %d, b has %d", len(a), len(b))
 	}
+	tx := e.beginAs(pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
+	if _, err := tx.Exec(e.ctx, "select millrace_engine.rotate_frames(0)"); sqlState(err) != "MR003" {
+		t.Errorf("with an older snapshot: %v", err)
+	}
+	rollback(e, tx)
 	e.run("select millrace_engine.drop_stream('runs')")
 	e.rotateFrames()
 	if n := stored(); n != 0 {
 		t.Errorf("%d rows of a stream that was dropped", n)
+	}
+}
+
+// A writer that began before its ring was left, and comes while that ring is copied, waits until it is empty: what it writes is in neither the copy nor the truncated ring otherwise.
+func TestRotationLosesNoLateWriter(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.frames(pgstream.DefaultFrames)
+	first := e.frame(e, "a", pgstream.FrameBestEffortLive, `{}`)
+	e.run("select setval('millrace_engine.live_frame_ring', 1)") // the ring is left
+	e.mutate("millrace_engine.rotate_frames", "get diagnostics kept = row_count;", "get diagnostics kept = row_count; "+pass+";")
+	e.run("alter function millrace_engine.rotate_frames reset lock_timeout") // the gate is a lock, too
+	row := one[string](e, "select to_jsonb(f)::text from millrace_engine.live_frame f")
+	reached, open := e.gate()
+	turner, late := e.connect(), e.connect()
+	turned, written := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := turner.Exec(e.ctx, "select millrace_engine.rotate_frames(0)")
+		turned <- err
+	}()
+	reached()
+	go func() {
+		_, err := late.Exec(e.ctx, `insert into millrace_engine.live_frame select (jsonb_populate_record(null::millrace_engine.live_frame,
+			r || jsonb_build_object('frame', (r -> 'frame')::bigint + 1, 'frame_count', 2, 'live_count', 2))).* from (select $1::text::jsonb as r) x`, row)
+		written <- err
+	}()
+	e.waitsForLock(late.PgConn().PID())
+	open()
+	must(t, <-turned)
+	must(t, <-written)
+	if frames := e.readFrames("a", pgstream.FrameRange{}); len(frames) != 2 || frames[0].ID != first {
+		t.Errorf("of two frames there are %v", ids(frames))
 	}
 }
 
@@ -599,6 +680,35 @@ func TestOldSummariesAreRemoved(t *testing.T) {
 	}
 }
 
+// A patch that has looked at a summary keeps it from being removed for its age until it has written.
+func TestASummaryIsNotRemovedUnderAPatch(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.frames(pgstream.Frames{SummaryTTL: time.Hour})
+	e.stopClock()
+	e.frame(e, "a", pgstream.FrameDurableSummary, `{"n": 1}`)
+	before, err := pgstream.ReadSummary(e.ctx, e.Pool, "runs", "a")
+	must(t, err)
+	e.jump(2 * time.Hour)
+	const then = "document := millrace.merge_patch("
+	e.mutate("millrace_engine.append_frame_1", then, pass+"; "+then)
+	reached, open := e.gate()
+	done := make(chan error, 1)
+	go func() {
+		_, err := pgstream.AppendFrame(e.ctx, e.Pool, "runs", "a", pgstream.NewFrame{Mode: pgstream.FrameDurableSummary, Payload: []byte(`{"m": 2}`)})
+		done <- err
+	}()
+	reached()
+	if n := one[int](e, "select millrace_engine.purge_frames(10)"); n != 0 {
+		t.Errorf("%d summaries were removed", n)
+	}
+	open()
+	must(t, <-done)
+	if s, err := pgstream.ReadSummary(e.ctx, e.Pool, "runs", "a"); err != nil || s.Version != 2 || !s.FirstAt.Equal(before.FirstAt) {
+		t.Errorf("the summary is %+v after %+v, %v", s, before, err)
+	}
+}
+
 // Nobody waits, nobody notifies; and who waits for one key is not woken for another.
 func TestFramesNotifyOnlyWhoWaitsForTheKey(t *testing.T) {
 	t.Parallel()
@@ -644,6 +754,15 @@ func TestFramesNotifyOnlyWhoWaitsForTheKey(t *testing.T) {
 	e.frame(e, "a", pgstream.FrameDurable, `{}`)
 	if list := heard(); !slices.Equal(list, []string{payload}) {
 		t.Errorf("after the clock stepped back %v were sent", list)
+	}
+	// Who is going to prepare the transaction may not notify.
+	e.jump(time.Second)
+	tx := e.begin()
+	exec(e, tx, "set local millrace.notify = off")
+	e.frame(tx, "a", pgstream.FrameDurable, `{}`)
+	commit(e, tx)
+	if list := heard(); len(list) > 0 {
+		t.Errorf("with notifications off, %v were sent", list)
 	}
 	// A consumer group that waits is told of durable frames by the stream's own notification.
 	e.run("select millrace_engine.wait_for(array[1])")

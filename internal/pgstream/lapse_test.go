@@ -113,6 +113,58 @@ func TestAGroupLapsesWhenNobodyWorksWhileMessagesWait(t *testing.T) {
 	})
 }
 
+// A retry that is held, and a member of an Ordered group, leave no newer claim behind, and are work until their lease ends.
+func TestAGroupDoesNotLapseWhileSomebodyHasIt(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode, AckWait: 3 * time.Hour})
+		e.lapsing(time.Hour, 0)
+		e.publish("orders", 1)
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+		claim := mustReceive(e, c)
+		if mode == pgstream.ModeShared {
+			must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "no"))
+			mustReceive(e, c)
+		} else {
+			must(t, c.Ack(e.ctx, claim.Token))
+		}
+		e.publish("orders", 1)
+		for range 2 {
+			if why := e.lapsed(); why != "" {
+				t.Fatalf("within the lease: %s", why)
+			}
+			e.jump(91 * time.Minute)
+		}
+		if why := e.lapsed(); why == "" {
+			t.Error("the lease has ended, nobody has worked for more than an hour, and it has not lapsed")
+		}
+	})
+}
+
+// A ledger that turns between a claim and the next round of maintenance leaves a newer row behind, and does not hide the claim.
+func TestALedgerThatTurnsHidesNoWork(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.lapsing(time.Hour, 0)
+	e.publish("orders", 10)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
+	for turn := range 5 {
+		must(t, c.Ack(e.ctx, mustReceive(e, c).Token))
+		e.run("select setval('millrace_engine.ring', $1)", turn%3)
+		e.run("select millrace_engine.carry_over(id) from millrace_engine.consumer_group")
+		if why := e.lapsed(); why != "" {
+			t.Fatalf("after %d turns: %s", turn, why)
+		}
+		e.jump(45 * time.Minute)
+	}
+}
+
 func TestAPausedGroupDoesNotLapseByTime(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -242,5 +294,11 @@ func TestAGroupThatIsResetHasItsTime(t *testing.T) {
 	e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
 	if why := e.lapsed(); why != "" {
 		t.Errorf("reset after it lapsed: %s", why)
+	}
+	e.jump(59 * time.Minute)
+	e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
+	e.jump(2 * time.Minute)
+	if why := e.lapsed(); why != "" {
+		t.Errorf("reset to where it stood: %s", why)
 	}
 }

@@ -316,6 +316,27 @@ func TestALockIsAnsweredAtOnce(t *testing.T) {
 	must(t, l.Unlock(e.ctx, e.Pool))
 }
 
+// A crash of the server would forget a token that was committed asynchronously, and give it to the next. Who gets none commits as the session wants.
+func TestATokenIsCommittedSynchronously(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	m := e.memory(pgstream.MemorySpec{Name: "orders"})
+	for _, want := range []string{"on", "off"} { // the second finds it locked
+		tx := e.begin()
+		exec(e, tx, "set local synchronous_commit = off")
+		_, err := m.TryLock(e.ctx, tx, "o-1", pgstream.LockOptions{})
+		if got := errors.Is(err, pgstream.ErrLocked); got != (want == "off") {
+			t.Fatalf("lock: %v", err)
+		}
+		var got string
+		must(t, tx.QueryRow(e.ctx, "show synchronous_commit").Scan(&got))
+		if got != want {
+			t.Errorf("synchronous_commit is %s after the lock, want %s", got, want)
+		}
+		commit(e, tx)
+	}
+}
+
 // A takeover that meets the write of the former owner: one of them happens first, and the loser knows.
 func TestATakeoverMeetsAWrite(t *testing.T) {
 	t.Parallel()
@@ -466,16 +487,46 @@ func TestUpdatesOfAWorkflowStayInTheirPage(t *testing.T) {
 	}
 }
 
+// Whoever removes part of a tree waits for a child that is just being made there, and removes it too.
+func TestARemovalMeetsANewChild(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	m := e.memory(pgstream.MemorySpec{Name: "orders"})
+	e.family(m)
+	tx := e.begin()
+	_, err := m.Write(e.ctx, tx, "new", pgstream.MemoryWrite{State: []byte(`{}`), Parent: "a11"})
+	must(t, err)
+	conn := e.connect()
+	type result struct {
+		removed int64
+		err     error
+	}
+	done := make(chan result, 1)
+	go func() {
+		n, err := m.Delete(e.ctx, conn, "a", pgstream.AnyVersion, nil)
+		done <- result{n, err}
+	}()
+	e.eventually("the removal waits, or is done", func() bool {
+		return len(done) == 1 || one[bool](e, `select exists (select from pg_stat_activity where pid = $1 and wait_event_type = 'Lock')`, conn.PgConn().PID())
+	})
+	commit(e, tx)
+	got := <-done
+	must(t, got.err)
+	if w := e.readMemory(m, "new"); got.removed != 5 || w.Version != 0 {
+		t.Errorf("%d were removed, want a, a1, a2, a11 and the new child, which has version %d", got.removed, w.Version)
+	}
+}
+
 // Trees go as a whole, when all of them is completed and was for long enough; nothing that somebody has in hand.
 func TestCompletedTreesAreRemoved(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
+	e.run("alter function millrace_engine.clean_memory set lock_timeout = '5s'") // it waits for nobody
 	m := e.memory(pgstream.MemorySpec{Name: "orders", KeepCompleted: time.Hour})
 	e.family(m)
 	clean := func(want string) {
 		t.Helper()
-		_, err := pgstream.Maintain(e.ctx, e.Pool)
-		must(t, err)
+		e.run("select millrace_engine.clean_memory(id, 1000) from millrace_engine.memory")
 		if got := one[string](e, `select coalesce(string_agg(subject, ' ' order by subject), '') from millrace."orders.memory"`); got != want {
 			t.Errorf("left are %q, not %q", got, want)
 		}
@@ -507,8 +558,7 @@ func TestCompletedTreesAreRemoved(t *testing.T) {
 	must(t, err)
 	clean("a a1 a11 a2 b root") // somebody has locked a1
 	must(t, l.Unlock(e.ctx, e.Pool))
-	tx, err := e.Begin(e.ctx)
-	must(t, err)
+	tx := e.begin()
 	_, err = m.Write(e.ctx, tx, "new", pgstream.MemoryWrite{State: []byte(`{}`), Parent: "a1"})
 	must(t, err)
 	clean("a a1 a11 a2 b root") // somebody is just making a child
@@ -521,7 +571,16 @@ func TestCompletedTreesAreRemoved(t *testing.T) {
 	_, err = m.TryLock(e.ctx, e.Pool, "only locked", pgstream.LockOptions{TTL: time.Second})
 	must(t, err)
 	clean("only locked")
+	e.jump(30 * time.Minute)
+	clean("only locked") // whoever has the token may still write
 	e.jump(2 * time.Hour)
+	tx = e.begin()
+	_, err = m.TryLock(e.ctx, tx, "only locked", pgstream.LockOptions{})
+	must(t, err)
+	clean("only locked") // somebody is just locking it
+	must(t, tx.Rollback(e.ctx))
+	_, err = pgstream.Maintain(e.ctx, e.Pool)
+	must(t, err)
 	clean("")
 }
 

@@ -109,10 +109,10 @@ func (m *model) isQueued(key string) bool {
 	return false
 }
 
-// expire ends the claims that have expired.
-func (m *model) expire() {
+// expire ends the claims of a lane that have expired.
+func (m *model) expire(priority int) {
 	for _, c := range m.claims {
-		if c.dead || c.settling != nil || c.expires > m.now {
+		if c.dead || c.settling != nil || c.expires > m.now || of(c.left[0]) != priority {
 			continue
 		}
 		c.dead, c.by = true, nil
@@ -146,7 +146,7 @@ func (m *model) due(most int) []int64 {
 	}
 	for priority := m.lanes - 1; priority >= 0; priority-- {
 		m.judge(priority)
-		m.expire()
+		m.expire(priority)
 		active, taken := map[string]bool{}, map[string]bool{}
 		var due []int64
 		for p, q := range m.queue {
@@ -272,7 +272,9 @@ func (m *model) purgeDeliveries() {
 	n, err := pgstream.PurgeDeliveries(m.e.ctx, m.e, m.spec.Stream, modelGroup, filter)
 	m.must(err)
 	if m.queues() {
-		m.expire()
+		for priority := range m.lanes {
+			m.expire(priority)
+		}
 	}
 	dead := m.buried()
 	gone := 0

@@ -108,6 +108,13 @@ func TestHigherPrioritiesAreDeliveredFirst(t *testing.T) {
 		same(t, "then", rest.numbers, []int{12})
 		must(t, verbs[0].use(e, e, rest.token))
 		same(t, "the lowest", e.drainSQL("m", 2), []int{1, 2, 3})
+		e.publishAt(1, 13)
+		if n := one[int](e, "select count(*) from millrace.receive('orders', 'g', 'm', p_auto_ack => true)"); n != 1 {
+			t.Errorf("%d messages were received and settled at once", n)
+		}
+		if s := e.stats("orders", "g"); s.InFlight != 0 || s.Lag != 0 {
+			t.Errorf("settled as it was received: %+v", s)
+		}
 	})
 }
 
@@ -320,6 +327,76 @@ func TestPrioritiesFollowTheirStream(t *testing.T) {
 		union all select proname::text from pg_proc where proname ~ '_[0-9]+$' and pronamespace = 'millrace_engine'::regnamespace
 		union all select name from millrace_engine.stream union all select name from millrace_engine.consumer_group) r`)
 	same(t, "left behind", rest, []string{})
+}
+
+// Whatever a stream and its groups are told, before there were priorities and afterwards, holds in each of them.
+func TestEverySettingHoldsInEveryPriority(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	spec := pgstream.StreamSpec{Name: "orders", Segments: 3, Partitions: 4, MaxMessageBytes: 1000, DedupeWindow: time.Minute,
+		Retention: pgstream.Retention{Policy: pgstream.RetentionInterest, MaxAge: time.Hour, MaxBytes: 1 << 30, MaxMessages: 1000}}
+	group := pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: pgstream.ModeOrdered, AckWait: time.Second, MaxAttempts: 3, BackoffInitial: time.Second, BackoffMax: time.Minute,
+		FailurePolicy: pgstream.FailurePark, Paused: true, Filter: pgstream.Filter{KeyPrefix: "a"}, LapseAfter: time.Hour, LapseLag: 1000}
+	apply := func() {
+		t.Helper()
+		must(t, pgstream.ApplyStream(e.ctx, e, pgstream.Plan{Spec: spec}))
+		e.group(group)
+	}
+	compare := func(when string) {
+		t.Helper()
+		for table, own := range map[string]string{
+			"stream":         "id, name, created_at, owner, priorities, parent_id, priority, first_position, segment_started_at, fresh_locks, suspects",
+			"consumer_group": "id, stream_id, parent_id, created_at, owner, lane_id, recheck_at, first_position",
+		} {
+			settings := one[[]string](e, "select array_agg((to_jsonb(x) - $1::text[])::text order by x.id) from millrace_engine."+table+" x", strings.Split(own, ", "))
+			if len(settings) != spec.Priorities {
+				t.Fatalf("%s: %d rows of %d priorities", table, len(settings), spec.Priorities)
+			}
+			for _, s := range settings[1:] {
+				if s != settings[0] {
+					t.Errorf("%s: the %s has\n%s and in a priority\n%s", when, table, settings[0], s)
+				}
+			}
+		}
+	}
+	apply()
+	e.run("update millrace_engine.consumer_group set lapsed_at = now(), lapse_reason = 'it was slow'")
+	spec.Priorities = 2
+	must(t, pgstream.ApplyStream(e.ctx, e, pgstream.Plan{Spec: spec}))
+	compare("a new priority")
+	spec.Segments, spec.Partitions, spec.MaxMessageBytes, spec.DedupeWindow = 4, 8, 2000, time.Hour
+	spec.Retention = pgstream.Retention{Policy: pgstream.RetentionWorkQueue, MaxAge: 2 * time.Hour, MaxBytes: 2 << 30, MaxMessages: 2000}
+	group.AckWait, group.MaxAttempts, group.BackoffInitial, group.BackoffMax, group.FailurePolicy = time.Minute, 5, time.Minute, time.Hour, pgstream.FailureSkip
+	group.Paused, group.Filter, group.LapseAfter, group.LapseLag = false, pgstream.Filter{KeyPrefix: "b"}, 2*time.Hour, 2000
+	apply()
+	compare("changed")
+
+	// A queue policy would hold in each priority by itself.
+	e.run("select millrace.create_stream('queue'), millrace.create_group('queue', 'q', p_queue_policy => 'Short')")
+	if _, err := e.Exec(e.ctx, "select millrace.create_stream('queue', p_priorities => 2)"); sqlState(err) != "MR004" {
+		t.Errorf("priorities of a stream with a queue: %v", err)
+	}
+}
+
+// Whoever receives has not committed yet, in any priority, and is waited for: what it claims is ended with all other claims.
+func TestAResetWaitsForReceivesOfEveryPriority(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.prioritized(pgstream.ModeShared)
+	e.publishAt(2, 1)
+	tx, resetting := e.begin(), e.connect()
+	claim := ""
+	must(t, tx.QueryRow(e.ctx, "select claim from millrace.receive('orders', 'g', 'm')").Scan(&claim))
+	done := make(chan error, 1)
+	go func() {
+		_, err := resetting.Exec(e.ctx, "select millrace.reset_group('orders', 'g', 'Earliest')")
+		done <- err
+	}()
+	e.waitsForLock(resetting.PgConn().PID())
+	commit(e, tx)
+	must(t, <-done)
+	mustRefuseAll(e, claim)
+	same(t, "after the reset", e.drainSQL("n", 10), []int{1})
 }
 
 func TestNobodyUsesALaneAsAStream(t *testing.T) {

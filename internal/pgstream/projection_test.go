@@ -84,6 +84,7 @@ func TestDeclaredProjectionsComeChangeAndGo(t *testing.T) {
 	}
 	e.sums()
 	appendSome(e, 20)
+	e.run(`select millrace.publish('accounts', '{"n": 3}', 'a')`) // no append: it has no version, and an inline projection does not see it
 	steps, problems = e.declare(spec)
 	if len(steps) != 1 || steps[0].Summary != "create projection sums" || len(problems) > 0 {
 		t.Fatalf("%+v, %+v", steps, problems)
@@ -125,15 +126,29 @@ func TestDeclaredProjectionsComeChangeAndGo(t *testing.T) {
 	appendSome(e, 1)
 	e.sameAsFold("sums_docs", "key") // the live ones go on with the old function
 	e.finish("sums")
-	if bad := one[int](e, "select count(*) from public.sums_docs d where document <> to_jsonb((select count(*) from millrace.accounts m where m.key = d.key))"); bad != 0 {
+	if bad := one[int](e, "select count(*) from public.sums_docs d where document <> to_jsonb((select count(*) from millrace.accounts m where m.key = d.key and m.version is not null))"); bad != 0 {
 		t.Errorf("%d documents are not those of the new function", bad)
 	}
-	// Back, and back again before it has finished.
+	// Back, and back again before it has finished. What was made until then is forgotten, also when something else is wanted instead.
+	step := func() {
+		t.Helper()
+		if finished, err := pgstream.RebuildStep(e.ctx, e.Pool, "accounts", "sums", 7); finished || err != nil {
+			t.Fatal(finished, err)
+		}
+	}
 	e.declare(spec)
+	step()
 	e.declare(changed)
 	if n := one[int](e, "select count(*) from millrace.projections('accounts') where rebuilt is null and function = 'public.counts'"); n != 1 {
 		t.Error("what is live was wanted, and a rebuild went on")
 	}
+	if n := one[int](e, "select count(*) from millrace_engine.building"); n != 0 {
+		t.Errorf("%d documents are left of a rebuild that was given up", n)
+	}
+	other := changed
+	other.Revision = "other"
+	e.declare(other)
+	step()
 	e.declare(spec)
 	e.finish("sums")
 	e.sameAsFold("sums_docs", "key")
@@ -252,6 +267,197 @@ func TestAGroupsProjectionIsExactAcrossRebuilds(t *testing.T) {
 	e.sameAsFold("sums_docs", "key")
 }
 
+// projectAll is a member of a group that projects until nothing is left.
+func (e *engine) projectAll(group string) {
+	e.t.Helper()
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "accounts", Group: group})
+	for {
+		claim, err := c.TryReceive(e.ctx)
+		must(e.t, err)
+		if claim == nil {
+			return
+		}
+		must(e.t, pgx.BeginFunc(e.ctx, e.Pool, func(tx pgx.Tx) error {
+			exec(e, tx, "select millrace.project('accounts', $1, $2)", group, positions(claim))
+			return c.AckTx(e.ctx, tx, claim.Token)
+		}))
+	}
+}
+
+// A publisher may carry a position that is older than what others have published since: then readers are held back to a place that a rebuild has passed. Nothing is lost, and
+// nothing is projected twice.
+func TestARebuildIsExactWhenTheHorizonStepsBack(t *testing.T) {
+	t.Parallel()
+	for name, group := range map[string]string{"inline": "", "group": "sums"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.accounts()
+			e.sums()
+			e.group(pgstream.GroupSpec{Stream: "accounts", Name: "sums", Mode: pgstream.ModeOrdered})
+			appendSome(e, 5) // ten messages
+			e.declare(pgstream.ProjectionSpec{Name: "sums", Function: "sums", Documents: "public.sums_docs", Group: group})
+			if finished, err := pgstream.RebuildStep(e.ctx, e.Pool, "accounts", "sums", 10); finished || err != nil {
+				t.Fatal(finished, err)
+			}
+			appendSome(e, 1)
+			tx := e.begin()
+			// As publish_guard_template does it.
+			exec(e, tx, "select pg_current_xact_id(), pg_advisory_xact_lock_shared((millrace_engine.stream_id('accounts')::bigint << 40) | 5)")
+			if h := one[int](e, "select millrace_engine.horizon(millrace_engine.stream_id('accounts'))"); h != 5 {
+				t.Fatalf("readers are held back to %d", h)
+			}
+			if finished, err := pgstream.RebuildStep(e.ctx, e.Pool, "accounts", "sums", 10); !finished || err != nil {
+				t.Fatal(finished, err)
+			}
+			rollback(e, tx)
+			appendSome(e, 2)
+			if group != "" {
+				e.projectAll(group)
+			}
+			e.sameAsFold("sums_docs", "key")
+		})
+	}
+}
+
+// Whoever projects holds the projection until it has acked: a rebuild that ended the claim in between would meet it at the documents, and one of the two would be a deadlock's victim.
+func TestARebuildWaitsForWhoeverProjects(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	e.sums()
+	e.group(pgstream.GroupSpec{Stream: "accounts", Name: "sums", Mode: pgstream.ModeOrdered})
+	spec := pgstream.ProjectionSpec{Name: "sums", Function: "sums", Documents: "public.sums_docs", Group: "sums"}
+	appendSome(e, 5)
+	e.declare(spec)
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "accounts", Group: "sums"})
+	project := func(db pgstream.DB, claim *pgstream.Claim) {
+		t.Helper()
+		exec(e, db, "select millrace.project('accounts', 'sums', $1)", positions(claim))
+	}
+	// While the documents are made for the first time, nobody sees some of them.
+	claim := mustReceive(e, c)
+	project(e, claim)
+	if n := one[int](e, "select count(*) from public.sums_docs"); n != 0 {
+		t.Errorf("%d documents before the first rebuild has finished", n)
+	}
+	e.finish("sums")
+	e.projectAll("sums")
+	e.sameAsFold("sums_docs", "key")
+
+	spec.Revision = "2"
+	e.declare(spec)
+	appendSome(e, 5)
+	claim = mustReceive(e, c)
+	tx := e.begin()
+	project(tx, claim)
+	rebuilding := e.connect()
+	done := make(chan error, 1)
+	go func() {
+		_, err := pgstream.RebuildStep(e.ctx, rebuilding, "accounts", "sums", 100)
+		done <- err
+	}()
+	e.waitsForLock(rebuilding.PgConn().PID())
+	must(t, c.AckTx(e.ctx, tx, claim.Token))
+	commit(e, tx)
+	must(t, <-done)
+	e.projectAll("sums")
+	e.sameAsFold("sums_docs", "key")
+}
+
+// From the moment at which a rebuild looks at the end of the stream until what it has made is live, nobody appends: a message of that time would be projected both inline and in the
+// group, or in neither.
+func TestAppendsWaitWhileARebuildReplacesDocuments(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct{ first, then string }{
+		"made anew": {"", ""}, "inline to a group": {"", "sums"}, "a group to inline": {"sums", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.accounts()
+			e.sums()
+			e.group(pgstream.GroupSpec{Stream: "accounts", Name: "sums", Mode: pgstream.ModeOrdered})
+			appendSome(e, 5)
+			spec := pgstream.ProjectionSpec{Name: "sums", Function: "sums", Documents: "public.sums_docs", Group: c.first}
+			e.declare(spec)
+			if c.first != c.then {
+				e.finish("sums")
+				appendSome(e, 5)
+				spec.Group = c.then
+				e.declare(spec)
+			}
+			tx, appending := e.begin(), e.connect()
+			if finished, err := pgstream.RebuildStep(e.ctx, tx, "accounts", "sums", 100); !finished || err != nil {
+				t.Fatal(finished, err)
+			}
+			done := make(chan error, 1)
+			go func() {
+				_, err := pgstream.Append(e.ctx, appending, "accounts", "a", pgstream.AnyVersion, events(5))
+				done <- err
+			}()
+			e.waitsForLock(appending.PgConn().PID())
+			commit(e, tx)
+			must(t, <-done)
+			if c.then != "" {
+				e.projectAll(c.then)
+			}
+			e.sameAsFold("sums_docs", "key")
+		})
+	}
+}
+
+// Two who change several documents each lock them in one order.
+func TestDocumentsAreLockedInTheOrderOfTheirKeys(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	e.run(`create table public.calls (n serial, id text);
+		create function public.called(document jsonb, payload jsonb, headers jsonb) returns jsonb language sql as
+		$$ insert into public.calls (id) values (payload ->> 'id' || coalesce((document ->> 'n'), '')); select payload $$;
+		select millrace.create_projection('accounts', 'called', 'called', 'public.called_docs', '{id}')`)
+	e.run(`select millrace.append('accounts', 'a', array['{"id": "m", "n": 1}', '{"id": "Z", "n": 1}', '{"id": "ä"}', '{"id": "m", "n": 2}', '{"id": "a"}', '{}', '{"id": "m", "n": 3}']::jsonb[])`)
+	if got := one[string](e, "select string_agg(id, ' ' order by n) from public.calls"); got != "Z a m m1 m2 ä" {
+		t.Errorf("the documents were changed in the order %s", got)
+	}
+}
+
+// The documents of a group are made of what the group is given, also when they are made anew.
+func TestARebuildKeepsToTheFilterOfItsGroup(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	e.sums()
+	e.group(pgstream.GroupSpec{Stream: "accounts", Name: "sums", Mode: pgstream.ModeOrdered, Filter: pgstream.Filter{Headers: map[string]any{"type": "Added"}}})
+	e.run(`select millrace.append('accounts', 'a', array['{"n": 1}', '{"n": 2}', '{"n": 3}']::jsonb[], null, array['{"type": "Added"}', '{"type": "Removed"}', '{"type": "Added"}']::jsonb[])`)
+	e.declare(pgstream.ProjectionSpec{Name: "sums", Function: "sums", Documents: "public.sums_docs", Group: "sums"})
+	e.finish("sums")
+	if got := one[string](e, "select document::text || version from public.sums_docs"); got != `{"list": [1, 3]}2` {
+		t.Errorf("the document is %s", got)
+	}
+}
+
+// A step reads in parts of ten thousand, and knows the end of the stream from the end of what it may do.
+func TestALargeStepOfARebuildLeavesNothingOut(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.accounts()
+	e.run(`create function public.counts(document jsonb, payload jsonb, headers jsonb) returns jsonb language sql as
+		$$ select to_jsonb(coalesce(document::text::int, 0) + 1) $$`)
+	for _, n := range []int{10000, 3} {
+		e.run("select millrace.append('accounts', 'a', array_fill('{}'::jsonb, array[$1::integer]))", n)
+	}
+	e.declare(pgstream.ProjectionSpec{Name: "counts", Function: "counts", Documents: "public.counts_docs"})
+	for finished := false; !finished; {
+		var err error
+		finished, err = pgstream.RebuildStep(e.ctx, e.Pool, "accounts", "counts", 10001)
+		must(t, err)
+	}
+	if got := one[string](e, "select document::text || '/' || version from public.counts_docs"); got != "10003/10003" {
+		t.Errorf("of 10003 messages the document counts %s", got)
+	}
+}
+
 func TestProjectionsAreRefused(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
@@ -277,6 +483,14 @@ func TestProjectionsAreRefused(t *testing.T) {
 			t.Errorf("%s: %v, not %s", sql, err, want)
 		}
 	}
+	e.run("select millrace.create_projection('accounts', 'inline', 'sums', 'public.inline')")
+	for _, level := range []pgx.TxIsoLevel{pgx.RepeatableRead, pgx.Serializable} {
+		tx := e.beginAs(pgx.TxOptions{IsoLevel: level})
+		if _, err := tx.Exec(e.ctx, "select millrace.rebuild_step('accounts', 'inline')"); sqlState(err) != "MR003" {
+			t.Errorf("%s: %v", level, err)
+		}
+		rollback(e, tx)
+	}
 	// A function that fails leaves the rebuild where it was.
 	e.run(`create function public.fails(document jsonb, payload jsonb, headers jsonb) returns jsonb language plpgsql as
 		$$ begin if payload ->> 'n' = '8' then raise 'eight'; end if; return '1'; end $$`)
@@ -287,6 +501,11 @@ func TestProjectionsAreRefused(t *testing.T) {
 		if said, ok := pgstream.IsFunctionError(err); ok {
 			if said != "eight" {
 				t.Errorf("it said %q", said)
+			}
+			// What is gone cannot be projected.
+			e.run("select millrace.trim('accounts', 5)")
+			if _, err := e.Exec(e.ctx, "select millrace.rebuild_projection('accounts', 'first')"); sqlState(err) != "MR004" {
+				t.Errorf("rebuilt without its beginning: %v", err)
 			}
 			return
 		}
@@ -307,9 +526,8 @@ func TestARebuildWaitsForOpenAppends(t *testing.T) {
 	appendSome(e, 5)
 	e.run("select millrace.create_projection('accounts', 'sums', 'sums', 'public.sums_docs')")
 	e.finish("sums")
-	tx, err := e.Begin(e.ctx)
-	must(t, err)
-	_, err = pgstream.Append(e.ctx, tx, "accounts", "a", pgstream.AnyVersion, events(1))
+	tx := e.begin()
+	_, err := pgstream.Append(e.ctx, tx, "accounts", "a", pgstream.AnyVersion, events(1))
 	must(t, err)
 	done := make(chan error, 1)
 	go func() {
@@ -319,7 +537,7 @@ func TestARebuildWaitsForOpenAppends(t *testing.T) {
 	e.eventually("the rebuild waits", func() bool {
 		return one[bool](e, "select exists (select from pg_locks l where not l.granted and l.database = (select oid from pg_database where datname = current_database()))")
 	})
-	must(t, tx.Commit(e.ctx))
+	commit(e, tx)
 	must(t, <-done)
 	e.sameAsFold("sums_docs", "key")
 }

@@ -340,6 +340,53 @@ func TestAMessageThatIsBeingDeliveredIsNotDoubledByARedrive(t *testing.T) {
 	}
 }
 
+// After a reset the first message of a key is at work, and dead from before, as a later one is. A redrive of both beside an ack of the first does not wait for
+// it, delivers the first once, and leaves the others behind it, where nothing keeps them for ever.
+func TestARedriveMeetsTheAckOfItsKeysFirstMessage(t *testing.T) {
+	t.Parallel()
+	for _, undone := range []bool{false, true} {
+		t.Run(fmt.Sprintf("the ack undone %t", undone), func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.parking("aaa")
+			c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", Member: "c", MaxMessages: 2})
+			for _, want := range [][]int64{{1, 2}, {3}} {
+				claim := mustReceive(e, c)
+				same(t, "to be dead", positions(claim), want)
+				must(t, c.DeadLetter(e.ctx, claim.Token, want[:1], "no"))
+				if len(want) > 1 {
+					must(t, c.Ack(e.ctx, claim.Token))
+				}
+			}
+			e.run("select millrace.reset_group('orders', 'g', 'Earliest')")
+			must(t, c.Nack(e.ctx, mustReceive(e, c).Token, []int64{1}, 0, "again"))
+			first := mustReceive(e, c)
+			same(t, "at work", positions(first), []int64{1})
+
+			ack := e.begin()
+			must(t, c.AckTx(e.ctx, ack, first.Token))
+			e.run("alter function millrace.redrive set lock_timeout = '5s'")
+			if n := redrive(e, pgstream.RedriveOptions{}); n != 2 {
+				t.Errorf("%d were moved, want 2", n)
+			}
+			same(t, "while the first is at work", positions(receive(e, c)), nil)
+			if undone {
+				rollback(e, ack)
+				same(t, "after the ack was undone", positions(receive(e, c)), nil)
+				must(t, c.Ack(e.ctx, first.Token))
+			} else {
+				commit(e, ack)
+			}
+			var got []int64
+			for range 3 { // a receive that only moves messages returns none
+				got = append(got, drain(e, c)...)
+			}
+			same(t, "then", got, []int64{2, 3})
+			e.nothingIsParked()
+		})
+	}
+}
+
 func TestTwoRedrivesShareTheDeadLetters(t *testing.T) {
 	t.Parallel()
 	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
@@ -401,6 +448,49 @@ func TestPurgeRemovesOnlyWhatNobodyHolds(t *testing.T) {
 	}
 	e.jump(2 * time.Hour)
 	same(t, "left", drain(e, c), nil)
+}
+
+// A purge waits neither for a member whose receive is not committed yet, nor for an ack that is making the next message of a key due.
+func TestPurgeDoesNotWait(t *testing.T) {
+	t.Parallel()
+	purged := func(e *engine, when string, want int64) {
+		e.t.Helper()
+		n, err := pgstream.PurgeDeliveries(e.ctx, e.Pool, "orders", "g", pgstream.DeadLetterFilter{})
+		must(e.t, err)
+		if n != want {
+			e.t.Errorf("%s: %d were removed, want %d", when, n, want)
+		}
+	}
+	t.Run("for a receive", func(t *testing.T) {
+		t.Parallel()
+		e, c, _ := twoMembers(t, pgstream.ModeShared)
+		e.run("alter function millrace.purge_deliveries set lock_timeout = '5s'")
+		claim := mustReceive(e, c)
+		must(t, c.Nack(e.ctx, claim.Token, []int64{1, 2}, 0, "no"))
+		must(t, c.Ack(e.ctx, claim.Token))
+		tx := e.begin()
+		exec(e, tx, "select millrace.receive('orders', 'g', 'new', 1)")
+		purged(e, "beside a receive", 1)
+		rollback(e, tx)
+		purged(e, "after it was undone", 1)
+	})
+	t.Run("for an ack", func(t *testing.T) {
+		t.Parallel()
+		e := newEngine(t)
+		c, _ := e.parking("aaabb")
+		e.run("alter function millrace.purge_deliveries set lock_timeout = '5s'")
+		claim := mustReceive(e, c)
+		must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "no"))
+		must(t, c.Nack(e.ctx, claim.Token, []int64{4}, time.Hour, "no"))
+		first := mustReceive(e, c)
+		same(t, "at work", positions(first), []int64{1})
+		tx := e.begin()
+		must(t, c.AckTx(e.ctx, tx, first.Token))
+		purged(e, "beside an ack", 2)
+		commit(e, tx)
+		purged(e, "after it", 2)
+		e.nothingIsParked()
+	})
 }
 
 // Every failure of a message leaves an entry, an expiry too; the last ten are kept, by a dead letter as well.

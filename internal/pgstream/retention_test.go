@@ -148,6 +148,68 @@ func TestInterestKeepsWhatAGroupStillNeeds(t *testing.T) {
 	}
 }
 
+// Nobody is interested where there are no groups. A queue waits for its first (TestInterestKeepsWhatAGroupStillNeeds).
+func TestInterestOfNobodyKeepsNothing(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+	e.fillRing()
+	e.maintain(5)
+	if n := e.kept(); n != 100 {
+		t.Errorf("%d messages are kept, want the 100 of the current segment", n)
+	}
+}
+
+// A group that is paused goes on where it stands.
+func TestInterestOfAPausedGroup(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Paused: true})
+	e.fillRing()
+	e.maintain(5)
+	if n := e.kept(); n != 400 {
+		t.Errorf("%d messages are kept, want 400", n)
+	}
+}
+
+// A group cannot begin at messages of which maintenance is finding out that nobody needs them.
+func TestInterestOfANewGroup(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+	e.fillRing()
+	e.run("alter function millrace_engine.newest(integer, integer, boolean) rename to read_newest")
+	e.run(`create function millrace_engine.newest(s integer, k integer, youngest boolean, out "position" bigint, out created_at timestamptz) language plpgsql
+		set lock_timeout = 0 as $$ begin
+			` + pass + `;
+			select * into "position", created_at from millrace_engine.read_newest(s, k, youngest); end $$`)
+	reached, open := e.gate()
+	maintained, created := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := pgstream.Maintain(e.ctx, e)
+		maintained <- err
+	}()
+	reached()
+	conn := e.connect()
+	go func() {
+		created <- pgstream.ApplyGroup(e.ctx, conn, pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	}()
+	e.eventually("the group waits, or is created", func() bool {
+		return len(created) == 1 || one[bool](e, `select exists (select from pg_stat_activity where pid = $1 and wait_event_type = 'Lock')`, conn.PgConn().PID())
+	})
+	lag := int64(300) // when it begins after a segment was removed
+	if len(created) == 1 {
+		lag = 400
+	}
+	open()
+	must(t, <-maintained)
+	must(t, <-created)
+	if got := drain(e, e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})); int64(len(got)) != lag {
+		t.Errorf("the group began with %d messages and got %d", lag, len(got))
+	}
+}
+
 // fillRing puts a hundred messages into each segment, the oldest into the first.
 func (e *engine) fillRing() {
 	e.t.Helper()
@@ -182,6 +244,32 @@ func TestATruncationWaitsForLatePublishers(t *testing.T) {
 	if n := e.kept(); n != 10 {
 		t.Errorf("%d messages are kept, want the ten of the current segment", n)
 	}
+}
+
+// The same when it commits while the truncation waits for it.
+func TestATruncationLooksAgainWhenItHasTheSegment(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+	e.run("select millrace_engine.set_state(1, 0, null)")
+	e.publish("orders", 10)
+	late := e.begin()
+	p := publishIn(e, late, "orders")
+	e.run("select millrace_engine.set_state(1, 1, null)")
+	drain(e, c)
+	e.run("alter function millrace_engine.maintain_stream set lock_timeout = 0")
+	conn := e.connect()
+	done := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(e.ctx, "select millrace_engine.maintain_stream(1)")
+		done <- err
+	}()
+	e.waitsForLock(conn.PgConn().PID())
+	commit(e, late)
+	must(t, <-done)
+	same(t, "the late message", drain(e, c), []int64{p})
 }
 
 // Finding out how old a segment's youngest message is means reading all of it, which may be a gigabyte.

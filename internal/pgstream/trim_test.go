@@ -252,6 +252,71 @@ func TestMaintenanceFreesWhatIsBelowTheMark(t *testing.T) {
 	}
 }
 
+// Whoever began to publish in a segment that is wholly below the mark, as far as the trim can see, commits while it waits for the segment.
+func TestATrimLooksAgainWhenItHasTheSegment(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.run("select millrace_engine.set_state(1, 0, null)")
+	e.publish("orders", 10)
+	late := e.begin()
+	p := publishIn(e, late, "orders")
+	e.run("select millrace_engine.set_state(1, 1, null)")
+	e.run("alter function millrace_engine.free_segments set lock_timeout = 0")
+	conn := e.connect()
+	done := make(chan error, 1)
+	go func() {
+		_, err := pgstream.Trim(e.ctx, conn, "orders", pgstream.TrimLimits{Before: &p})
+		done <- err
+	}()
+	e.waitsForLock(conn.PgConn().PID())
+	commit(e, late)
+	must(t, <-done)
+	got, err := e.read(e, fmt.Sprint(p))
+	must(t, err)
+	same(t, "left", got, []int64{p})
+}
+
+// Publishers go on in the next segment while a trim that frees the present one is not committed yet.
+func TestPublishersDoNotWaitForATrim(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.publish("orders", 10)
+	trim, publisher := e.begin(), e.begin()
+	exec(e, trim, "select millrace.trim('orders', 11)")
+	exec(e, publisher, "set local lock_timeout = '5s'")
+	p := publishIn(e, publisher, "orders")
+	commit(e, publisher)
+	commit(e, trim)
+	if n := e.stored(); n != 1 {
+		t.Errorf("%d messages are stored, want the new one", n)
+	}
+	got, err := e.read(e, fmt.Sprint(p))
+	must(t, err)
+	same(t, "left", got, []int64{p})
+}
+
+// Each priority keeps as many as the limit says; a position is one of the stream itself.
+func TestATrimCountsInEachPriority(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.prioritized(pgstream.ModeShared)
+	for priority := range 3 {
+		e.publishAt(priority, 1, 2, 3, 4)
+	}
+	marks := func(when string, want ...int64) {
+		t.Helper()
+		same(t, when, one[[]int64](e, "select array_agg(first_position order by priority) from millrace_engine.stream"), want)
+	}
+	e.trim("2")
+	marks("by position", 2, 1, 1)
+	e.trim("p_max_messages => 2")
+	marks("by number", 3, 3, 3)
+	e.trim("p_max_age_seconds => 0")
+	marks("by age", 5, 5, 5)
+}
+
 // A receive that finds nothing ends there; a claim with nothing left must not be what it finds.
 func TestClaimsThatWereTrimmedHideNoOthers(t *testing.T) {
 	t.Parallel()

@@ -207,6 +207,109 @@ func TestNoWakeUpIsMissedBetweenLookingAndWaiting(t *testing.T) {
 	}
 }
 
+// Who waits is subscribed before it looks: what is heard in between ends the wait at once, and not when a timer does.
+func TestWhatIsHeardWhileLookingWakes(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: e.listener()})
+	woken := []bool{}
+	for range 2 { // the first asks publishers to notify, and looks again
+		yes, err := pgstream.WaitWhileHeard(e.ctx, c)
+		must(t, err)
+		woken = append(woken, yes)
+	}
+	same(t, "woken", woken, []bool{false, true})
+}
+
+// Who is not announced is found soon after somebody who was, and whoever waits for long registers again before publishers forget it.
+func TestPausesGrow(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		listener          *pgstream.Listener
+		poll, since, want time.Duration
+	}{
+		{nil, time.Second, 0, time.Millisecond},
+		{nil, time.Second, 20 * time.Millisecond, 20 * time.Millisecond},
+		{nil, time.Second, time.Hour, time.Second},
+		{&pgstream.Listener{}, never, 0, time.Millisecond},
+		{&pgstream.Listener{}, never, 20 * time.Millisecond, 20 * time.Millisecond},
+		{&pgstream.Listener{}, never, time.Hour, 4 * time.Second},
+	} {
+		if got := pgstream.Pause(c.listener, c.poll, c.since); got != c.want {
+			t.Errorf("%s after a reason to look, polling every %s, with a listener %t: a pause of %s, not %s", c.since, c.poll, c.listener != nil, got, c.want)
+		}
+	}
+}
+
+// All who wait share one subscription: who gives up leaves it to the others, and the last takes it along.
+func TestWhoStopsWaitingLeavesOthersSubscribed(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	cfg, err := pgx.ParseConfig(e.dsn)
+	must(t, err)
+	l := pgstream.NewListener(cfg) // does not run: nothing else wakes them
+	type ended struct {
+		woken bool
+		err   error
+	}
+	wait := func(ctx context.Context) <-chan ended {
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: l})
+		done := make(chan ended, 1)
+		go func() {
+			woken, err := pgstream.WaitForMessages(ctx, c)
+			done <- ended{woken, err}
+		}()
+		return done
+	}
+	waiting := func(want int) {
+		t.Helper()
+		e.eventually("all wait", func() bool {
+			_, n := pgstream.Waiting(l)
+			return n == want
+		})
+	}
+	ctx, stop := context.WithCancel(e.ctx)
+	defer stop()
+	impatient := wait(ctx)
+	waiting(1)
+	first, second := wait(e.ctx), wait(e.ctx)
+	waiting(3)
+	stop()
+	if r := <-impatient; !errors.Is(r.err, context.Canceled) {
+		t.Errorf("%v", r.err)
+	}
+	pgstream.Hear(l, "1")
+	for _, done := range []<-chan ended{first, second} {
+		if r := <-done; !r.woken || r.err != nil {
+			t.Errorf("woken %t, %v", r.woken, r.err)
+		}
+	}
+	ctx, stop = context.WithCancel(e.ctx)
+	defer stop()
+	last := wait(ctx)
+	waiting(1)
+	stop()
+	<-last
+	if payloads, _ := pgstream.Waiting(l); payloads != 0 {
+		t.Errorf("%d subscriptions are left of nobody", payloads)
+	}
+}
+
+func TestAListenerThatLosesItsConnectionWakesEverybody(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", PollInterval: never, Listener: e.listener()})
+	e.mustBeWoken("who waits", func(ctx context.Context) (bool, error) { return pgstream.WaitForMessages(ctx, c) }, func() {
+		e.run("select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and query like 'notify millrace%'")
+	})
+}
+
 func TestAReconnectedListenerWakesEverybody(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

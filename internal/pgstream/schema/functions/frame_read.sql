@@ -42,7 +42,8 @@ comment on function millrace.read_frames(text, text, text, text, integer, boolea
 
 -- millrace.tail_frames(stream, key, after, max, best_effort) returns frames
 -- The next frames of a key behind a cursor, at most max of them, the oldest first; none when there are none yet. after is the id of the last frame that was seen, or
--- '0' for all. To wait for more: LISTEN millrace; then millrace.wait_for_frames; then this function; then wait for a notification. In this order nothing is missed.
+-- '0' for all. To wait for more: LISTEN millrace; then millrace.wait_for_frames; then this function; then wait for a notification. There is one in a millisecond at most,
+-- so look again one, two and four milliseconds after it; and once in a while without any, as whoever appended before you asked announces nothing.
 -- Order, cost, raises: as read_frames; '-' and '+' are no places to go on from.
 create or replace function millrace.tail_frames(p_stream text, p_key text, p_after text, p_max integer default 1000, p_best_effort boolean default true)
 returns table (id text, mode text, frame_type text, correlation_id text, fields jsonb, payload jsonb, payload_bytes bytea, frame_count bigint,

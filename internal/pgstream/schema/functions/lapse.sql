@@ -3,7 +3,7 @@
 -- A group lapses
 --   * when its lag is above lapse_lag;
 --   * when for lapse_after_seconds messages have been waiting and nobody has worked: claimed, held a claim or a retry, or, in an Ordered group, been
---     a member. A paused group does not lapse by time.
+--     a member. A paused group does not lapse by time. A reset begins the time anew.
 -- A group that has lapsed keeps nothing from being removed any more, and receive refuses it; its retries and dead letters stay, and claims that are
 -- open can be settled. millrace.reset_group brings it back.
 -- Of a stream with priorities the groups of all priorities count together, and lapse together.
@@ -41,7 +41,6 @@ begin
             end if;
         end if;
         if reason is not null then
-            delete from millrace_engine.group_activity x where x.group_id = g.id;   -- its time begins anew after a reset
             update millrace_engine.consumer_group x set lapsed_at = now_, lapse_reason = reason where x.id = any (all_);
             did := did || format('group %s has lapsed: %s', g.name, reason);
         end if;
@@ -60,19 +59,14 @@ as $$
 declare
     seen record;
     nonces bigint[];
-    frontier_ bigint;
     active boolean;
 begin
-    select a.nonces, a.frontier, a.seen_at into seen from millrace_engine.group_activity a where a.group_id = p_group;
+    select a.nonces, a.seen_at into seen from millrace_engine.group_activity a where a.group_id = p_group;
     -- A row without a nonce was written by maintenance. Where a ledger was truncated since, a lane has no other row; that is no news either.
     nonces := array(select c.nonce from millrace_engine.lane l
         cross join lateral (select x.nonce from millrace_engine.claim x where x.lane_id = l.id and x.nonce <> 0 order by x.claim desc limit 1) c
         where l.group_id = any (p_all));
-    select min(c.frontier) into frontier_ from millrace_engine.lane l
-        cross join lateral (select x.frontier from millrace_engine.claim x where x.lane_id = l.id order by x.claim desc limit 1) c
-        where l.group_id = p_group;
     active := p_paused or seen.nonces is null or not nonces <@ seen.nonces
-        or frontier_ < seen.frontier   -- somebody reset it
         or exists (select from millrace_engine.member m where m.group_id = any (p_all) and m.expires_at > p_now)
         or exists (select from millrace_engine.delivery d where d.group_id = any (p_all) and d.nonce is not null and d.visible_at > p_now)
         or exists (select from millrace_engine.lane l
@@ -83,8 +77,8 @@ begin
         return p_now - seen.seen_at;
     end if;
     if seen.nonces is null or seen.seen_at < p_now - make_interval(secs => p_seconds / 10.0) then
-        insert into millrace_engine.group_activity as a (group_id, nonces, frontier, seen_at) values (p_group, nonces, coalesce(frontier_, 0), p_now)
-            on conflict on constraint group_activity_pkey do update set nonces = excluded.nonces, frontier = excluded.frontier, seen_at = excluded.seen_at;
+        insert into millrace_engine.group_activity as a (group_id, nonces, seen_at) values (p_group, nonces, p_now)
+            on conflict on constraint group_activity_pkey do update set nonces = excluded.nonces, seen_at = excluded.seen_at;
     end if;
     return interval '0';
 end $$;

@@ -142,9 +142,8 @@ begin
             and not exists (select from millrace.memory_pattern y where y.root = x.subject and y.completed_at >= before)
             order by x.completed_at limit p_max loop
         exit when result >= p_max;
-        -- Whoever makes a child holds the root against this. Then a look at the tree as it is now; if somebody has one of its rows in hand, or has had, another time.
-        perform from millrace.memory_pattern x where x.subject = tree.subject and x.root = tree.subject for update skip locked;
-        continue when not found;
+        -- If somebody has one of its rows in hand, or has had, another time. Whoever makes a child has the root; one that was made since is counted by the second
+        -- statement, which begins with the root in hand.
         mine := array(select x.subject from millrace.memory_pattern x where x.root = tree.subject and x.completed_at < before and coalesce(x.locked_until < now_, true)
             for update skip locked);
         select count(*) into n from millrace.memory_pattern x where x.root = tree.subject;

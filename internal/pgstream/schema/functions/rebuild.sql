@@ -76,7 +76,8 @@ begin
         -- messages would be in neither.
         horizon := coalesce(pg_sequence_last_value(('millrace_engine.position_' || s.id)::regclass), 0);
     else
-        horizon := millrace_engine.horizon(s.id);
+        -- Not below what is built: a publisher that carries an older position may have begun since, and the group must not be given again what is in the documents.
+        horizon := millrace_engine.horizon_from(s.id, rebuilt);
     end if;
     for g in select x.name from millrace_engine.consumer_group x where x.id in (p.group_id, p.next_group_id) order by x.id loop
         perform millrace.reset_group(p_stream, g, 'Position', horizon + 1);
@@ -115,7 +116,7 @@ language plpgsql volatile
 set enable_seqscan = off
 set jit = off as $$
 declare
-    chunk constant integer := least(coalesce(p_max, 10000), 10000);
+    most integer;   -- at once
     filter constant jsonb := (select g.filter from millrace_engine.consumer_group g where g.id = p.next_group_id);
     m record;
     c record;
@@ -125,12 +126,13 @@ begin
     messages := 0;
     rebuilt := p_after;
     loop
+        most := least(10000, p_max - messages);
         execute format('select array_agg(m.key order by m."position") as keys, array_agg(m.payload order by m."position") as payloads,
                 array_agg(m.headers order by m."position") as headers, max(m."position") as last
             from (select m."position", m.key, m.payload, m.headers from millrace.%I m where m."position" > $1 and m."position" <= $2 and %s
                   order by m."position" limit $3) m', s.name,
                 case when p.next_group_id is null then 'm.version is not null' else 'millrace_engine.matches($4, m.key, m.headers)' end)
-            into m using rebuilt, p_to, least(chunk, p_max - messages), filter;
+            into m using rebuilt, p_to, most, filter;
         for c in select * from millrace_engine.changes(p.next_document_id, m.keys, m.payloads, m.headers) loop
             if octet_length(c.id) > millrace_engine.longest_key() then
                 perform millrace_engine.refuse_document_key();
@@ -145,7 +147,7 @@ begin
             end if;
         end loop;
         messages := messages + coalesce(cardinality(m.keys), 0);
-        if coalesce(cardinality(m.keys), 0) < chunk then
+        if coalesce(cardinality(m.keys), 0) < most then
             rebuilt := greatest(p_to, rebuilt);
             return;
         end if;

@@ -128,18 +128,19 @@ begin
             with gone as (
                 delete from millrace_engine.dead_letter d where d.id = any (ids) returning d.*
             )
-            -- Of a parked key only the first is due; the others follow it. One that is there already is not moved, and so does not count as the first.
+            -- Of a parked key only the first is due; the others follow it. One that is there already is left out, and not only by the constraint: that would wait
+            -- for an ack which is removing it, and then deliver it once more, in its place but never due.
             insert into millrace_engine.delivery (group_id, "position", key, headers, payload, payload_bytes, created_at, attempt, visible_at, not_before,
                     parked, errors, queue_key)
                 select x.group_id, x."position", x.key, x.headers, x.payload, x.payload_bytes, x.created_at, 0,
-                    case when g.mode = 'Ordered' and x.key is not null and row_number() over (partition by x.key order by x.present, x."position") > 1
+                    case when g.mode = 'Ordered' and x.key is not null and row_number() over (partition by x.key order by x."position") > 1
                         then 'infinity' else x.due end,
                     case when p_rate is not null then x.due end, g.mode = 'Ordered', x.errors,
                     case when g.queue_policy is not null or g.filter ? 'unrouted' then millrace_engine.queue_key(x.key) end
                 from (select d.*, millrace_engine.clock()
-                              + coalesce(make_interval(secs => (total + row_number() over (order by d."position") - 1) / p_rate), interval '0') as due,
-                          exists (select from millrace_engine.delivery y where y.group_id = d.group_id and y."position" = d."position") as present
-                      from gone d) x
+                              + coalesce(make_interval(secs => (total + row_number() over (order by d."position") - 1) / p_rate), interval '0') as due
+                      from gone d
+                      where not exists (select from millrace_engine.delivery y where y.group_id = d.group_id and y."position" = d."position")) x
                 on conflict on constraint delivery_position_unique do nothing;
             perform millrace_engine.announce(g.stream_id);
         end if;

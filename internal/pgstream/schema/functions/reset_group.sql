@@ -64,6 +64,7 @@ begin
             end loop;
             update millrace_engine.consumer_group x set lapsed_at = null, lapse_reason = null
                 where (x.id = g.id or x.parent_id = g.id) and x.lapsed_at is not null;
+            delete from millrace_engine.group_activity x where x.group_id = g.id;   -- its time begins anew
             perform millrace_engine.announce(stream);
             return removed;
         exception when sqlstate 'MR901' then

@@ -11,7 +11,6 @@ drop function if exists millrace.stats(text);
 create table millrace_engine.group_activity (
     group_id integer not null references millrace_engine.consumer_group (id) on delete cascade,
     nonces   bigint[] not null,        -- of the newest claim of each lane that had one
-    frontier bigint not null,          -- of the lane that was furthest behind
-    seen_at  timestamptz not null,     -- when maintenance last saw that there were other claims, or that the group was reset
+    seen_at  timestamptz not null,     -- when maintenance last saw that there were other claims
     constraint group_activity_pkey primary key (group_id)
 ) with (fillfactor = 50);
