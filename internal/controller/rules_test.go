@@ -10,9 +10,11 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/millrace-dev/millrace/api/v1alpha1"
 	"github.com/millrace-dev/millrace/test/env/postgres"
@@ -347,6 +349,36 @@ func TestARepairThatDidNotSucceedAtOnceIsTold(t *testing.T) {
 			w.want(s, v1alpha1.ConditionDrifted, metav1.ConditionFalse, v1alpha1.ReasonRepaired, "repaired: ")
 		})
 	}
+}
+
+// Rule 4: a repair that is needed again and again is one event with a count, and not one each time.
+func TestTheSameRepairAgainIsCountedByItsEvent(t *testing.T) {
+	w := newWorld(t)
+	dsn := postgres.NewDatabase(t)
+	w.secret(appDB.Name, appDB.Key, dsn)
+	s := newStream("orders")
+	w.create(s)
+	w.wantReady(s)
+	conn := w.sql(dsn)
+	w.eventually("an event with a count", func() error {
+		w.exec(conn, "update millrace_engine.stream set max_message_bytes = 77")
+		w.eventually("it is repaired", func() error {
+			if n := scalar[int](w, conn, "select max_message_bytes from millrace_engine.stream"); n == 77 {
+				return errors.New("it is not")
+			}
+			return nil
+		})
+		var events eventsv1.EventList
+		if err := suite.client.List(w.Context(), &events, client.InNamespace(w.namespace)); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range events.Items {
+			if e.Reason == v1alpha1.EventDriftRepaired && e.Series != nil && e.Series.Count > 1 {
+				return nil
+			}
+		}
+		return fmt.Errorf("%d events, none with a count", len(events.Items))
+	})
 }
 
 // Suspended resources are left alone by everything: no repair, and what their deletion policy says is done all the same.

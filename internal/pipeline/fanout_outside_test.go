@@ -89,10 +89,11 @@ func TestFanOut_WithAReceiver(t *testing.T) {
 			if len(tk.counts) != 21 {
 				t.Errorf("%d events, want 21", len(tk.counts))
 			}
-			if _, text := p.get("/metrics"); !strings.Contains(text, `millrace_processor_branch_entries_total{branch="hook",result="filtered"} 1`) ||
-				!strings.Contains(text, `millrace_processor_entries_total{result="dead_letter"} 2`) {
-				t.Error("the metrics do not show what was filtered and set aside")
-			}
+			eventually(t, func() (bool, string) { // counted after the commit, which is what was waited for
+				_, text := p.get("/metrics")
+				return strings.Contains(text, `millrace_processor_branch_entries_total{branch="hook",result="filtered"} 1`) &&
+					strings.Contains(text, `millrace_processor_entries_total{result="dead_letter"} 2`), "the metrics do not show what was filtered and set aside:\n" + text
+			})
 		})
 	}
 }

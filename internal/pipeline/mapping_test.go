@@ -40,10 +40,11 @@ func TestProcessorFiltersAndComputes(t *testing.T) {
 	if got := w.count(`select count(*) from millrace_dead_letter where reason like '%filter: no such key: type%'`); got != n {
 		t.Errorf("%d dead letters say what the filter lacks, want %d", got, n)
 	}
-	_, metrics := p.get("/metrics")
-	if want := fmt.Sprintf("result=\"filtered\"} %d", 2*n); !strings.Contains(metrics, want) {
-		t.Errorf("the metrics lack %s", want)
-	}
+	want := fmt.Sprintf("result=\"filtered\"} %d", 2*n)
+	eventually(t, func() (bool, string) { // counted after the commit, which is what was waited for
+		_, metrics := p.get("/metrics")
+		return strings.Contains(metrics, want), "the metrics lack " + want
+	})
 }
 
 // Only changes are written: whatever dies in between, the rows tell every value at every time. I2, I6.
