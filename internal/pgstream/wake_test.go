@@ -131,6 +131,60 @@ func TestNotificationsWake(t *testing.T) {
 	}
 }
 
+// PostgreSQL lets one notifying transaction of the server commit at a time. Whoever publishes beside one that is to notify leaves it at that.
+func TestOneOpenPublisherNotifiesForAll(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.run("select millrace.create_stream('orders', p_priorities => 2)")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+	e.await(1)
+	conn := e.connect()
+	exec(e, conn, "listen millrace")
+	notifications := func() (n int) {
+		t.Helper()
+		exec(e, conn, "notify millrace, 'all'")
+		for {
+			got, err := conn.WaitForNotification(e.ctx)
+			must(t, err)
+			if got.Payload == "all" {
+				return n
+			}
+			if got.Payload != "1" {
+				t.Errorf("a notification of %q", got.Payload)
+			}
+			n++
+		}
+	}
+	publish := func(db pgstream.DB, priority int) {
+		t.Helper()
+		e.run("select setval('millrace_engine.notified_1', 1)") // or nobody notifies who comes within the same millisecond
+		exec(e, db, "select millrace.publish('orders', '{}', p_priority => $1)", priority)
+	}
+	for _, c := range []struct {
+		begin, end string
+		want       []int // beside it; of another priority beside it; at its end; of the next one
+	}{
+		{"begin", "commit", []int{0, 1, 1, 1}},
+		{"begin", "rollback", []int{0, 1, 0, 1}},
+		{"begin; savepoint a", "rollback to a", []int{0, 1, 0, 1}},
+		{"begin; set local millrace.notify = off", "commit", []int{1, 1, 0, 1}},
+	} {
+		var got []int
+		open := e.connect()
+		exec(e, open, c.begin)
+		publish(open, 0)
+		publish(e, 0)
+		got = append(got, notifications())
+		publish(e, 1)
+		got = append(got, notifications())
+		exec(e, open, c.end)
+		got = append(got, notifications())
+		publish(e, 0)
+		got = append(got, notifications())
+		same(t, c.begin+", "+c.end, got, c.want)
+	}
+}
+
 func TestAWaitingConsumerIsWokenByEveryPublisher(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)

@@ -19,6 +19,7 @@ end $$;
 --                                        whose answer was lost is tried again, the second must see what the first did
 --   receive: (0x20000000 + group, 0)     serialises the receives of one group; in an Ordered group members with lanes of their own share it, and take
 --            (0x20000000 + group, lane)
+--   notify:  (0x30000000 + stream, 0)    by try: of the publishers of one stream that are open, one notifies (publish_guard_template.sql)
 -- Who settles takes settle, claim, and then receive, if that at all. Who holds receive takes the others by try, or two would wait for each other.
 
 -- millrace_engine.try_claim(lane, claim) returns boolean

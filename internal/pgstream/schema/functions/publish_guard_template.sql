@@ -5,12 +5,14 @@
 --      below L while the lock is held (horizon.sql). If somebody has ever waited for the stream, it makes sure that L is still no more than 7 behind, so
 --      that readers need not list all locks;
 --   2. tells the column default which segment to write to;
---   3. notifies, if somebody waits and nobody has notified in the same millisecond.
+--   3. notifies, if somebody waits, unless somebody has notified in the same millisecond or has yet to commit a notification.
 -- That it has run is remembered in a transaction-local setting: a letter for the segment, which the column default reads, and the transaction's id. Without
 -- the id, a setting leaked by a pooler into a later transaction would silence the lock, and messages would be lost.
 -- PostgreSQL holds one lock for all notifying transactions of the server while they flush their commit. Without a limit, one waiting consumer would cost
--- all publishers their group commit: 1,200 instead of 3,500 transactions a second. Who is not announced is found by the consumer that was woken,
--- which looks again after one millisecond, two, four (wake.go).
+-- all publishers their group commit: 1,200 instead of 3,500 transactions a second, and where a flush takes longer than a millisecond they would queue for
+-- it. So whoever notifies holds a lock of the stream until its end, and whoever does not get that leaves it at that: until then nobody sees its message
+-- either, as its position is above the other's L, and L was locked first. Who is not announced is found by the consumer that was woken, which looks
+-- again after one millisecond, two, four (wake.go); or by the scout, when the other one rolls back.
 -- PostgreSQL cannot PREPARE a transaction that has notified: whoever uses two-phase commit sets millrace.notify to off, and waiting consumers poll.
 -- A child of a stream with priorities asks the state of its parent whether somebody waits, and notifies the parent (install_functions.sql).
 -- Enabled ALWAYS, on the stream and on every segment. It is on every publisher's path, so it runs no query: conditions and assignments of single
@@ -47,9 +49,11 @@ begin
             now_ms := (date_part('epoch', clock_timestamp()) * 1000)::bigint;
             if now_ms <> pg_sequence_last_value('millrace_engine.notified_template') then
                 if current_setting('millrace.notify', true) is distinct from 'off' then
-                    now_ms := setval('millrace_engine.notified_template', now_ms);
-                    if pg_notify('millrace', '/* notified stream */ 0') is null then   -- PERFORM would run a query
-                        return null;
+                    if pg_try_advisory_xact_lock(805306368 + /* stream id */ 0, 0) then
+                        now_ms := setval('millrace_engine.notified_template', now_ms);
+                        if pg_notify('millrace', '/* notified stream */ 0') is null then   -- PERFORM would run a query
+                            return null;
+                        end if;
                     end if;
                 end if;
             end if;
