@@ -1,7 +1,9 @@
 package cli_test
 
 import (
+	"context"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -144,6 +146,40 @@ func TestInspectNamesWhoReceivedAndLeftTheTransactionOpen(t *testing.T) {
 	}](t, w.ok("inspect", "orders", "billing", "-o", "json"))
 	if r := groups[0].Receivers; len(r) != 1 || r[0].Application != "naive" || r[0].Holder != fmt.Sprintf("pid %d", pid) {
 		t.Errorf("inspect -o json: %+v", r)
+	}
+}
+
+// Whoever is on call may have nothing but the role of the applications.
+func TestTheRuntimeRoleMayLookAtEverything(t *testing.T) {
+	t.Parallel()
+	w := shop(t)
+	role := "on_call_" + one[string](w, "select substr(md5(random()::text), 1, 12)") // roles belong to the server
+	w.run("create role " + role + " login password 'secret'")
+	t.Cleanup(func() {
+		if _, err := w.Exec(context.Background(), "drop owned by "+role+"; drop role "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	w.ok("migrate", "run", "--runtime-role", role)
+	w.run("select millrace.create_stream('orders', p_priorities => 2)") // with segments that nobody has granted since
+	_, want, _ := strings.Cut(w.ok("inspect", "orders"), "\nSegments:")
+	want, _, _ = strings.Cut(want, "\nGroups:")
+	u, err := url.Parse(w.dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword(role, "secret")
+	w.env = append(w.env, "MILLRACE_DATABASE_URL="+u.String())
+	for _, args := range [][]string{
+		{"lag", "-o", "wide"}, {"inspect", "orders"}, {"inspect", "orders", "billing"}, {"inspect", "orders", "--position", "4"},
+		{"trim", "orders", "--keep", "1", "--dry-run"}, {"redrive", "orders", "billing", "--dry-run"},
+	} {
+		out := w.ok(args...)
+		if _, got, ok := strings.Cut(out, "\nSegments:"); ok {
+			if got, _, _ = strings.Cut(got, "\nGroups:"); got != want {
+				t.Errorf("the role is shown the segments\n%s\nthe owner\n%s", got, want)
+			}
+		}
 	}
 }
 

@@ -71,17 +71,20 @@ end $$;
 comment on function millrace.trim(text, bigint, bigint, double precision, boolean) is 'Removes the oldest messages of a stream.';
 
 -- millrace_engine.segments(stream id) returns table (number, low, high)
--- The segments that have messages, with the positions between which they are: two index probes each.
+-- The segments that have messages, with the positions between which they are: two index probes each. By way of the stream's table, which the runtime role may
+-- read, too: nobody grants it the segments of a stream that is made after it.
 create or replace function millrace_engine.segments(p_stream integer) returns table (number integer, low bigint, high bigint)
 language plpgsql volatile
 set enable_seqscan = off
 set jit = off
 set enable_bitmapscan = off
 as $$
+declare
+    log text;
 begin
-    for number in select generate_series(0, s.segments - 1) from millrace_engine.stream s where s.id = p_stream loop
-        execute format('select (select m."position" from millrace_engine.segment_%1$s_%2$s m order by m."position" limit 1),
-            (select m."position" from millrace_engine.segment_%1$s_%2$s m order by m."position" desc limit 1)', p_stream, number) into low, high;
+    for log, number in select s.name, generate_series(0, s.segments - 1) from millrace_engine.stream s where s.id = p_stream loop
+        execute format('select (select m."position" from millrace.%1$I m where m.segment = %2$s order by m."position" limit 1),
+            (select m."position" from millrace.%1$I m where m.segment = %2$s order by m."position" desc limit 1)', log, number) into low, high;
         if high is not null then
             return next;
         end if;
