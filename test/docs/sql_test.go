@@ -76,6 +76,45 @@ func TestEverySQLBlockRuns(t *testing.T) {
 	}
 }
 
+// TestWhoIsOnCallNeedsTheApplicationsRoleOnly runs the SQL of the troubleshooting page as the runtime role, but for what makes the examples.
+func TestWhoIsOnCallNeedsTheApplicationsRoleOnly(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, postgres.NewDatabase(t))
+	must(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	var role string
+	must(t, conn.QueryRow(ctx, "select 'on_call_' || substr(md5(random()::text), 1, 12)").Scan(&role)) // roles belong to the server
+	_, err = conn.Exec(ctx, "create role "+role)
+	must(t, err)
+	t.Cleanup(func() {
+		if _, err := conn.Exec(context.Background(), "reset role; drop owned by "+role+"; drop role "+role); err != nil {
+			t.Error(err)
+		}
+	})
+	_, err = schema.Migrate(ctx, conn, schema.Options{RuntimeRole: role})
+	must(t, err)
+	text, err := os.ReadFile("../../docs/troubleshooting.md")
+	must(t, err)
+	ran, variables := 0, map[string]string{}
+	for _, block := range regexp.MustCompile("(?ms)^```sql\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		for _, x := range examples(t, block[1]) {
+			user := "set role " + role
+			if strings.HasPrefix(x.sql, "-- for this example") {
+				user = "reset role"
+			}
+			_, err := conn.Exec(ctx, user)
+			must(t, err)
+			x.run(ctx, t, conn, variables)
+			ran++
+		}
+	}
+	if ran == 0 {
+		t.Fatal("the page has no SQL")
+	}
+}
+
 // documents lists what users read.
 func documents(t *testing.T) []string {
 	t.Helper()

@@ -36,7 +36,7 @@ def consume(conn, waiter, stop):
             if not shop.claim_ended(error):
                 raise
             shop.log("the claim has ended; its messages are delivered again")
-    # What is left of a claim goes to the others at once.
+    # What is left of a claim goes to the others at once. A member that dies does not come here: its claim ends with the lease.
     conn.execute("select millrace.leave('orders', 'billing', %s)", [MEMBER])
 
 
@@ -52,8 +52,13 @@ def bill(conn, message):
             )
     except Unbillable as error:  # never again
         conn.execute("select millrace.dead_letter(%s, %s, %s)", [message.claim, [message.position], str(error)])
-    except OSError as error:  # the service is down: again in a moment; a dead letter after the group's max_attempts
-        conn.execute("select millrace.nack(%s, %s, 0.2, %s)", [message.claim, [message.position], f"tax service: {error}"])
+    except Exception as error:
+        if conn.closed or shop.claim_ended(error):
+            raise
+        # The service is down, or something is wrong with the order or with this program. Nothing was committed, and the message is still held: again in a
+        # moment, and a dead letter after the group's max_attempts.
+        reason = f"{type(error).__name__}: {error}"
+        conn.execute("select millrace.nack(%s, %s, 0.2, %s)", [message.claim, [message.position], reason])
 
 
 def tax_of(conn, message):

@@ -70,7 +70,7 @@ def main():
     with shop.connect("producer") as conn:
         place(conn, order("large", 3, amount=5000))
         place(conn, order("wrong", 4, amount=-1))
-        for n, name in enumerate(("flaky", "stuck", "lost")):
+        for n, name in enumerate(("flaky", "stuck", "lost", "refused")):
             place(conn, order(name, n))
         for n in range(int(sys.argv[1])):
             try:

@@ -30,12 +30,12 @@ def passes(error):
     state = error.sqlstate
     if state is None:  # no answer from the server: the connection was refused or lost
         return isinstance(error, psycopg.OperationalError)
-    return state in ("40001", "40P01", "55P03") or state.startswith(("08", "53", "57P"))
+    return state in ("25P03", "40001", "40P01", "55P03", "57014") or state.startswith(("08", "53", "57P"))
 
 
 def claim_ended(error):
     """Whether the messages belong to somebody else now. The transaction has rolled back, so nothing is to be undone."""
-    return error.sqlstate == "MR001"
+    return getattr(error, "sqlstate", None) == "MR001"
 
 
 def log(*words):
@@ -65,7 +65,7 @@ class Waiter:
 
     def __init__(self, stream, listener, stop):
         self.stream, self.listener, self.stop = stream, listener, stop
-        self.registered = None
+        self.registered, self.pause = None, 1
         listener.execute("listen millrace")
 
     def wait(self):
@@ -76,11 +76,13 @@ class Waiter:
             self.listener.execute("select millrace_engine.wait_for(array[millrace_engine.stream_id(%s)])", [self.stream])
             self.registered = now
             return
-        # Not longer than a second: not everything that becomes due is announced.
-        select.select([self.listener, self.stop], [], [], 1)
+        select.select([self.listener, self.stop], [], [], self.pause)
         self.listener.pgconn.consume_input()
+        # Of publishers that commit at about the same time one announces for all: look again after a millisecond, two, four. And each second in any case,
+        # because not everything that becomes due is announced.
+        self.pause = min(2 * self.pause, 1)
         while self.listener.pgconn.notifies():  # whatever it was, look
-            pass
+            self.pause = 0.001
         # Only where neither a processor nor the manager runs: somebody has to publish what was delayed.
         self.listener.execute("select millrace_engine.move_due(1000)")
 
