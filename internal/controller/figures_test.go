@@ -27,7 +27,7 @@ func TestFiguresAreNotWrittenOverNewerStatus(t *testing.T) {
 	w.want(g, v1alpha1.ConditionPaused, metav1.ConditionTrue, v1alpha1.ReasonSuspended)
 	cached, ready := g.DeepCopy(), g.DeepCopy()
 	phase.Summarize(&ready.Status.Conditions, g.Generation, nil, phase.Ready{Message: "done"})
-	if err := phase.WriteStatus(t.Context(), suite.client, g, ready); err != nil {
+	if err := phase.WriteStatus(t.Context(), suite.client, suite.client, g, ready); err != nil {
 		t.Fatal(err)
 	}
 
@@ -46,6 +46,49 @@ func TestFiguresAreNotWrittenOverNewerStatus(t *testing.T) {
 	w.want(g, v1alpha1.ConditionReady, metav1.ConditionTrue, v1alpha1.ReasonReady, "done")
 	if g.Status.Lag == nil || *g.Status.Lag != 7 {
 		t.Errorf("lag is %v, want 7", g.Status.Lag)
+	}
+}
+
+// A status is written although somebody has changed the resource meanwhile, but never to another one that has its name: a plan, for one, would be approved
+// under a hash that is not its own.
+func TestStatusIsWrittenToTheResourceThatItIsOf(t *testing.T) {
+	w := newWorld(t)
+	suspended := func() *v1alpha1.Stream {
+		s := newStream("orders", func(s *v1alpha1.StreamSpec) { s.Suspend = true }) // the manager keeps still
+		w.create(s)
+		w.want(s, v1alpha1.ConditionPaused, metav1.ConditionTrue, v1alpha1.ReasonSuspended)
+		return s
+	}
+	first := suspended()
+	cached, planned := first.DeepCopy(), first.DeepCopy()
+	planned.Status.Plan = &v1alpha1.PlannedChange{Hash: "one"}
+	w.kubectl("annotate", "stream", "orders", "a=b")
+	if err := phase.WriteStatus(t.Context(), suite.client, suite.client, cached, planned); err != nil {
+		t.Fatal(err)
+	}
+	if err := suite.client.Get(t.Context(), key(first), first); err != nil {
+		t.Fatal(err)
+	}
+	if p := first.Status.Plan; p == nil || p.Hash != "one" || first.Annotations["a"] != "b" {
+		t.Errorf("the plan of %v is %+v", first.Annotations, p)
+	}
+
+	if err := suite.client.Delete(t.Context(), first); err != nil {
+		t.Fatal(err)
+	}
+	w.wantGone(first)
+	if err := phase.WriteStatus(t.Context(), suite.client, suite.client, cached, planned); err != nil {
+		t.Errorf("writing the status of what is gone: %v", err)
+	}
+	second := suspended()
+	if err := phase.WriteStatus(t.Context(), suite.client, suite.client, cached, planned); err != nil {
+		t.Errorf("writing the status of what was gone: %v", err)
+	}
+	if err := suite.client.Get(t.Context(), key(second), second); err != nil {
+		t.Fatal(err)
+	}
+	if p := second.Status.Plan; p != nil {
+		t.Errorf("another one has the plan %+v", p)
 	}
 }
 

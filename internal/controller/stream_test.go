@@ -477,7 +477,7 @@ func TestTheManagerWritesStatusAndFinalizersOnly(t *testing.T) {
 		if !strings.Contains(x.path, "/apis/millrace.dev/") || strings.HasSuffix(x.path, "/status") {
 			continue
 		}
-		if !x.conflict {
+		if !x.refused {
 			finalizers++
 		}
 		var patch map[string]map[string]any

@@ -240,7 +240,7 @@ type writes struct {
 
 type write struct {
 	method, path, body string
-	conflict           bool // the API server refused it, because the manager had an older version in mind
+	refused            bool // by the API server, because the manager had an older version in mind, or what is gone
 }
 
 type read struct{ path, accept string }
@@ -282,9 +282,9 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.writes.list = append(r.writes.list, w)
 		r.writes.mu.Unlock()
 		answer, err := r.next.RoundTrip(req)
-		if err == nil && answer.StatusCode == http.StatusConflict {
+		if err == nil && (answer.StatusCode == http.StatusConflict || answer.StatusCode == http.StatusNotFound) {
 			r.writes.mu.Lock()
-			w.conflict = true
+			w.refused = true
 			r.writes.mu.Unlock()
 		}
 		return answer, err

@@ -144,16 +144,17 @@ func TestTroubleshootingAPodThatDoesNotStart(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: d.Name + "-6d5f7b9c4-x2x7q", Namespace: w.namespace, Labels: d.Spec.Template.Labels}}
 	pod.Spec.Containers = []corev1.Container{{Name: "processor", Image: image}}
 	w.create(pod)
+	d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation, Replicas: 1, UpdatedReplicas: 1, UnavailableReplicas: 1}
+	if err := suite.client.Status().Update(t.Context(), &d); err != nil {
+		t.Fatal(err)
+	}
+	w.wantNotReady(p, v1alpha1.ReasonRollingOut, "1 have the newest configuration") // or it may hear of the pod first
 	pod.Status.Phase = corev1.PodPending
 	pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "processor", Image: image, State: corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{
 		Reason:  "ImagePullBackOff",
 		Message: `Back-off pulling image "` + image + `": ErrImagePull: failed to resolve reference "` + image + `": not found`,
 	}}}}
 	if err := suite.client.Status().Update(t.Context(), pod); err != nil {
-		t.Fatal(err)
-	}
-	d.Status = appsv1.DeploymentStatus{ObservedGeneration: d.Generation, Replicas: 1, UpdatedReplicas: 1, UnavailableReplicas: 1}
-	if err := suite.client.Status().Update(t.Context(), &d); err != nil {
 		t.Fatal(err)
 	}
 	w.wantNotReady(p, v1alpha1.ReasonPodsFailing, "ImagePullBackOff")

@@ -66,7 +66,7 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	phase.Sort(*conditions)
 
 	r.events(sc)
-	if err := phase.WriteStatus(ctx, r.Client, sc.before, g); err != nil {
+	if err := phase.WriteStatus(ctx, r.Client, r.Live, sc.before, g); err != nil {
 		return ctrl.Result{}, err
 	}
 	if suspended {

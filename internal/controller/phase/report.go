@@ -30,14 +30,24 @@ type Object interface {
 	SetConditions([]metav1.Condition)
 }
 
+// writeTries is how often WriteStatus looks for the newest version of a resource that others write at the same time.
+const writeTries = 5
+
 // WriteStatus applies the status of after when it differs from that of before. It and WriteFigures are the only writers of
-// status. A resource that is gone meanwhile is success.
-func WriteStatus(ctx context.Context, c client.Client, before, after Object) error {
-	err := writeStatus(ctx, c, before, after, "")
-	if apierrors.IsConflict(err) {
-		return nil
+// status. What a reconcile has found and done is known to nobody else, so it is written over what the cache did not show yet: live, which reads from the
+// API server, says in which version. A resource that is gone meanwhile is success, and one that took its name is left alone: the API server
+// ignores the UID in an update of status, but not the version.
+func WriteStatus(ctx context.Context, c client.Client, live client.Reader, before, after Object) error {
+	version := after.GetResourceVersion()
+	for try := 1; ; try++ {
+		err := writeStatus(ctx, c, before, after, version)
+		if !apierrors.IsConflict(err) || try == writeTries {
+			return err
+		}
+		if version, err = newestVersion(ctx, c, live, after); version == "" {
+			return err
+		}
 	}
-	return err
 }
 
 // WriteFigures is WriteStatus for a reconcile that looked at nothing but figures. The rest of its status is what the cache
@@ -64,8 +74,6 @@ func writeStatus(ctx context.Context, c client.Client, before, after Object, res
 	u.SetGroupVersionKind(gvk)
 	u.SetNamespace(after.GetNamespace())
 	u.SetName(after.GetName())
-	// With its UID the status cannot land on a resource that took the name meanwhile.
-	u.SetUID(after.GetUID())
 	u.SetResourceVersion(resourceVersion)
 	err = c.Status().Apply(ctx, client.ApplyConfigurationFromUnstructured(u), FieldOwner, client.ForceOwnership)
 	if apierrors.IsNotFound(err) {
@@ -75,6 +83,25 @@ func writeStatus(ctx context.Context, c client.Client, before, after Object, res
 		return fmt.Errorf("write status: %w", err)
 	}
 	return nil
+}
+
+// newestVersion returns the version of a resource at the API server, "" when it is gone. It lists, because the manager may list all of its kinds, and get only some.
+func newestVersion(ctx context.Context, c client.Client, live client.Reader, o Object) (string, error) {
+	gvk, err := apiutil.GVKForObject(o, c.Scheme())
+	if err != nil {
+		return "", fmt.Errorf("write status: %w", err)
+	}
+	list := &metav1.PartialObjectMetadataList{}
+	list.SetGroupVersionKind(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
+	if err := live.List(ctx, list, client.InNamespace(o.GetNamespace()), client.MatchingFields{"metadata.name": o.GetName()}); err != nil {
+		return "", fmt.Errorf("write status: %w", err)
+	}
+	for _, x := range list.Items {
+		if x.UID == o.GetUID() {
+			return x.ResourceVersion, nil
+		}
+	}
+	return "", nil
 }
 
 func statusOf(o Object) (map[string]any, error) {

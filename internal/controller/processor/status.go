@@ -46,7 +46,7 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 
 	r.Announcer.Announce(sc.before, p)
 	r.announceScaling(sc.before, p)
-	if err := phase.WriteStatus(ctx, r.Client, sc.before, p); err != nil {
+	if err := phase.WriteStatus(ctx, r.Client, r.Live, sc.before, p); err != nil {
 		return ctrl.Result{}, err
 	}
 	if p.Spec.Suspend {

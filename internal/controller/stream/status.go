@@ -47,7 +47,7 @@ func (r *Reconciler) report(ctx context.Context, sc *scope, outcome error) (ctrl
 	phase.Sort(*conditions)
 
 	r.events(sc)
-	if err := phase.WriteStatus(ctx, r.Client, sc.before, s); err != nil {
+	if err := phase.WriteStatus(ctx, r.Client, r.Live, sc.before, s); err != nil {
 		return ctrl.Result{}, err
 	}
 	if s.Spec.Suspend && outcome == nil {
