@@ -194,3 +194,27 @@ func TestARetriedMessageCanBeADeadLetterAtOnce(t *testing.T) {
 		t.Errorf("%d errors in the history, want 2", n)
 	}
 }
+
+// Clients send an array with nothing in it as null. That is not everything: a copy of each message, which the claim would hold as well.
+func TestPositionsThatAreNullAreNone(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.stopClock()
+	e.stream("orders")
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "shared", Mode: pgstream.ModeShared})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "parks", Mode: pgstream.ModeOrdered, FailurePolicy: pgstream.FailurePark, MaxAttempts: 1})
+	e.group(pgstream.GroupSpec{Stream: "orders", Name: "single", Mode: pgstream.ModeShared, MaxAttempts: 1})
+	e.publish("orders", 3)
+	for _, group := range []string{"shared", "parks", "single"} {
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: group})
+		claim := mustReceive(e, c)
+		must(t, c.Nack(e.ctx, claim.Token, nil, 0, "busy"))
+		must(t, c.DeadLetter(e.ctx, claim.Token, nil, "bad"))
+		must(t, c.AckMessages(e.ctx, claim.Token, nil))
+		if s := e.stats("orders", group); s.InFlight != 3 || s.Retrying != 0 || s.DeadLetters != 0 {
+			t.Errorf("%s: in flight %d, retrying %d, dead letters %d; want 3, 0, 0", group, s.InFlight, s.Retrying, s.DeadLetters)
+		}
+		must(t, c.Ack(e.ctx, claim.Token))
+		same(t, "left to "+group, drain(e, c), nil)
+	}
+}

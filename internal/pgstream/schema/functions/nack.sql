@@ -1,5 +1,5 @@
 -- millrace.nack(claim, positions, delay_seconds, reason) returns void
--- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. The reason is kept, but where only the claim ends
+-- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. Positions that are null are none, as for all who settle some. The reason is kept, but where only the claim ends
 -- (Ordered, Block, and Skip before the last attempt): no row of the message is there to hold it.
 -- Shared:  each message goes to the delivery table, or to the dead letters when it has had all its attempts; with queue policy Stately also when
 --          another message of its key waits for its retry. The rest of the claim stays held.
@@ -56,18 +56,18 @@ begin
     end if;
     c := millrace_engine.hold_claim(t);
     if g.mode = 'Shared' then
-        perform millrace_engine.set_aside(c, p_positions, g.max_attempts > 0 and c.attempt >= g.max_attempts,
+        perform millrace_engine.set_aside(c, coalesce(p_positions, '{}'), g.max_attempts > 0 and c.attempt >= g.max_attempts,
             c.attempt, millrace_engine.delay(g, c.attempt, p_delay_seconds), coalesce(p_reason, 'nacked'), false);
         perform millrace_engine.settle_messages(c, p_positions);
     elsif g.failure_policy = 'Park' then
         if g.max_attempts > 0 and c.attempt >= g.max_attempts then
-            perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
+            perform millrace_engine.set_aside(c, coalesce(p_positions, '{}'), true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
             perform millrace_engine.settle_messages(c, p_positions);
         else
             perform millrace_engine.park(c, g, p_positions, millrace_engine.delay(g, c.attempt, p_delay_seconds), coalesce(p_reason, 'nacked'));
         end if;
     elsif g.failure_policy = 'Skip' and g.max_attempts > 0 and c.attempt >= g.max_attempts then
-        perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
+        perform millrace_engine.set_aside(c, coalesce(p_positions, '{}'), true, c.attempt, null, coalesce(p_reason, 'nacked'), false);
         perform millrace_engine.settle_messages(c, p_positions);
         perform millrace_engine.give_back(c, g.stream_id, interval '0', 1);
     else
@@ -108,7 +108,7 @@ begin
         return;
     end if;
     c := millrace_engine.hold_claim(t);
-    perform millrace_engine.set_aside(c, p_positions, true, c.attempt, null, coalesce(p_reason, ''), false);
+    perform millrace_engine.set_aside(c, coalesce(p_positions, '{}'), true, c.attempt, null, coalesce(p_reason, ''), false);
     perform millrace_engine.settle_messages(c, p_positions);
 end $$;
 comment on function millrace.dead_letter(text, bigint[], text) is 'Moves messages of a claim to the dead letters.';
