@@ -450,7 +450,7 @@ func TestPurgeRemovesOnlyWhatNobodyHolds(t *testing.T) {
 	same(t, "left", drain(e, c), nil)
 }
 
-// A purge waits neither for a member whose receive is not committed yet, nor for an ack that is making the next message of a key due.
+// A purge waits neither for a member whose receive is not committed yet, nor for an ack that is making the next message of a key due, nor for a redrive.
 func TestPurgeDoesNotWait(t *testing.T) {
 	t.Parallel()
 	purged := func(e *engine, when string, want int64) {
@@ -490,6 +490,23 @@ func TestPurgeDoesNotWait(t *testing.T) {
 		commit(e, tx)
 		purged(e, "after it", 2)
 		e.nothingIsParked()
+	})
+	t.Run("for a redrive", func(t *testing.T) {
+		t.Parallel()
+		e, c, _ := twoMembers(t, pgstream.ModeShared)
+		e.run("alter function millrace.purge_dead_letters set lock_timeout = '5s'")
+		claim := mustReceive(e, c)
+		must(t, c.DeadLetter(e.ctx, claim.Token, []int64{1, 2}, "no"))
+		tx := e.begin()
+		exec(e, tx, "select millrace.redrive('orders', 'g', p_max => 1)")
+		for i, want := range []int64{1, 0, 1} {
+			if i == 2 {
+				rollback(e, tx)
+			}
+			if n, err := pgstream.PurgeDeadLetters(e.ctx, e.Pool, "orders", "g", pgstream.DeadLetterFilter{}); err != nil || n != want {
+				t.Errorf("purge %d: %d dead letters were removed, want %d: %v", i+1, n, want, err)
+			}
+		}
 	})
 }
 

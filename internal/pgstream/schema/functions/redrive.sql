@@ -194,6 +194,7 @@ begin
 end $$;
 
 -- millrace.purge_dead_letters(stream, group, filter) returns bigint, the number of dead letters that were removed
+-- Passed over: those that a redrive or another purge holds this moment.
 -- Raises: MR002 no such stream or group; MR004 bad filter.
 create or replace function millrace.purge_dead_letters(p_stream text, p_group text, p_filter jsonb default null) returns bigint
 language plpgsql volatile as $$
@@ -202,9 +203,11 @@ declare
 begin
     perform millrace_engine.need_group(p_stream, p_group);
     perform millrace_engine.check_choice(p_filter, true);
-    delete from millrace_engine.dead_letter d
-        where d.group_id in (select g.id from millrace_engine.groups_of(p_stream, p_group) g)
-          and millrace_engine.is_chosen(p_filter, d."position", d.key, d.headers, d.reason, d.dead_at);
+    delete from millrace_engine.dead_letter d where d.id in (
+        select x.id from millrace_engine.dead_letter x
+        where x.group_id in (select g.id from millrace_engine.groups_of(p_stream, p_group) g)
+          and millrace_engine.is_chosen(p_filter, x."position", x.key, x.headers, x.reason, x.dead_at)
+        for update skip locked);
     get diagnostics n = row_count;
     return n;
 end $$;
