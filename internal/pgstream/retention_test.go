@@ -148,28 +148,30 @@ func TestInterestKeepsWhatAGroupStillNeeds(t *testing.T) {
 	}
 }
 
-// Nobody is interested where there are no groups. A queue waits for its first (TestInterestKeepsWhatAGroupStillNeeds).
-func TestInterestOfNobodyKeepsNothing(t *testing.T) {
+// Nobody is interested where there are no groups; a queue waits for its first (TestInterestKeepsWhatAGroupStillNeeds). A group that is paused goes on where it
+// stands.
+func TestInterestOfGroupsThatDoNotReceive(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t)
-	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
-	e.fillRing()
-	e.maintain(5)
-	if n := e.kept(); n != 100 {
-		t.Errorf("%d messages are kept, want the 100 of the current segment", n)
-	}
-}
-
-// A group that is paused goes on where it stands.
-func TestInterestOfAPausedGroup(t *testing.T) {
-	t.Parallel()
-	e := newEngine(t)
-	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
-	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g", Paused: true})
-	e.fillRing()
-	e.maintain(5)
-	if n := e.kept(); n != 400 {
-		t.Errorf("%d messages are kept, want 400", n)
+	for name, c := range map[string]struct {
+		groups []pgstream.GroupSpec
+		want   int
+	}{
+		"none":   {nil, 100}, // the current segment
+		"paused": {[]pgstream.GroupSpec{{Stream: "orders", Name: "g", Paused: true}}, 400},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
+			for _, g := range c.groups {
+				e.group(g)
+			}
+			e.fillRing()
+			e.maintain(5)
+			if n := e.kept(); n != c.want {
+				t.Errorf("%d messages are kept, want %d", n, c.want)
+			}
+		})
 	}
 }
 
