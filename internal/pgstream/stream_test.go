@@ -128,20 +128,11 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 		"drop table millrace_engine.segment_1_3",
 		"drop function millrace_engine.receive_1",
 		"alter sequence millrace_engine.position_1 cache 5",
+		"alter table millrace_engine.segment_1_1 alter position drop default",
 	} {
 		t.Run(damage, func(t *testing.T) {
 			e.run(damage)
-			plan, err := pgstream.PlanStream(e.ctx, e, pgstream.StreamSpec{Name: "orders"})
-			must(t, err)
-			if !plan.Drift || len(plan.Steps) == 0 {
-				t.Fatalf("nobody saw it: %+v", plan)
-			}
-			must(t, pgstream.ApplyStream(e.ctx, e, plan))
-			plan, err = pgstream.PlanStream(e.ctx, e, pgstream.StreamSpec{Name: "orders"})
-			must(t, err)
-			if plan.Drift || len(plan.Steps) != 0 {
-				t.Errorf("it was not repaired: %+v", plan)
-			}
+			e.repaired(t, pgstream.StreamSpec{Name: "orders"})
 			tx := e.begin()
 			publishIn(e, tx, "orders")
 			if one[int](e, "select count(*) from pg_locks where pid = $1 and locktype = 'advisory'", pid(tx)) != 1 {
@@ -155,25 +146,75 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 	}
 }
 
-// A sequence that somebody dropped must not hand out positions again that readers have passed.
+// A sequence that somebody dropped must not hand out positions again that readers have passed, whichever way and into whichever table a message comes.
 func TestALostSequenceGoesOnAboveWhatWasDelivered(t *testing.T) {
 	t.Parallel()
-	e := newEngine(t)
-	e.stream("orders")
-	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
-	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
-	e.publish("orders", 10)
-	drain(e, c)
-	e.publish("orders", 5) // nobody has read these
-	e.run("alter table millrace.orders alter position drop default")
-	e.run("drop sequence millrace_engine.position_1 cascade")
-	must(t, pgstream.ApplyStream(e.ctx, e, pgstream.Plan{Spec: pgstream.StreamSpec{Name: "orders"}}))
-	e.run("alter table millrace.orders alter position set default nextval('millrace_engine.position_1')")
-	if p := publishIn(e, e, "orders"); p <= 15 {
-		t.Errorf("position %d is used twice", p)
+	lose := func(e *engine, stream string) {
+		e.t.Helper()
+		e.run(fmt.Sprintf("drop sequence millrace_engine.position_%d cascade", one[int32](e, "select id from millrace_engine.stream where name = $1", stream)))
 	}
-	if got := drain(e, c); len(got) != 6 {
-		t.Errorf("got %v, want six messages", got)
+	t.Run("of a stream", func(t *testing.T) {
+		t.Parallel()
+		e := newEngine(t)
+		e.stream("orders")
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
+		e.publish("orders", 10)
+		drain(e, c)
+		e.publish("orders", 5) // nobody has read these
+		lose(e, "orders")
+		e.repaired(t, pgstream.StreamSpec{Name: "orders"})
+		e.fillRing() // every segment
+		for k := range 4 {
+			e.run(fmt.Sprintf("insert into millrace_engine.segment_1_%d (payload) values ('{}')", k))
+		}
+		got := drain(e, c)
+		if len(got) != 409 || slices.Min(got) != 11 || len(slices.Compact(slices.Sorted(slices.Values(got)))) != 409 {
+			t.Errorf("got %d messages, want those from 11 to 419", len(got))
+		}
+	})
+	t.Run("of a priority", func(t *testing.T) {
+		t.Parallel()
+		e := newEngine(t)
+		e.prioritized(pgstream.ModeShared)
+		e.publishAt(2, 1, 2, 3)
+		lose(e, "orders.p2")
+		e.repaired(t, pgstream.StreamSpec{Name: "orders", Priorities: 3})
+		e.publishAt(2, 4)
+		same(t, "delivered", e.drainSQL("m", 10), []int{1, 2, 3, 4})
+	})
+	t.Run("of tenants", func(t *testing.T) {
+		t.Parallel()
+		e := newEngine(t)
+		spec := pgstream.StreamSpec{Name: "accounts", Versions: true, Tenants: []string{"acme"}}
+		plan, err := pgstream.PlanStream(e.ctx, e.Pool, spec)
+		must(t, err)
+		must(t, pgstream.ApplyStream(e.ctx, e.Pool, plan))
+		lose(e, "accounts")
+		e.repaired(t, spec)
+		for i, key := range []string{"acme/a", "a"} {
+			a, err := pgstream.Append(e.ctx, e.Pool, "accounts", key, pgstream.NoVersion, events(1))
+			must(t, err)
+			if a.Position != int64(i+1) {
+				t.Errorf("the append to %s has position %d", key, a.Position)
+			}
+		}
+	})
+}
+
+// repaired applies the stream's settings again, and expects that something was damaged and is not any more.
+func (e *engine) repaired(t *testing.T, spec pgstream.StreamSpec) {
+	t.Helper()
+	plan, err := pgstream.PlanStream(e.ctx, e, spec)
+	must(t, err)
+	if !plan.Drift || len(plan.Steps) == 0 {
+		t.Fatalf("nobody saw it: %+v", plan)
+	}
+	must(t, pgstream.ApplyStream(e.ctx, e, plan))
+	plan, err = pgstream.PlanStream(e.ctx, e, spec)
+	must(t, err)
+	if plan.Drift || len(plan.Steps) != 0 {
+		t.Errorf("it was not repaired: %+v", plan)
 	}
 }
 

@@ -66,6 +66,12 @@ begin
         statement := format('comment on table millrace.%I is %L', s.name,
             'Millrace stream. Insert or COPY key, headers and payload; everything else is filled in. Never update or delete.');
         return next;
+    elsif exists (select from pg_attribute a where a.attname = 'position' and not a.atthasdef
+            and (a.attrelid = parent or a.attrelid in (select i.inhrelid from pg_inherits i where i.inhparent = parent))) then
+        -- Whoever drops the sequence with CASCADE takes the defaults away. The table's goes to every segment and tenant.
+        summary := format('take the positions of millrace.%I from the sequence', s.name);
+        statement := format('alter table millrace.%I alter "position" set default nextval(''millrace_engine.position_%s'')', s.name, p_stream);
+        return next;
     end if;
 
     if to_regproc('millrace_engine.receive_' || p_stream) is null or to_regproc('millrace_engine.publish_guard_' || p_stream) is null
