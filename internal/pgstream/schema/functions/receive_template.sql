@@ -211,7 +211,7 @@ begin
                     values (lane_, acks, now_, pg_sequence_last_value('millrace_engine.ring'), 'A');
                 acks := null;
             end if;
-            select * into t from millrace_engine.take_over(lane_, g.mode, last.floor, last.stragglers, p_max, now_);
+            select * into t from millrace_engine.take_over(lane_, g.mode, g.first_position, last.floor, last.stragglers, p_max, now_);
             next_ := t.next_check;
             taken := t.taken;
             if t.aside and taken.claim is null then
