@@ -2,6 +2,7 @@ package pgstream_test
 
 import (
 	"fmt"
+	"math"
 	"testing"
 	"time"
 
@@ -241,6 +242,40 @@ func TestRolledBackPositionsAtTheEndAreNoLag(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A group that waits for a position ahead of the log has nothing to do, however far that is, and what it will pass over is no lag, nor less than none.
+func TestAGroupAheadOfTheLogHasNoLag(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e, old, new := twoMembers(t, mode)
+		e.group(pgstream.GroupSpec{Stream: "orders", Name: "filtered", Mode: mode, Filter: pgstream.Filter{KeyPrefix: "x"}})
+		e.run("select millrace.create_stream('urgent', p_priorities => 2)")
+		e.group(pgstream.GroupSpec{Stream: "urgent", Name: "g", Mode: mode})
+		openClaims(e, old, new)
+		for _, to := range []int64{12, 100, math.MaxInt64 / 2} {
+			e.run(`select millrace.reset_group(s.name, g.name, 'Position', $1)
+				from millrace_engine.consumer_group g join millrace_engine.stream s on s.id = g.stream_id where g.parent_id is null`, to)
+			e.publish("urgent", 1)
+			same(t, "received", positions(receive(e, old)), nil)
+			reports, err := pgstream.GroupReports(e.ctx, e)
+			must(t, err)
+			if len(reports) != 3 {
+				t.Errorf("%d reports", len(reports))
+			}
+			for _, r := range reports {
+				s := e.stats(r.Stream, r.Group)
+				if one := one[int64](e, `select lag from millrace.stats($1) where "group" = $2`, r.Stream, r.Group); one != 0 {
+					t.Errorf("group %s of %s at %d has lag %d", r.Group, r.Stream, to, one)
+				}
+				for _, s := range []pgstream.GroupStats{s, r.GroupStats} {
+					if s.Lag != 0 || s.InFlight != 0 || s.Retrying != 0 || s.Queued != 0 || s.Active != 0 || s.OldestAge != 0 || s.AckFloor != to-1 {
+						t.Errorf("group %s of %s at %d: %+v", s.Group, s.Stream, to, s)
+					}
+				}
+			}
+		}
+	})
 }
 
 // Only a stream to which nothing was ever published counts as unused: what was lost, rolled back or published to a priority counts as well.

@@ -1,6 +1,7 @@
 -- millrace_engine.progress(stream ids) returns one row per consumer group of these streams
 -- How far each group is in its log; statistics, retention and lapsing begin here. Its cost does not depend on the backlog: positions are
--- subtracted, not rows counted, so lag is an upper bound where transactions rolled back; it is zero when no message is left.
+-- subtracted, not rows counted, so lag is an upper bound where transactions rolled back; it is zero when no message is left, and while the group
+-- waits for a position ahead of the log.
 -- lag: what waits to be claimed, for the first time or because its claim was given back. in_flight: what is claimed and not settled.
 -- queued: of a group with a filter, how many of these messages it takes: counted in the first 2,000 positions, and beyond them estimated by the share that was
 -- found there. Of another group, the lag.
