@@ -120,6 +120,18 @@ func (e *engine) waitsForLock(pid uint32) {
 	})
 }
 
+// waits runs SQL that has to wait for a lock, and returns when it does. How it ended can be received.
+func (e *engine) waits(conn *pgx.Conn, sql string, args ...any) <-chan error {
+	e.t.Helper()
+	done := make(chan error, 1)
+	go func() {
+		_, err := conn.Exec(e.ctx, sql, args...)
+		done <- err
+	}()
+	e.waitsForLock(conn.PgConn().PID())
+	return done
+}
+
 // pass is what a function that a test has wrapped does to stand at the gate.
 const pass = "perform pg_advisory_xact_lock(42, 42)"
 

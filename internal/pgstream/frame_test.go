@@ -709,6 +709,60 @@ func TestASummaryIsNotRemovedUnderAPatch(t *testing.T) {
 	}
 }
 
+// A purge passes over the summary that a patch holds, and over whoever begins to wait for frames again this moment.
+func TestPurgingFramesWaitsForNobody(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.frames(pgstream.Frames{SummaryTTL: time.Hour})
+	e.stopClock()
+	e.run("alter function millrace_engine.purge_frames set lock_timeout = '5s'")
+	e.frame(e, "a", pgstream.FrameDurableSummary, `{"n": 1}`)
+	e.run("select millrace.wait_for_frames('runs', 'a'), millrace.wait_for_frames('runs', 'b')")
+	e.run("update millrace_engine.frame_waiter set until = until - interval '2 minutes'")
+	e.jump(2 * time.Hour)
+	tx := e.begin()
+	e.frame(tx, "a", pgstream.FrameDurableSummary, `{"n": 2}`)
+	exec(e, tx, "select millrace.wait_for_frames('runs', 'a')")
+	for _, left := range []int{1, 0} { // of each
+		if n := one[int](e, "select millrace_engine.purge_frames(10)"); n != 1-left {
+			t.Errorf("%d summaries were removed, want %d", n, 1-left)
+		}
+		if n := one[int](e, "select count(*) from millrace_engine.frame_waiter"); n != left {
+			t.Errorf("%d who waited are left, want %d", n, left)
+		}
+		_ = tx.Rollback(e.ctx)
+	}
+}
+
+// A ring that somebody is busy with is left to a later round, at once.
+func TestRotationDoesNotWait(t *testing.T) {
+	t.Parallel()
+	for what, sql := range map[string]string{
+		"a reader": "select from millrace_engine.live_frame_0",
+		"a writer": `select millrace.append_frame('runs', 'b', '{}', 'BestEffortLive')`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.frames(pgstream.DefaultFrames)
+			e.frame(e, "a", pgstream.FrameBestEffortLive, `{}`)
+			busy, turner := e.begin(), e.begin()
+			exec(e, busy, sql)
+			e.run("select setval('millrace_engine.live_frame_ring', 1)") // the ring is left
+			exec(e, turner, "set local statement_timeout = '5s'")
+			if _, err := turner.Exec(e.ctx, "select millrace_engine.rotate_frames(0)"); sqlState(err) != "55P03" {
+				t.Errorf("a rotation: %v; want 55P03", err)
+			}
+			rollback(e, busy)
+			rollback(e, turner)
+			e.run("select millrace_engine.rotate_frames(0)")
+			if n := one[int](e, "select count(*) from millrace_engine.live_frame_0"); n != 0 {
+				t.Errorf("%d frames are left in the old ring", n)
+			}
+		})
+	}
+}
+
 // Nobody waits, nobody notifies; and who waits for one key is not woken for another.
 func TestFramesNotifyOnlyWhoWaitsForTheKey(t *testing.T) {
 	t.Parallel()

@@ -387,16 +387,29 @@ func TestAResetWaitsForReceivesOfEveryPriority(t *testing.T) {
 	tx, resetting := e.begin(), e.connect()
 	claim := ""
 	must(t, tx.QueryRow(e.ctx, "select claim from millrace.receive('orders', 'g', 'm')").Scan(&claim))
-	done := make(chan error, 1)
-	go func() {
-		_, err := resetting.Exec(e.ctx, "select millrace.reset_group('orders', 'g', 'Earliest')")
-		done <- err
-	}()
-	e.waitsForLock(resetting.PgConn().PID())
+	done := e.waits(resetting, "select millrace.reset_group('orders', 'g', 'Earliest')")
 	commit(e, tx)
 	must(t, <-done)
 	mustRefuseAll(e, claim)
 	same(t, "after the reset", e.drainSQL("n", 10), []int{1})
+}
+
+// A receive holds the receive locks of the lanes that it has looked into while it waits for the next one's, from the highest priority down. Whoever needs all of them takes
+// them in the same order, or each would wait for the other.
+func TestAResetTakesReceiveLocksInTheOrderOfReceives(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.prioritized(mode)
+		held, receiver, operator := e.begin(), e.connect(), e.connect()
+		exec(e, held, `select pg_advisory_xact_lock(536870912 + g.id, 0) from millrace_engine.consumer_group g
+			join millrace_engine.stream s on s.id = g.stream_id where s.priority = 1`)
+		received := e.waits(receiver, "select millrace.receive('orders', 'g', 'm')")
+		reset := e.waits(operator, "select millrace.reset_group('orders', 'g', 'Earliest')")
+		rollback(e, held)
+		must(t, <-received)
+		must(t, <-reset)
+	})
 }
 
 func TestNobodyUsesALaneAsAStream(t *testing.T) {

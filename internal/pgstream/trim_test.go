@@ -317,6 +317,40 @@ func TestATrimCountsInEachPriority(t *testing.T) {
 	marks("by age", 5, 5, 5)
 }
 
+// A trim counts in the priorities before it moves the mark of the stream, and takes the stream's row before theirs, as whoever resets a group does.
+func TestATrimOfPrioritiesMeetsAReset(t *testing.T) {
+	t.Parallel()
+	e := newEngine(t)
+	e.prioritized(pgstream.ModeShared)
+	e.publishAt(2, 1, 2, 3)
+	held, trimmer, operator := e.begin(), e.connect(), e.connect()
+	exec(e, held, "select from millrace_engine.stream where name = 'orders.p2' for no key update")
+	trimmed := e.waits(trimmer, "select millrace.trim('orders', p_max_messages => 1)")
+	reset := e.waits(operator, "select millrace.reset_group('orders', 'g', 'Earliest')")
+	rollback(e, held)
+	must(t, <-trimmed)
+	must(t, <-reset)
+	same(t, "left", e.drainSQL("m", 10), []int{3})
+}
+
+// Also a trim that moves no mark frees segments and moves the ring on, which one does at a time: here maintenance, or whoever makes a group.
+func TestATrimWaitsForTheStreamsRow(t *testing.T) {
+	t.Parallel()
+	for _, args := range []string{"1", "11", "11, p_exact => false"} {
+		t.Run(args, func(t *testing.T) {
+			t.Parallel()
+			e := newEngine(t)
+			e.stream("orders")
+			e.publish("orders", 10)
+			maintenance, trimmer := e.begin(), e.connect()
+			exec(e, maintenance, "select millrace_engine.maintain_stream(1)")
+			trimmed := e.waits(trimmer, "select millrace.trim('orders', "+args+")")
+			commit(e, maintenance)
+			must(t, <-trimmed)
+		})
+	}
+}
+
 // A receive that finds nothing ends there; a claim with nothing left must not be what it finds.
 func TestClaimsThatWereTrimmedHideNoOthers(t *testing.T) {
 	t.Parallel()

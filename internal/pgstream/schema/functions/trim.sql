@@ -58,7 +58,7 @@ begin
     end if;
     mark := greatest(p_before, by_number, by_age, 1);   -- null is left out
     mark := least(mark, top + 1);
-    perform 1 from millrace_engine.stream x where x.id = stream for no key update;
+    perform 1 from millrace_engine.stream x where x.id = stream for no key update;   -- also where no mark moves: segments are freed
     if not coalesce(p_exact, true) then
         select max(g.high) + 1 into mark from millrace_engine.segments(stream) g where g.high < mark and g.number <> millrace_engine.segment(stream);
     end if;
