@@ -144,6 +144,40 @@ func TestAGroupDoesNotLapseWhileSomebodyHasIt(t *testing.T) {
 	})
 }
 
+// Redeliveries that are handed out and given back between two rounds of maintenance leave no claim to see.
+func TestAGroupThatReceivesRedeliveriesOnlyDoesNotLapse(t *testing.T) {
+	t.Parallel()
+	inBothModes(t, func(t *testing.T, mode pgstream.Mode) {
+		e := newEngine(t)
+		e.stopClock()
+		e.run("select millrace.create_stream('orders', p_priorities => 2)")
+		g := pgstream.GroupSpec{Stream: "orders", Name: "g", Mode: mode}
+		if mode == pgstream.ModeOrdered {
+			g.FailurePolicy = pgstream.FailurePark
+		}
+		e.group(g)
+		e.lapsing(time.Hour, 0)
+		for range 2 {
+			e.run("select millrace.publish('orders', '{}', p_key => 'k', p_priority => 1)")
+		}
+		c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g", MaxMessages: 1})
+		for turn := range 5 {
+			claim := mustReceive(e, c)
+			same(t, "received", positions(claim), []int64{1})
+			must(t, c.Nack(e.ctx, claim.Token, []int64{1}, 0, "no"))
+			must(t, c.Leave(e.ctx)) // a member of an Ordered group is seen
+			if why := e.lapsed(); why != "" {
+				t.Fatalf("after %d turns: %s", turn, why)
+			}
+			e.jump(45 * time.Minute)
+		}
+		e.jump(45 * time.Minute)
+		if why := e.lapsed(); why == "" {
+			t.Error("nobody has worked for more than an hour, and it has not lapsed")
+		}
+	})
+}
+
 // A ledger that turns between a claim and the next round of maintenance leaves a newer row behind, and does not hide the claim.
 func TestALedgerThatTurnsHidesNoWork(t *testing.T) {
 	t.Parallel()

@@ -82,3 +82,17 @@ begin
     end if;
     return interval '0';
 end $$;
+
+-- millrace_engine.note_redelivery(group) returns void
+-- Says that somebody works for the group. A claim from the delivery table leaves nothing behind when its messages are settled or given back, so the next
+-- round of maintenance begins the group's time anew. Whoever has the row begins it anew as well, so nobody waits.
+create or replace function millrace_engine.note_redelivery(p_group integer) returns void
+language plpgsql volatile
+set enable_seqscan = off   -- whatever the statistics were when the groups were few
+as $$
+begin
+    delete from millrace_engine.group_activity a where a.group_id = (
+        select y.group_id from millrace_engine.consumer_group x join millrace_engine.group_activity y on y.group_id = coalesce(x.parent_id, x.id)
+        where x.id = p_group and x.lapse_after_seconds > 0 for update of y skip locked);
+end $$;
+comment on function millrace_engine.note_redelivery(integer) is 'Begins the time anew after which a group lapses.';

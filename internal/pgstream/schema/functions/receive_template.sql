@@ -133,6 +133,7 @@ begin
                 return query select * from millrace_engine.receive_deliveries(g.id, p_member, p_max, now_, ends, nonce_);
             end if;
             if found then
+                perform millrace_engine.note_redelivery(g.id);
                 if p_auto_ack then
                     perform millrace.ack(g.id || '.0.0.' || nonce_);
                 end if;
@@ -217,6 +218,7 @@ begin
             if t.aside and taken.claim is null then
                 return query select * from millrace_engine.receive_deliveries(g.id, p_member, p_max, millrace_engine.clock(), ends, nonce_);
                 if found then
+                    perform millrace_engine.note_redelivery(g.id);
                     if p_auto_ack then
                         perform millrace.ack(g.id || '.0.0.' || nonce_);
                     end if;
@@ -233,6 +235,7 @@ begin
             end if;
             return query select * from millrace_engine.receive_parked(g.id, low_slot, top_slot, last.frontier, p_member, p_max, millrace_engine.clock(), ends, nonce_);
             if found then
+                perform millrace_engine.note_redelivery(g.id);
                 if p_auto_ack then
                     perform millrace.ack(g.id || '.0.0.' || nonce_);
                 end if;
