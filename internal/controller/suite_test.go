@@ -240,7 +240,7 @@ type writes struct {
 
 type write struct {
 	method, path, body string
-	refused            bool // by the API server, because the manager had an older version in mind, or what is gone
+	status             int // of the answer; 0: there is none yet, -1: there was none
 }
 
 type read struct{ path, accept string }
@@ -282,11 +282,13 @@ func (r *recorder) RoundTrip(req *http.Request) (*http.Response, error) {
 		r.writes.list = append(r.writes.list, w)
 		r.writes.mu.Unlock()
 		answer, err := r.next.RoundTrip(req)
-		if err == nil && (answer.StatusCode == http.StatusConflict || answer.StatusCode == http.StatusNotFound) {
-			r.writes.mu.Lock()
-			w.refused = true
-			r.writes.mu.Unlock()
+		status := -1
+		if err == nil {
+			status = answer.StatusCode
 		}
+		r.writes.mu.Lock()
+		w.status = status
+		r.writes.mu.Unlock()
 		return answer, err
 	}
 	return r.next.RoundTrip(req)

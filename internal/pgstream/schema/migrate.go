@@ -311,6 +311,7 @@ func grants(role string) []string {
 		"grant insert on millrace_engine.settlement, millrace_engine.settlement_0, millrace_engine.settlement_1, millrace_engine.settlement_2 to " + to,
 		"grant insert, update, delete on millrace_engine.delivery, millrace_engine.dead_letter, millrace_engine.member, millrace_engine.lane, millrace_engine.parked_key to " + to,
 		"grant update (parks, recheck_at) on millrace_engine.consumer_group to " + to,
+		"grant update, delete on millrace_engine.group_activity to " + to,
 		"grant insert, update, delete on millrace_engine.dedupe, millrace_engine.delayed to " + to,
 		"grant update on millrace_engine.scout to " + to,
 		"grant insert, update on millrace_engine.entity to " + to,

@@ -1,6 +1,7 @@
 -- millrace.nack(claim, positions, delay_seconds, reason) returns void
--- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. Positions that are null are none, as for all who settle some. The reason is kept, but where only the claim ends
--- (Ordered, Block, and Skip before the last attempt): no row of the message is there to hold it.
+-- Gives messages back to be delivered again after the delay; null means the group's backoff for this attempt. Positions that are null are none, as for
+-- all who settle some. The reason is kept, but where only the claim ends (Ordered, Block, and Skip before the last attempt): no row of the message is
+-- there to hold it.
 -- Shared:  each message goes to the delivery table, or to the dead letters when it has had all its attempts; with queue policy Stately also when
 --          another message of its key waits for its retry. The rest of the claim stays held.
 -- Ordered: the claim ends. Everything in it that is not settled is delivered again, in order, after the delay: settle what is done
