@@ -178,9 +178,7 @@ func TestAckAndTakeoverExcludeEachOther(t *testing.T) {
 				t.Fatalf("%d messages were taken over", len(tokens))
 			}
 			acking := e.begin()
-			done := make(chan error, 1)
-			go func() { done <- old.AckTx(e.ctx, acking, claim.Token) }()
-			e.waitsForLock(pid(acking)) // it must not decide before the take-over has
+			done := e.blocked(pid(acking), func() error { return old.AckTx(e.ctx, acking, claim.Token) }) // it must not decide before the take-over has
 			commit(e, taking)
 			mustBeFenced(t, "the ack that waited", <-done)
 			must(t, new.Ack(e.ctx, tokens[0]))
@@ -193,9 +191,7 @@ func TestAckAndTakeoverExcludeEachOther(t *testing.T) {
 			taking := e.begin()
 			exec(e, taking, "select claim from millrace.receive('orders', 'g', 'new')")
 			acking := e.begin()
-			done := make(chan error, 1)
-			go func() { done <- old.AckTx(e.ctx, acking, claim.Token) }()
-			e.waitsForLock(pid(acking))
+			done := e.blocked(pid(acking), func() error { return old.AckTx(e.ctx, acking, claim.Token) })
 			rollback(e, taking)
 			must(t, <-done)
 			commit(e, acking)
@@ -501,9 +497,7 @@ func TestTwoTransactionsOfOneMemberSettleAMessageOnce(t *testing.T) {
 				claim := mustReceive(e, member)
 				first, second := e.begin(), e.begin()
 				must(t, v.use(e, first, claim.Token))
-				waiting := make(chan error, 1)
-				go func() { waiting <- v.use(e, second, claim.Token) }()
-				e.waitsForLock(pid(second))
+				waiting := e.blocked(pid(second), func() error { return v.use(e, second, claim.Token) })
 				exec(e, first, "commit")
 				if err := <-waiting; sqlState(err) != "MR001" {
 					t.Errorf("the second settled the same messages: %v", err)

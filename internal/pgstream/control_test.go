@@ -120,16 +120,22 @@ func (e *engine) waitsForLock(pid uint32) {
 	})
 }
 
-// waits runs SQL that has to wait for a lock, and returns when it does. How it ended can be received.
-func (e *engine) waits(conn *pgx.Conn, sql string, args ...any) <-chan error {
+// blocked runs what has to wait for a lock, in the session with that pid, and returns when it does. How it ended can be received.
+func (e *engine) blocked(pid uint32, f func() error) <-chan error {
 	e.t.Helper()
 	done := make(chan error, 1)
-	go func() {
-		_, err := conn.Exec(e.ctx, sql, args...)
-		done <- err
-	}()
-	e.waitsForLock(conn.PgConn().PID())
+	go func() { done <- f() }()
+	e.waitsForLock(pid)
 	return done
+}
+
+// waits is blocked for SQL.
+func (e *engine) waits(conn *pgx.Conn, sql string, args ...any) <-chan error {
+	e.t.Helper()
+	return e.blocked(conn.PgConn().PID(), func() error {
+		_, err := conn.Exec(e.ctx, sql, args...)
+		return err
+	})
 }
 
 // pass is what a function that a test has wrapped does to stand at the gate.

@@ -203,9 +203,7 @@ func TestTheFirstOfTwoOwnersWins(t *testing.T) {
 	} {
 		a, b := e.begin(), e.begin()
 		must(t, apply(a, first))
-		done := make(chan error, 1)
-		go func() { done <- apply(b, second) }()
-		e.waitsForLock(pid(b))
+		done := e.blocked(pid(b), func() error { return apply(b, second) })
 		commit(e, a)
 		if err := <-done; !errors.Is(err, pgstream.ErrOwned) {
 			t.Errorf("%s: the second owner's apply: %v; want ErrOwned", what, err)

@@ -269,12 +269,10 @@ func slowInsert(e *engine) []string {
 	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
 	stop, tx := e.begin(), e.begin()
 	exec(e, stop, "select pg_advisory_xact_lock(2)")
-	done := make(chan error, 1)
-	go func() {
+	done := e.blocked(pid(tx), func() error {
 		_, err := tx.Exec(e.ctx, "insert into millrace.orders (payload) select to_jsonb(pg_advisory_xact_lock(n)::text) from generate_series(1, 2) n")
-		done <- err
-	}()
-	e.waitsForLock(pid(tx))
+		return err
+	})
 	h.published([]int64{publishIn(e, e, "orders")}, true)
 	h.received("g", drain(e, c))
 	rollback(e, stop)

@@ -352,12 +352,10 @@ func TestARebuildWaitsForWhoeverProjects(t *testing.T) {
 	tx := e.begin()
 	project(tx, claim)
 	rebuilding := e.connect()
-	done := make(chan error, 1)
-	go func() {
+	done := e.blocked(rebuilding.PgConn().PID(), func() error {
 		_, err := pgstream.RebuildStep(e.ctx, rebuilding, "accounts", "sums", 100)
-		done <- err
-	}()
-	e.waitsForLock(rebuilding.PgConn().PID())
+		return err
+	})
 	must(t, c.AckTx(e.ctx, tx, claim.Token))
 	commit(e, tx)
 	must(t, <-done)
@@ -391,12 +389,10 @@ func TestAppendsWaitWhileARebuildReplacesDocuments(t *testing.T) {
 			if finished, err := pgstream.RebuildStep(e.ctx, tx, "accounts", "sums", 100); !finished || err != nil {
 				t.Fatal(finished, err)
 			}
-			done := make(chan error, 1)
-			go func() {
+			done := e.blocked(appending.PgConn().PID(), func() error {
 				_, err := pgstream.Append(e.ctx, appending, "accounts", "a", pgstream.AnyVersion, events(5))
-				done <- err
-			}()
-			e.waitsForLock(appending.PgConn().PID())
+				return err
+			})
 			commit(e, tx)
 			must(t, <-done)
 			if c.then != "" {

@@ -149,9 +149,7 @@ func (e *engine) overtaken(f func(conn *pgx.Conn) error) error {
 	trim := e.begin()
 	exec(e, trim, "select millrace.trim('orders', 201)")
 	conn := e.connect()
-	done := make(chan error)
-	go func() { done <- f(conn) }()
-	e.waitsForLock(conn.PgConn().PID())
+	done := e.blocked(conn.PgConn().PID(), func() error { return f(conn) })
 	commit(e, trim)
 	return <-done
 }

@@ -147,12 +147,10 @@ func TestAResetWaitsForWhoeverSettles(t *testing.T) {
 				claim := mustReceive(e, old)
 				settling, resetting := e.begin(), e.begin()
 				must(t, old.AckTx(e.ctx, settling, claim.Token))
-				done := make(chan error, 1)
-				go func() {
+				done := e.blocked(pid(resetting), func() error {
 					_, err := pgstream.ResetGroup(e.ctx, resetting, "orders", "g", pgstream.Place{From: pgstream.StartLatest})
-					done <- err
-				}()
-				e.waitsForLock(pid(resetting))
+					return err
+				})
 				// Meanwhile the group goes on.
 				e.publish("orders", 1)
 				receive(e, new)
@@ -180,9 +178,7 @@ func TestAnAckWaitsForTheReset(t *testing.T) {
 		resetting, settling := e.begin(), e.begin()
 		_, err := pgstream.ResetGroup(e.ctx, resetting, "orders", "g", pgstream.Place{})
 		must(t, err)
-		done := make(chan error, 1)
-		go func() { done <- old.AckTx(e.ctx, settling, claim.Token) }()
-		e.waitsForLock(pid(settling))
+		done := e.blocked(pid(settling), func() error { return old.AckTx(e.ctx, settling, claim.Token) })
 		commit(e, resetting)
 		mustBeFenced(t, "the ack", <-done)
 		rollback(e, settling)

@@ -221,6 +221,17 @@ func (e *engine) fillRing() {
 	}
 }
 
+// publishLate fills the first segment, has a publisher in it that is still open, and goes on to the next. It returns the publisher and its position.
+func (e *engine) publishLate() (pgx.Tx, int64) {
+	e.t.Helper()
+	e.run("select millrace_engine.set_state(1, 0, null)")
+	e.publish("orders", 10)
+	late := e.begin()
+	p := publishIn(e, late, "orders")
+	e.run("select millrace_engine.set_state(1, 1, null)")
+	return late, p
+}
+
 // A publisher whose transaction began in a segment that is now the oldest must not lose its message to a truncation.
 func TestATruncationWaitsForLatePublishers(t *testing.T) {
 	t.Parallel()
@@ -228,11 +239,7 @@ func TestATruncationWaitsForLatePublishers(t *testing.T) {
 	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
 	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
-	e.run("select millrace_engine.set_state(1, 0, null)")
-	e.publish("orders", 10)
-	late := e.begin()
-	p := publishIn(e, late, "orders")
-	e.run("select millrace_engine.set_state(1, 1, null)")
+	late, p := e.publishLate()
 	e.publish("orders", 10)
 	drain(e, c)
 	e.maintain(3) // cannot have the lock, and that is no error
@@ -255,20 +262,11 @@ func TestATruncationLooksAgainWhenItHasTheSegment(t *testing.T) {
 	e.retained(pgstream.Retention{Policy: pgstream.RetentionInterest})
 	e.group(pgstream.GroupSpec{Stream: "orders", Name: "g"})
 	c := e.consumer(pgstream.ConsumerConfig{Stream: "orders", Group: "g"})
-	e.run("select millrace_engine.set_state(1, 0, null)")
-	e.publish("orders", 10)
-	late := e.begin()
-	p := publishIn(e, late, "orders")
-	e.run("select millrace_engine.set_state(1, 1, null)")
+	late, p := e.publishLate()
 	drain(e, c)
 	e.run("alter function millrace_engine.maintain_stream set lock_timeout = 0")
 	conn := e.connect()
-	done := make(chan error, 1)
-	go func() {
-		_, err := conn.Exec(e.ctx, "select millrace_engine.maintain_stream(1)")
-		done <- err
-	}()
-	e.waitsForLock(conn.PgConn().PID())
+	done := e.waits(conn, "select millrace_engine.maintain_stream(1)")
 	commit(e, late)
 	must(t, <-done)
 	same(t, "the late message", drain(e, c), []int64{p})

@@ -257,19 +257,13 @@ func TestATrimLooksAgainWhenItHasTheSegment(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t)
 	e.stream("orders")
-	e.run("select millrace_engine.set_state(1, 0, null)")
-	e.publish("orders", 10)
-	late := e.begin()
-	p := publishIn(e, late, "orders")
-	e.run("select millrace_engine.set_state(1, 1, null)")
+	late, p := e.publishLate()
 	e.run("alter function millrace_engine.free_segments set lock_timeout = 0")
 	conn := e.connect()
-	done := make(chan error, 1)
-	go func() {
+	done := e.blocked(conn.PgConn().PID(), func() error {
 		_, err := pgstream.Trim(e.ctx, conn, "orders", pgstream.TrimLimits{Before: &p})
-		done <- err
-	}()
-	e.waitsForLock(conn.PgConn().PID())
+		return err
+	})
 	commit(e, late)
 	must(t, <-done)
 	got, err := e.read(e, fmt.Sprint(p))
